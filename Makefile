@@ -1,0 +1,39 @@
+# segdistill: the commands people type. Everything runs in .venv, made on the first call.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# MLflow and DVC are asked to send nothing anywhere.
+export MLFLOW_DISABLE_TELEMETRY := true
+export DVC_NO_ANALYTICS := true
+
+.PHONY: help repro ui test lint clean
+
+help:  ## list these commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+# uv installs what requirements.lock pins in half a minute; pip does the same, more slowly.
+.venv/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check "uv==$$(sed -n 's/^uv==//p' requirements.lock)"
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+repro: .venv/.installed  ## run the pipeline that params.yaml describes, and show the summary
+	dvc repro
+	@segdistill show
+
+ui: .venv/.installed  ## open the MLflow UI on http://127.0.0.1:5000
+	segdistill ui
+
+test: .venv/.installed  ## run all tests
+	pytest
+
+lint: .venv/.installed  ## check style and the code deps in dvc.yaml
+	ruff check src stages tests tools docs
+	ruff format --check src stages tests tools docs
+	python tools/stage_deps.py
+
+clean:  ## remove unfinished trainings and caches; keeps results
+	rm -rf scratch .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,130 @@
+"""How fast the teacher and the students are, on every engine, all of them interleaved in one process.
+
+Latency is a matter of the network, not of its weights: runs that share architecture and output stride share one
+measurement, so that no noise is taken for a difference between them.
+"""
+
+from __future__ import annotations
+
+import datetime
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from segdistill.checkpoint import load_net, read_facts
+from segdistill.compute import Compute, choose
+from segdistill.dataset import open_split
+from segdistill.engines import Engine, best_torch_engine, onnx_engine, torch_engine
+from segdistill.evaluate import spread
+from segdistill.files import write_json
+from segdistill.onnx_file import write_float32, write_int8
+from segdistill.params import Params
+from segdistill.provenance import package_versions, processor
+from segdistill.timing import interleaved_ms, quantiles
+
+
+def benchmark(params: Params, models: Path = Path("models"), out: Path = Path("metrics/benchmark.json")) -> None:
+    """Time every distinct network of the sweep and the teacher, and write metrics/benchmark.json."""
+    frames = _frames(params)
+    compute = choose("cpu", params.compute.precision, params.benchmark.threads)
+    networks: dict[str, str] = {}
+    engines: dict[tuple[str, str], Engine] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in ("teacher", *params.runs):
+            weights = _weights(models, name)
+            facts = read_facts(weights)
+            networks[name] = f"{facts['arch']}_os{facts['output_stride']}"
+            if networks[name] not in _networks_of(engines):
+                files = _onnx_files(params, name, models, Path(scratch), frames.shape[1:3])
+                backends = _engines(weights, files, compute, params, frames[:1])
+                engines |= {(networks[name], backend): engine for backend, engine in backends.items()}
+        rows = _timed(engines, frames, params)
+    conditions = _conditions(params, compute, frames)
+    write_json(out, {"conditions": conditions, "networks": rows, "models": networks})
+
+
+def _networks_of(engines: dict[tuple[str, str], Engine]) -> set[str]:
+    """Names of the networks that have engines already."""
+    return {network for network, _ in engines}
+
+
+def _weights(models: Path, name: str) -> Path:
+    if name == "teacher":
+        return models / "teacher" / "teacher.safetensors"
+    return models / "runs" / name / "finetuned.safetensors"
+
+
+def _frames(params: Params) -> np.ndarray:
+    """Up to 16 val frames uint8 (N, H, W, 3) in memory, at the size that is timed."""
+    val = open_split("val")
+    frames = np.array(val.images[spread(len(val), 16)])
+    size_px = params.benchmark.size_px
+    if size_px is None or tuple(size_px) == frames.shape[1:3]:
+        return frames
+    resized = torch.nn.functional.interpolate(
+        torch.from_numpy(frames).permute(0, 3, 1, 2).float(), size=size_px, mode="bilinear", align_corners=False
+    )
+    return np.ascontiguousarray(resized.round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
+
+
+def _onnx_files(params: Params, name: str, models: Path, scratch: Path, size_px: tuple[int, int]) -> dict[str, Path]:
+    """The ONNX files of a student as exported; the teacher's are made here, to be timed and forgotten."""
+    if name != "teacher":
+        folder = models / "runs" / name
+        return {"onnx_float32": folder / "student.onnx", "onnx_int8": folder / "student.int8.onnx"}
+    net, facts = load_net(_weights(models, name))
+    files = {"onnx_float32": scratch / "teacher.onnx", "onnx_int8": scratch / "teacher.int8.onnx"}
+    write_float32(files["onnx_float32"], net, facts, params.export.opset, size_px)
+    holdout = open_split("holdout")
+    calibration = holdout.images[spread(len(holdout), params.export.calibration_images)]
+    write_int8(files["onnx_int8"], files["onnx_float32"], calibration)
+    return files
+
+
+def _engines(
+    weights: Path, files: dict[str, Path], compute: Compute, params: Params, frame: np.ndarray
+) -> dict[str, Engine]:
+    eager = compute._replace(dtype=torch.float32)
+    engines = {
+        "torch": torch_engine(load_net(weights)[0], eager),
+        "torch_best": best_torch_engine(load_net(weights)[0], compute, frame),
+    }
+    if params.compute.device != "cpu" and torch.cuda.is_available():
+        on_gpu = choose("cuda", params.compute.precision, params.benchmark.threads)
+        engines["torch_cuda"] = torch_engine(on_gpu.place(load_net(weights)[0]), on_gpu, f"CUDA, {on_gpu.dtype}")
+    return engines | {backend: onnx_engine(file, compute.threads) for backend, file in files.items()}
+
+
+def _timed(engines: dict[tuple[str, str], Engine], frames: np.ndarray, params: Params) -> dict[str, dict]:
+    def at(call, number: int):
+        return call(frames[number % len(frames)][None])
+
+    calls = {}
+    for key, engine in engines.items():
+        calls[*key, "forward"] = lambda number, call=engine.forward: at(call, number)
+        calls[*key, "end_to_end"] = lambda number, call=engine.end_to_end: at(call, number)
+    taken_ms = interleaved_ms(calls, params.benchmark.frames, params.benchmark.warmup_frames)
+    rows: dict[str, dict] = {}
+    for (network, backend, what), taken in taken_ms.items():
+        row = rows.setdefault(network, {}).setdefault(backend, {"how": engines[network, backend].how})
+        row |= quantiles(taken, what)
+        if what == "end_to_end":
+            row["end_to_end_total_ms"] = float(taken.sum())
+    return rows
+
+
+def _conditions(params: Params, compute: Compute, frames: np.ndarray) -> dict:
+    return {
+        "processor": processor(),
+        "threads": compute.threads,
+        "device": "cpu",
+        "size_px": list(frames.shape[1:3]),
+        "batch": 1,
+        "frames": params.benchmark.frames,
+        "warmup_frames": params.benchmark.warmup_frames,
+        "interleaved": "one frame per network, backend and kind of call in every round",
+        "versions": package_versions("torch", "onnxruntime", "onnx", "numpy", "segdistill"),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }

@@ -1,0 +1,74 @@
+"""Weights that never travel alone: safetensors whose header says what they are. Nothing here is ever unpickled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from segdistill.errors import InputError
+from segdistill.files import atomic_file
+from segdistill.nets.adapters import load_state
+from segdistill.nets.registry import build
+from segdistill.transforms import MEAN, STD
+
+_HEADER = "segdistill"
+
+
+def net_facts(arch: str, classes: int, output_stride: int) -> dict:
+    """The facts that rebuild a net and feed it as it was trained."""
+    return {
+        "arch": arch,
+        "classes": classes,
+        "output_stride": output_stride,
+        "normalisation": {"mean": list(MEAN), "std": list(STD), "range": "0..1", "order": "RGB"},
+    }
+
+
+def save_net(path: str | Path, net: nn.Module, facts: dict) -> None:
+    """Write the net's weights with `facts` (net_facts and more, JSON-like) in the header, atomically."""
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in net.state_dict().items()}
+    with atomic_file(path) as temporary:
+        save_file(state, temporary, metadata={_HEADER: json.dumps(facts, sort_keys=True)})
+        temporary.chmod(0o644)  # safetensors makes its files private
+
+
+def read_facts(path: str | Path) -> dict:
+    """The header of a file of ours.
+
+    Raises:
+        InputError: no such file, no safetensors, or none of ours.
+    """
+    try:
+        with safe_open(path, framework="pt") as opened:
+            header = opened.metadata() or {}
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: no safetensors file ({error})") from None
+    if _HEADER not in header:
+        raise InputError(f"{path}: its header does not say which network it holds; name the network instead")
+    return json.loads(header[_HEADER])
+
+
+def read_state(path: str | Path) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file, in the order of the file."""
+    try:
+        with safe_open(path, framework="pt") as opened:
+            return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - no mapping
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: no safetensors file ({error})") from None
+
+
+def load_net(path: str | Path) -> tuple[nn.Module, dict]:
+    """Rebuild the net that `path` holds, in eval mode, and its facts. Weights that do not fit are an error."""
+    facts = read_facts(path)
+    net = build(facts["arch"], facts["classes"], facts["output_stride"])
+    load_state(net, read_state(path), source=str(path))
+    return net.eval(), facts

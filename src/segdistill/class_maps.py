@@ -1,0 +1,37 @@
+"""Class maps on disk: all of val in one compressed archive, a few as coloured pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from segdistill.cityscapes import PALETTE
+from segdistill.files import atomic_directory, atomic_file
+
+
+def write_archive(path: str | Path, class_maps: dict[int, np.ndarray]) -> None:
+    """Write class maps uint8 (H, W) by frame index. They compress about fifty times; the bytes are repeatable."""
+    with atomic_file(path) as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(stream, **{str(index): classes for index, classes in class_maps.items()})
+
+
+class ClassMapArchive:
+    """Reads what `write_archive` wrote: `archive(index)` is uint8 (H, W)."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._maps = np.load(path)
+
+    def __call__(self, index: int) -> np.ndarray:
+        return self._maps[str(index)]
+
+
+def write_pictures(folder: str | Path, pictures: dict[str, np.ndarray]) -> None:
+    """Write pictures as PNG by name, atomically as a folder: RGB (H, W, 3), or class maps (H, W) in the palette."""
+    with atomic_directory(folder) as temporary:
+        for name, pixels in pictures.items():
+            picture = Image.fromarray(pixels)
+            if pixels.ndim == 2:
+                picture.putpalette(PALETTE.tobytes())
+            picture.save(temporary / f"{name}.png", optimize=True)

@@ -1,0 +1,54 @@
+"""The prepared data: arrays that stay on disk, and the facts about them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from segdistill.errors import InputError
+from segdistill.files import read_json
+
+PREPARED = Path("data/prepared")
+
+
+class Split(NamedTuple):
+    """One split: images uint8 (N, H, W, 3) RGB and labels uint8 (N, H, W) trainIds, mapped; names of the frames."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    names: tuple[str, ...]
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        return self.images.shape[1:3]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def read_index(root: Path = PREPARED) -> dict:
+    """The facts of `root`/index.json: source, size_px, classes, fingerprint, splits."""
+    try:
+        return read_json(root / "index.json")
+    except FileNotFoundError:
+        raise InputError(f"{root}/index.json: no prepared data; run: dvc repro prepare") from None
+
+
+def open_split(name: str, root: Path = PREPARED) -> Split:
+    """Map the split `name` ("train", "holdout" or "val") of `root`.
+
+    Raises:
+        InputError: the arrays do not fit the index, as after a copy that was cut short.
+    """
+    frames = read_index(root)["splits"][name]["frames"]
+    try:
+        images, labels = (np.load(root / name / f"{kind}.npy", mmap_mode="r") for kind in ("images", "labels"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{root}/{name}: unreadable array ({error}); run: dvc repro prepare") from None
+    if len(images) != len(frames) or labels.shape != images.shape[:3]:
+        raise InputError(
+            f"{root}/{name}: images {images.shape} and labels {labels.shape}; the index has {len(frames)} frames"
+        )
+    return Split(images, labels, tuple(frame["name"] for frame in frames))

@@ -1,0 +1,96 @@
+"""A net on the engines it can be run by, each as two calls: forward only, and end to end.
+
+forward: normalised float32 pixels (1, 3, H, W) already in place -> logits. end_to_end: a uint8 frame (1, H, W, 3) in ->
+its class map uint8 (1, H, W) out, in main memory. Shapes: H/W frame in pixels.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from segdistill.compute import Compute
+from segdistill.nets.resize import upsample
+from segdistill.onnx_file import ForwardSession, OnnxPredictor
+from segdistill.timing import interleaved_ms
+from segdistill.transforms import normalised
+
+Call = Callable[[np.ndarray], object]
+
+
+class Engine(NamedTuple):
+    """A net on one engine; `how` says in words what was done to it."""
+
+    forward: Call
+    end_to_end: Call
+    how: str
+
+
+def torch_engine(net: nn.Module, compute: Compute, how: str = "eager float32") -> Engine:
+    """A net as torch runs it: `compute` gives device and precision."""
+
+    def finish() -> None:
+        if compute.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def logits(image_1HW3: np.ndarray) -> tuple[torch.Tensor, torch.Size]:
+        inputs = normalised(torch.from_numpy(image_1HW3).to(compute.device))
+        with compute.autocast():
+            return net(inputs).float(), inputs.shape[-2:]
+
+    pixels: dict[tuple, torch.Tensor] = {}
+
+    @torch.inference_mode()
+    def forward(image_1HW3: np.ndarray) -> torch.Tensor:
+        if image_1HW3.shape not in pixels:
+            pixels[image_1HW3.shape] = normalised(torch.from_numpy(image_1HW3).to(compute.device))
+        with compute.autocast():
+            result = net(pixels[image_1HW3.shape])
+        finish()
+        return result
+
+    @torch.inference_mode()
+    def end_to_end(image_1HW3: np.ndarray) -> np.ndarray:
+        found, size_px = logits(image_1HW3)
+        return upsample(found, size_px).argmax(1).to(torch.uint8).cpu().numpy()
+
+    return Engine(forward, end_to_end, how)
+
+
+def best_torch_engine(net: nn.Module, compute: Compute, image_1HW3: np.ndarray) -> Engine:
+    """The fastest of what torch offers here without a compiler, found by trying: layouts, folding, bfloat16."""
+    plain = compute._replace(dtype=torch.float32)
+    candidates = {"channels-last float32": torch_engine(compute.place(net), plain)}
+    if compute.dtype == torch.bfloat16:
+        candidates["channels-last bfloat16 autocast"] = torch_engine(compute.place(net), compute)
+    frozen = _frozen(net, plain, image_1HW3)
+    if frozen is not None:
+        candidates["traced, frozen, batch norm folded, oneDNN layouts, float32"] = torch_engine(frozen, plain)
+    calls = {how: (lambda _, engine=engine: engine.end_to_end(image_1HW3)) for how, engine in candidates.items()}
+    medians = {how: float(np.median(taken)) for how, taken in interleaved_ms(calls, rounds=7, warmup=3).items()}
+    best = min(medians, key=medians.get)
+    return candidates[best]._replace(how=best)
+
+
+def _frozen(net: nn.Module, compute: Compute, image_1HW3: np.ndarray) -> nn.Module | None:
+    if compute.device.type != "cpu":
+        return None
+    example = normalised(torch.from_numpy(image_1HW3))
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")
+        try:
+            return torch.jit.optimize_for_inference(torch.jit.trace(net, example, check_trace=False))
+        except RuntimeError:  # a net that cannot be traced simply has one candidate less
+            return None
+
+
+def onnx_engine(path: str | Path, threads: int) -> Engine:
+    """An ONNX file of ours on onnxruntime's CPU provider."""
+    whole, head = OnnxPredictor(path, threads), ForwardSession(path, threads)
+    return Engine(head.run, whole.classes, f"onnxruntime CPU, {Path(path).name}")

@@ -1,0 +1,190 @@
+"""params.yaml as frozen, typed models: every key, its unit and what is allowed.
+
+This is the one description of the parameters; `params_file` reads the file into it and words the faults.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from segdistill.archs import ARCHS
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+SizePx = tuple[Count, Count]
+Arch = Literal[tuple(ARCHS)]
+OutputStride = Literal[8, 16]
+Schedule = Literal["constant", "step", "poly"]
+TeacherKind = Literal["views", "frame", "online"]
+
+
+class Section(BaseModel):
+    """A section of params.yaml: immutable, and no key beside the ones declared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class SyntheticParams(Section):
+    train_frames: Count = Field(description="frames of the train split")
+    val_frames: Count = Field(description="frames of the val split")
+
+
+class DataParams(Section):
+    source: Literal["synthetic", "cityscapes"] = Field(description="the built-in city, or a Cityscapes folder or zips")
+    root: str = Field(description="folder with leftImg8bit/ and gtFine/, or with the two official zips")
+    size_px: SizePx | None = Field(description="[height, width] to resize to; null keeps the size of the files")
+    holdout_fraction: Fraction = Field(description="share of train frames held out for choices and calibration")
+    synthetic: SyntheticParams = Field(description="size of the built-in city, used when source is synthetic")
+
+
+class ComputeParams(Section):
+    device: Literal["auto", "cpu", "cuda"] = Field(description="auto takes CUDA where there is one")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        description="of the forward pass; auto takes bfloat16 where the processor computes in it"
+    )
+    threads: CountOrZero = Field(description="CPU threads of a training step; 0 takes all cores")
+
+
+class TrainingParams(Section):
+    """What any training of a net needs: the teacher's and the students' sections share it."""
+
+    output_stride: OutputStride = Field(description="input pixels per feature pixel at the end of the backbone")
+    init: str = Field(description="random, imagenet (downloads torchvision's backbone weights), or a weights file")
+    steps: Count = Field(description="optimizer steps")
+    batch_size: Annotated[int, Field(ge=2)] = Field(description="crops per step; batch norm needs at least 2")
+    schedule: Schedule = Field(description="learning rate over the steps")
+    decay_every_steps: Count = Field(description="step schedule: steps between two decays")
+    gamma: Positive = Field(description="step schedule: factor of each decay")
+    poly_power: Positive = Field(description="poly schedule: exponent")
+    momentum: Fraction = Field(description="of SGD")
+    weight_decay: NotNegative = Field(description="of SGD")
+    backbone_lr_factor: Positive = Field(description="the backbone learns at lr times this")
+    label_loss: Literal["cross_entropy", "focal"] = Field(description="mean over valid pixels")
+    focal_gamma: NotNegative = Field(description="focusing exponent of the focal loss")
+    flip_probability: Fraction = Field(description="of a horizontal flip")
+    jitter: Fraction = Field(description="brightness, contrast and saturation vary by a factor in 1 +- this")
+    log_every_steps: Count = Field(description="steps between two points of the curves")
+    evaluate_every_steps: CountOrZero = Field(description="steps between two mIoU points on the holdout; 0 is never")
+    checkpoint_every_steps: Count = Field(description="steps between two resumable checkpoints")
+
+
+class TeacherParams(TrainingParams):
+    arch: Arch = Field(description="network of the teacher")
+    checkpoint: str | None = Field(description="weights file (.pth, .pt, .safetensors); null trains the teacher")
+    min_mean_iou: Fraction = Field(description="the pipeline stops when the teacher's val mIoU is lower")
+    lr: Positive = Field(description="learning rate")
+    crop_px: SizePx = Field(description="[height, width] of the training crops")
+
+
+class TeacherLogitsParams(Section):
+    kinds: tuple[TeacherKind, ...] = Field(description="what students of this sweep learn from, one folder each")
+    views: Count = Field(description="K crop views per train frame; every student draws its crops from them")
+    stride: Literal[4, 8, 16] = Field(description="input pixels per stored logit, each way")
+    dtype: Literal["float16", "float32"] = Field(description="stored precision")
+    batch_size: Count = Field(description="crops per forward pass of the teacher")
+
+
+class DistillParams(TrainingParams):
+    student: Arch = Field(description="network of the student")
+    crop_px: SizePx = Field(description="[height, width] of the crop views, multiples of teacher_logits.stride")
+    method: Literal["kl", "channel_kl", "sigmoid_kl"] = Field(description="distillation loss")
+    temperature: Positive = Field(description="T of the distillation loss")
+    kl_at: Literal["stride", "full"] = Field(description="compare on the stored grid, or upsampled to the crop")
+
+
+class FinetuneParams(Section):
+    """The further steps; null keeps what the run's first steps used."""
+
+    steps: CountOrZero = Field(description="optimizer steps; 0 hands the distilled student on")
+    schedule: Schedule = Field(description="learning rate over these steps")
+    decay_every_steps: Count = Field(description="step schedule: steps between two decays")
+    gamma: Positive = Field(description="step schedule: factor of each decay")
+    lr: Positive | None = Field(description="learning rate at the first of these steps; null is the run's")
+    alpha: Fraction | None = Field(description="weight of the distillation loss; null is the run's")
+
+
+class ExportParams(Section):
+    opset: Annotated[int, Field(ge=18, le=23)] = Field(description="of the ONNX files")
+    calibration_images: Count = Field(description="holdout frames that set the ranges of the int8 file")
+
+
+class BenchmarkParams(Section):
+    frames: Count = Field(description="timed rounds; in each, every network runs one frame on every backend, in turn")
+    size_px: SizePx | None = Field(description="[height, width] of the timed frames; null is the prepared size")
+    warmup_frames: Count = Field(description="rounds before the timed ones that are not counted")
+    threads: CountOrZero = Field(description="CPU threads of each model; 0 takes all cores")
+
+
+class EvaluationParams(Section):
+    batch_size: Count = Field(description="frames per forward pass")
+    pictures: CountOrZero = Field(description="val frames, evenly spread, whose predictions are kept as pictures")
+
+
+class TrackingParams(Section):
+    experiment: Annotated[str, Field(min_length=1)] = Field(description="name of the MLflow experiment")
+    uri: str | None = Field(description="tracking server; null is mlflow.db here. MLFLOW_TRACKING_URI goes first")
+    live: bool = Field(description="show the curves in MLflow while training goes on")
+
+
+class RunBase(Section):
+    alpha: Fraction = Field(description="loss = (1 - alpha) * label + alpha * T^2 * distillation")
+    lr: Positive = Field(description="learning rate")
+    teacher: Literal["views", "frame", "online", "none"] = Field(description="none is a control, with alpha 0")
+    seed: CountOrZero | None = Field(default=None, description="of initial weights and batches; null is the global one")
+    finetune: dict[str, Any] = Field(default={}, description="keys of finetune that differ for this run")
+    export: dict[str, Any] = Field(default={}, description="keys of export that differ for this run")
+
+
+# The views are cut once for all students, so their size is no business of a single run.
+_OVERRIDES = {
+    name: (field.annotation | None if not field.metadata else Annotated[field.annotation, *field.metadata] | None, None)
+    for name, field in DistillParams.model_fields.items()
+    if name != "crop_px"
+}
+RunParams = create_model("RunParams", __base__=RunBase, **_OVERRIDES)
+
+
+class RunSettings(DistillParams):
+    """One training of one student, fully resolved: what `distill` or `steplr-finetune` needs to know."""
+
+    alpha: Fraction
+    lr: Positive
+    teacher: Literal["views", "frame", "online", "none"]
+    seed: CountOrZero
+
+
+class Params(Section):
+    seed: CountOrZero = Field(description="of everything drawn: splits, views, weights, batches")
+    data: DataParams
+    compute: ComputeParams
+    evaluation: EvaluationParams
+    teacher: TeacherParams
+    teacher_logits: TeacherLogitsParams
+    distill: DistillParams
+    finetune: FinetuneParams
+    export: ExportParams
+    benchmark: BenchmarkParams
+    tracking: TrackingParams
+    runs: Annotated[dict[str, RunParams], Field(min_length=1)]
+
+    def distill_settings(self, run: str) -> RunSettings:
+        """The settings of the first steps of `run`."""
+        entry = self.runs[run].model_dump(exclude={"finetune", "export"}, exclude_none=True)
+        return RunSettings(**({"seed": self.seed} | self.distill.model_dump() | entry))
+
+    def finetune_settings(self, run: str) -> tuple[RunSettings, int]:
+        """The settings of the further steps of `run`, and how many there are (0 is none)."""
+        own = self.finetune_params(run).model_dump(exclude_none=True)
+        steps = own.pop("steps")
+        return self.distill_settings(run).model_copy(update=own | {"steps": max(steps, 1)}), steps
+
+    def finetune_params(self, run: str) -> FinetuneParams:
+        return FinetuneParams(**(self.finetune.model_dump() | self.runs[run].finetune))
+
+    def export_params(self, run: str) -> ExportParams:
+        return ExportParams(**(self.export.model_dump() | self.runs[run].export))

@@ -1,0 +1,285 @@
+"""Decode every frame once: from PNGs or the synthetic city to flat arrays that training maps into memory.
+
+Each frame is read, checked and stored by one worker, which writes the frame's own rows of the arrays: the bytes do not
+depend on the number of workers, and memory does not grow with the number of frames. N frames, H x W stored pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from segdistill.cityscapes import CLASS_NAMES, CLASSES, IGNORE, TRAIN_ID_OF_LABEL_ID
+from segdistill.errors import raise_together
+from segdistill.files import atomic_directory, write_json
+from segdistill.frame_source import DataParams, Frame, FrameError, FrameSource, open_source
+
+CHUNK_FRAMES = 4  # small, so that the last worker at work is not alone for long
+
+
+def prepare(data: DataParams, seed: int, out: Path, workers: int | None = None) -> dict:
+    """Write `out`/{train,holdout,val}/{images,labels}.npy and `out`/index.json, all at once, and return the index.
+
+    images uint8 (N, H, W, 3) RGB; labels uint8 (N, H, W) trainIds, 255 = ignore. `seed` decides which train frames are
+    held out, and draws the synthetic city. `workers` processes, by default one for each core that may be used.
+
+    Raises:
+        InputError: all faults of the source together, each with its path. An earlier `out` is then left as it was.
+    """
+    started = time.monotonic()
+    source = open_source(data, seed)
+    frames, faults = _assign_splits(source, data.holdout_fraction, seed)
+    listed = [frame for split in frames.values() for frame in split]
+    size_px = tuple(data.size_px) if data.size_px else _first_size(source, listed)
+    with atomic_directory(out) as folder:
+        # Faults known by now already forbid a result; the frames are still read, to report all faults at once.
+        keep = folder if size_px and not faults else None
+        if keep:
+            for split, members in frames.items():
+                _allocate(folder / split, len(members), size_px)
+        chunks = [
+            _Chunk(split, first, members[first : first + CHUNK_FRAMES])
+            for split, members in frames.items()
+            for first in range(0, len(members), CHUNK_FRAMES)
+        ]
+        processes = max(1, min(workers or len(os.sched_getaffinity(0)), len(chunks)))
+        read: dict[str, list[_FrameFacts]] = {split: [] for split in frames}
+        writer = _Writer(source, size_px, data.size_px is not None, keep)
+        with _progress(len(listed)) as advance, _mapped(writer, chunks, processes) as results:
+            for chunk, facts in zip(chunks, results, strict=True):
+                read[chunk.split] += facts
+                advance(len(facts))
+        faults += [fault for facts in read.values() for frame in facts for fault in frame.faults]
+        raise_together(faults, "the frames cannot be prepared")
+        index = _index(data.source, size_px, frames, read)
+        write_json(folder / "index.json", index)
+    seconds = time.monotonic() - started
+    rate = f"{seconds:.1f} s, {len(listed) / seconds:.1f} frames/s, {processes} processes"
+    print(f"prepared {len(listed)} frames of {size_px[0]}x{size_px[1]} pixels in {rate}", file=sys.stderr)
+    return index
+
+
+def _assign_splits(source: FrameSource, holdout_fraction: float, seed: int) -> tuple[dict[str, list[Frame]], list[str]]:
+    """Frames of train, holdout and val, and what is wrong with their listing."""
+    train, faults = source.list_frames("train")
+    val, more = source.list_frames("val")
+    faults += more
+    faults += [f"the {split} split has no frames" for split, found in (("train", train), ("val", val)) if not found]
+    if len(train) == 1:
+        faults.append(
+            f"data.holdout_fraction: {holdout_fraction} of 1 train frame ({source.path_of(train[0])}); "
+            "at least 2 are needed, one to train on and one to hold out"
+        )
+    held_out = holdout_names(train, holdout_fraction, seed)
+    splits = {
+        "train": [frame for frame in train if frame.name not in held_out],
+        "holdout": [frame for frame in train if frame.name in held_out],
+        "val": val,
+    }
+    return splits, faults
+
+
+def holdout_names(train: list[Frame], fraction: float, seed: int) -> set[str]:
+    """Names of the `train` frames to hold out: about `fraction` of them, at least 1, and at least 1 is left (of 2).
+
+    Frames of one (city, sequence) look alike, so a sequence is held out whole. The last one taken gives only what is
+    still needed, its last frames: a single stretch of time, which has neighbours among the trained-on at one end only.
+    """
+    groups: dict[tuple[str, str], list[str]] = {}
+    for frame in train:
+        groups.setdefault((frame.city, frame.sequence), []).append(frame.name)
+    wanted = min(max(round(fraction * len(train)), 1), len(train) - 1)
+    held_out: set[str] = set()
+    for group in sorted(groups, key=lambda group: hashlib.sha256(f"{seed}/{group[0]}/{group[1]}".encode()).digest()):
+        missing = wanted - len(held_out)
+        if missing <= 0:
+            break
+        held_out.update(sorted(groups[group])[-missing:])
+    return held_out
+
+
+def _first_size(source: FrameSource, frames: list[Frame]) -> tuple[int, int] | None:
+    """(H, W) that all frames have to have: that of the first one with a readable header."""
+    for frame in frames:
+        try:
+            return source.size_px(frame)
+        except FrameError:  # reported when the frame is read
+            continue
+    return None
+
+
+def _allocate(folder: Path, frames: int, size_px: tuple[int, int]) -> None:
+    """Create both arrays of one split. OSError when the disk cannot hold them: a mapped write would die of SIGBUS."""
+    folder.mkdir()
+    for name, shape in (("images", (frames, *size_px, 3)), ("labels", (frames, *size_px))):
+        path = folder / f"{name}.npy"
+        np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+        if not hasattr(os, "posix_fallocate"):  # macOS has none
+            continue
+        with path.open("r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            except OSError as error:
+                raise OSError(error.errno, f"{error.strerror} ({path.stat().st_size} bytes)", str(path)) from None
+
+
+class _Chunk(NamedTuple):
+    """Frames whose rows follow one another in the arrays of `split`."""
+
+    split: str
+    first_row: int
+    frames: list[Frame]
+
+
+class _FrameFacts(NamedTuple):
+    """What one frame adds to the index: its checksum and valid pixels per class (CLASSES,), or its faults."""
+
+    checksum: str
+    pixels: np.ndarray | int
+    faults: list[str]
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Reads frames and stores them; the part of the work that is handed to other processes."""
+
+    source: FrameSource
+    size_px: tuple[int, int] | None  # (H, W) to store; None when no frame is readable
+    resize: bool  # else a frame of another size is a fault
+    folder: Path | None  # None checks the frames and stores nothing
+
+    def __call__(self, chunk: _Chunk) -> list[_FrameFacts]:
+        images = labels = None
+        if self.folder:
+            # Mapped anew for each chunk: pages that are done with leave this process's memory.
+            images, labels = (
+                np.load(self.folder / chunk.split / f"{name}.npy", mmap_mode="r+") for name in ("images", "labels")
+            )
+        facts = []
+        for row, frame in enumerate(chunk.frames, chunk.first_row):
+            try:
+                image, label_ids, checksum = self._fitted(frame)
+            except FrameError as error:
+                facts.append(_FrameFacts("", 0, error.faults))
+                continue
+            # Pillow maps and counts bytes in C; np.take and np.bincount widen them to 64 bits first.
+            train_ids = Image.fromarray(label_ids).point(TRAIN_ID_OF_LABEL_ID.tolist())
+            if self.folder:
+                images[row] = image
+                labels[row] = train_ids
+            facts.append(_FrameFacts(checksum, np.array(train_ids.histogram()[:CLASSES]), []))
+        return facts
+
+    def _fitted(self, frame: Frame) -> tuple[np.ndarray, np.ndarray, str]:
+        """Image, label ids and checksum of `frame` at the size to store; raises FrameError."""
+        image, label_ids, checksum = self.source.read(frame)
+        if image.shape[:2] == self.size_px:
+            return image, label_ids, checksum
+        if not self.resize:
+            found, first = list(image.shape[:2]), list(self.size_px)
+            sizes = f"size {found}, but the first frame has {first}; data.size_px can resize all"
+            raise FrameError([f"{self.source.path_of(frame)}: {sizes}"])
+        width_height = self.size_px[::-1]
+        # Pillow widens the bilinear filter when it reduces, so that every pixel of the source counts.
+        image = np.asarray(Image.fromarray(image).resize(width_height, Image.Resampling.BILINEAR))
+        label_ids = np.asarray(Image.fromarray(label_ids).resize(width_height, Image.Resampling.NEAREST))
+        return image, label_ids, checksum
+
+
+def _index(
+    source: str, size_px: tuple[int, int], frames: dict[str, list[Frame]], read: dict[str, list[_FrameFacts]]
+) -> dict:
+    """The content of index.json; InputError when a split has no pixel of any class, so nothing to learn or score."""
+    splits, fingerprinted, faults = {}, [list(size_px)], []
+    for split, members in frames.items():
+        pixels = sum(facts.pixels for facts in read[split])
+        if pixels.sum() == 0:
+            faults.append(f"the {split} split: every pixel of its {len(members)} frames is ignored ({IGNORE})")
+            continue
+        rows = [
+            {"name": frame.name, "city": frame.city, "sequence": frame.sequence, "checksum": facts.checksum}
+            for frame, facts in zip(members, read[split], strict=True)
+        ]
+        splits[split] = {"frames": rows, "class_frequency": (pixels / pixels.sum()).tolist()}
+        fingerprinted.append([split, [[row["name"], row["checksum"]] for row in rows]])
+    raise_together(faults, "labels without any evaluated class")
+    return {
+        "source": source,
+        "size_px": list(size_px),
+        "classes": list(CLASS_NAMES),
+        "fingerprint": hashlib.sha256(json.dumps(fingerprinted).encode()).hexdigest(),
+        "splits": splits,
+    }
+
+
+_writer: _Writer | None = None  # of this worker process: sent once, not with every chunk
+
+
+@contextmanager
+def _mapped(writer: _Writer, chunks: list[_Chunk], processes: int) -> Iterator[Iterator[list[_FrameFacts]]]:
+    """Yield the results of `writer` for all `chunks`, in order, computed in this process or in several others."""
+    if processes == 1:
+        yield map(writer, chunks)
+        return
+    # spawn: a fork would copy the locks of whatever threads the calling program runs (the progress bar is one).
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker, (writer,))
+    try:
+        yield pool.map(_run_chunk, chunks)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(writer: _Writer) -> None:
+    global _writer
+    _writer = writer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends the others
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    """A killed parent cannot end its workers, which would wait for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _run_chunk(chunk: _Chunk) -> list[_FrameFacts]:
+    return _writer(chunk)
+
+
+@contextmanager
+def _progress(frames: int) -> Iterator[Callable[[int], None]]:
+    """Yield a function that is told how many more frames are done; draws a bar when stderr is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        *(TextColumn("prepare"), BarColumn(), MofNCompleteColumn()),
+        *(TextColumn("{task.fields[rate]:.1f} frames/s"), TimeRemainingColumn()),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("prepare", total=frames, rate=0.0)
+        started = time.monotonic()
+
+        def advance(done: int) -> None:
+            rate = (bar.tasks[task].completed + done) / (time.monotonic() - started)
+            bar.update(task, advance=done, rate=rate)
+
+        yield advance

@@ -1,0 +1,48 @@
+"""The confusion matrix and every figure that follows from it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+IGNORE = 255
+
+
+class Confusion:
+    """Pixel counts int64 (C, C): row = true class, column = predicted class; void pixels are not counted."""
+
+    def __init__(self, classes: int) -> None:
+        self.classes = classes
+        self.counts = torch.zeros(classes, classes, dtype=torch.int64)
+
+    def add(self, predicted: Tensor, labels: Tensor) -> None:
+        """Count `predicted` against `labels`, uint8 or int64 tensors of one shape."""
+        labels = labels.flatten().long()
+        pairs = labels * self.classes + predicted.flatten().long()
+        pairs = pairs[labels != IGNORE]
+        self.counts += torch.bincount(pairs, minlength=self.classes**2).reshape(self.classes, -1).cpu()
+
+    def figures(self) -> dict:
+        """overall_acc, mean_acc, freqw_acc, mean_iou and class_iou, as the design defines them.
+
+        As in the official evaluator, a class that neither occurs nor is predicted has no IoU (None) and is left out of
+        the mean; one that is predicted without occurring has IoU 0. Recall is a mean over the classes that occur.
+        """
+        counts = self.counts.double().numpy()
+        hits, truth, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
+        union = truth + predicted - hits
+        total = truth.sum()
+        with np.errstate(invalid="ignore"):
+            iou, recall = hits / union, hits / truth
+        return {
+            "overall_acc": float(hits.sum() / total) if total else None,
+            "mean_acc": _mean(recall[truth > 0]),
+            "freqw_acc": float((truth[truth > 0] * iou[truth > 0]).sum() / total) if total else None,
+            "mean_iou": _mean(iou[union > 0]),
+            "class_iou": [float(value) if there else None for value, there in zip(iou, union > 0, strict=True)],
+        }
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(values.mean()) if len(values) else None

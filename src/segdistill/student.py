@@ -1,0 +1,121 @@
+"""The students: distilled first, finetuned then. A control goes the same way without a teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from segdistill.checkpoint import load_net, net_facts, save_net
+from segdistill.class_maps import ClassMapArchive, write_pictures
+from segdistill.dataset import PREPARED
+from segdistill.evaluate import Evaluation, TorchPredictor, evaluate, spread
+from segdistill.files import write_json
+from segdistill.metrics_file import figures_on_disk
+from segdistill.params import Params, RunSettings
+from segdistill.progress import write_curve
+from segdistill.provenance import file_sha256, git_revision
+from segdistill.scratch import Scratch
+from segdistill.teacher_cache import Teaching, geometry
+from segdistill.train_loop import CURVE_COLUMNS, Distillation
+from segdistill.training_job import Data, compute_of, initial_net, train_net
+
+MODELS = Path("models/runs")
+METRICS = Path("metrics/runs")
+
+
+def distill(params: Params, run: str) -> None:
+    """Train the student of `run` for its first steps; write models/runs/RUN/distilled.safetensors and its metrics."""
+    settings, data = params.distill_settings(run), Data(PREPARED)
+    data.check_crop("distill.crop_px", settings.crop_px)
+    net = initial_net(
+        settings.student,
+        len(data.class_names),
+        settings.output_stride,
+        settings.init,
+        settings.seed,
+        f"runs.{run}.init",
+    )
+    training = _StudentTraining(params, run, "distill", settings, data)
+    curve, scratch = training.train(net, start=settings.init)
+    training.write(net, settings.steps, curve, MODELS / run / "distilled.safetensors", pictures=False)
+    scratch.clear()
+
+
+def finetune(params: Params, run: str) -> None:
+    """Train the distilled student of `run` further and write models/runs/RUN/finetuned.safetensors and its metrics."""
+    (settings, steps), data = params.finetune_settings(run), Data(PREPARED)
+    distilled = MODELS / run / "distilled.safetensors"
+    net, _ = load_net(distilled)
+    training = _StudentTraining(params, run, "finetune", settings, data)
+    curve, scratch = [], None
+    if steps:
+        curve, scratch = training.train(net, start=file_sha256(distilled))
+    training.write(net, steps, curve, MODELS / run / "finetuned.safetensors", pictures=True)
+    if scratch:
+        scratch.clear()
+
+
+class _StudentTraining:
+    """What both phases of a run share."""
+
+    def __init__(self, params: Params, run: str, phase: str, settings: RunSettings, data: Data) -> None:
+        self.params, self.run, self.phase, self.settings, self.data = params, run, phase, settings, data
+        logits = params.teacher_logits
+        self.facts = geometry(data.train, data.fingerprint, params.seed, settings.crop_px, logits.views, logits.stride)
+        self.teaching = None if settings.teacher == "none" else Teaching(settings.teacher, self.facts)
+
+    def train(self, net: nn.Module, start: str) -> tuple[list[dict], Scratch]:
+        settings, distillation = self.settings, None
+        # With alpha 0 in finetune a run goes on as a control would.
+        if self.teaching is not None and settings.alpha > 0:
+            live = self.teaching.live_teacher(compute_of(self.params))
+            distillation = Distillation(settings.alpha, settings.method, settings.temperature, settings.kl_at, live)
+        return train_net(
+            f"{self.phase}/{self.run}",
+            net,
+            settings,
+            self.facts,
+            lr=settings.lr,
+            seed=settings.seed,
+            start=start,
+            params=self.params,
+            data=self.data,
+            teaching=self.teaching if distillation else None,
+            distillation=distillation,
+        )
+
+    def write(self, net: nn.Module, steps: int, curve: list[dict], weights: Path, pictures: bool) -> None:
+        names, metrics = self.data.class_names, METRICS / self.run
+        figures, kept = self._evaluate(net, pictures)
+        facts = net_facts(self.settings.student, len(names), self.settings.output_stride) | {
+            "params": self.settings.model_dump(mode="json"),
+            "seed": self.settings.seed,
+            "step": steps,
+            "teacher_sha256": self.teaching.manifest["teacher_sha256"] if self.teaching else None,
+            "git_revision": git_revision(),
+        }
+        save_net(weights, net, facts)
+        write_curve(metrics / f"{self.phase}_curve.csv", CURVE_COLUMNS, curve)
+        if pictures:
+            write_pictures(metrics / "pictures", {f"{index:05d}_student": kept[index] for index in kept})
+        extra = {
+            "parameters": sum(p.numel() for p in net.parameters()),
+            "weights_sha256": file_sha256(weights),
+            "data_fingerprint": self.data.fingerprint,
+        }
+        write_json(metrics / f"{self.phase}.json", figures_on_disk(figures, names) | extra)
+
+    def _evaluate(self, net: nn.Module, pictures: bool) -> Evaluation:
+        val, settings = self.data.val, self.settings
+        return evaluate(
+            TorchPredictor(net, compute_of(self.params)),
+            val,
+            len(self.data.class_names),
+            self.params.evaluation.batch_size,
+            loss_kind=settings.label_loss,
+            focal_gamma=settings.focal_gamma,
+            # A control depends on no teacher, so its agreement is measured later, by export-onnx.
+            teacher_classes=ClassMapArchive(self.teaching.val_classes) if self.teaching else None,
+            keep=spread(len(val), self.params.evaluation.pictures) if pictures else None,
+        )

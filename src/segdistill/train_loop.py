@@ -1,0 +1,190 @@
+"""The one training loop. The teacher, the distilled and the finetuned students are arguments to it.
+
+Shapes: B batch, H/W crop in pixels, h/w logit grid, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from segdistill.compute import Compute
+from segdistill.crops import CropBatch, CropBatches
+from segdistill.errors import InputError
+from segdistill.losses import DISTILLATION, label_loss, mixed
+from segdistill.nets.resize import upsample
+from segdistill.params import TrainingParams
+from segdistill.progress import CurveFile, Progress
+from segdistill.schedules import lr_at
+from segdistill.scratch import Scratch, TrainingStoppedError, stop_requests
+
+CURVE_COLUMNS = ("step", "lr", "loss", "label_loss", "distill_loss", "holdout_mean_iou")
+
+
+class Distillation(NamedTuple):
+    """How a student learns from a teacher: the loss, and where the logits come from when they are not in the batch."""
+
+    alpha: float
+    method: str
+    temperature: float
+    kl_at: str
+    live_teacher: nn.Module | None = None
+
+
+class Job(NamedTuple):
+    """One training: a net, what it is shown, how it steps, and what it learns from beside the labels."""
+
+    name: str
+    net: nn.Module
+    batches: CropBatches
+    settings: TrainingParams
+    lr: float
+    compute: Compute
+    distillation: Distillation | None = None
+    holdout_mean_iou: Callable[[nn.Module], float | None] | None = None
+
+
+def train(job: Job, scratch: Scratch) -> list[dict]:
+    """Train `job.net` in place and return its curve, a row of CURVE_COLUMNS every `log_every_steps`.
+
+    Start ladder: 1. the unfinished training of exactly this job, if `scratch` holds one; 2. the net as it was given.
+
+    Raises:
+        InputError: the loss is not finite (before the update; the last checkpoint stays).
+        TrainingStoppedError: SIGINT or SIGTERM came; the state after the running step is saved.
+    """
+    net, settings = job.compute.place(job.net).train(), job.settings
+    optimizer = _optimizer(net, settings)
+    first, sums, curve = _resume(net, optimizer, scratch, job)
+    curve_file = CurveFile(scratch.folder / "curve.csv", CURVE_COLUMNS, curve)
+    progress = Progress(job.name, settings.steps, first, curve_file=curve_file)
+    with stop_requests() as stops, progress:
+        for step, batch in job.batches.steps(first, settings.steps):
+            lr = _set_lr(optimizer, job, step)
+            losses = _losses(net, batch, job)
+            _check_finite(losses, job, step, lr)
+            losses[0].backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+            done = step + 1
+            sums += torch.stack([loss.detach() for loss in losses]).double().cpu()
+            if _due(done, settings.log_every_steps, settings.steps):
+                curve.append(_curve_row(job, net, done, lr, sums, curve))
+                progress.point(curve[-1])
+                sums.zero_()
+            progress.advance()
+            if stops or _due(done, settings.checkpoint_every_steps, settings.steps):
+                scratch.save(_state(net, optimizer, done, sums, curve))
+            if stops:
+                raise TrainingStoppedError(
+                    f"{job.name}: stopped after step {done} of {settings.steps}; dvc repro goes on from there"
+                )
+    return curve
+
+
+def _due(done: int, every_steps: int, steps: int) -> bool:
+    return done == steps or (every_steps > 0 and done % every_steps == 0)
+
+
+def _optimizer(net: nn.Module, settings: TrainingParams) -> torch.optim.Optimizer:
+    backbone = {id(parameter) for parameter in net.backbone.parameters()}
+    groups = [
+        {
+            "params": [p for p in net.parameters() if id(p) in backbone],
+            "lr": 0.0,
+            "factor": settings.backbone_lr_factor,
+        },
+        {"params": [p for p in net.parameters() if id(p) not in backbone], "lr": 0.0, "factor": 1.0},
+    ]
+    return torch.optim.SGD(groups, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=True)
+
+
+def _set_lr(optimizer: torch.optim.Optimizer, job: Job, step: int) -> float:
+    settings = job.settings
+    lr = lr_at(
+        step,
+        schedule=settings.schedule,
+        lr=job.lr,
+        steps=settings.steps,
+        decay_every_steps=settings.decay_every_steps,
+        gamma=settings.gamma,
+        poly_power=settings.poly_power,
+    )
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["factor"]
+    return lr
+
+
+def _losses(net: nn.Module, batch: CropBatch, job: Job) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, label loss, distillation loss) of one batch; the last is 0 for a control."""
+    device, settings, distillation = job.compute.device, job.settings, job.distillation
+    inputs, targets = batch.inputs(device), batch.targets(device)
+    # Dropout is the one draw that the nets make themselves: seeded by the step, it does not depend on earlier steps.
+    torch.manual_seed(batch.plan.seed)
+    with job.compute.autocast():
+        logits = net(inputs)
+    pixels = upsample(logits.float(), targets.shape[-2:])
+    label = label_loss(settings.label_loss, pixels, targets, settings.focal_gamma)
+    if distillation is None:
+        return label, label, torch.zeros_like(label)
+    teacher = _teacher_logits(batch, inputs, job)
+    size = targets.shape[-2:] if distillation.kl_at == "full" else teacher.shape[-2:]
+    student = pixels if size == pixels.shape[-2:] else _on_grid(logits.float(), size)
+    divergence = DISTILLATION[distillation.method](student, _on_grid(teacher, size), distillation.temperature)
+    return mixed(label, divergence, distillation.alpha, distillation.temperature), label, divergence
+
+
+def _teacher_logits(batch: CropBatch, inputs: Tensor, job: Job) -> Tensor:
+    live = job.distillation.live_teacher
+    if live is None:
+        return batch.teacher_logits(job.compute.device).float()
+    with torch.no_grad(), job.compute.autocast():
+        return live(inputs).float()
+
+
+def _on_grid(logits_BChw: Tensor, size: tuple[int, int]) -> Tensor:
+    return logits_BChw if tuple(logits_BChw.shape[-2:]) == tuple(size) else upsample(logits_BChw, size)
+
+
+def _check_finite(losses: tuple[Tensor, ...], job: Job, step: int, lr: float) -> None:
+    loss = losses[0].item()
+    if not math.isfinite(loss):
+        names = ", ".join(dict.fromkeys(job.batches.names(step)))
+        raise InputError(f"{job.name}: loss is {loss} at step {step + 1}, lr {lr:g}, frames {names}; not updated")
+
+
+def _curve_row(job: Job, net: nn.Module, done: int, lr: float, sums: Tensor, curve: list[dict]) -> dict:
+    since = done - (curve[-1]["step"] if curve else 0)
+    row = {"step": done, "lr": lr} | dict(zip(CURVE_COLUMNS[2:5], (sums / since).tolist(), strict=True))
+    row["holdout_mean_iou"] = None
+    if (
+        job.holdout_mean_iou
+        and job.settings.evaluate_every_steps
+        and _due(done, job.settings.evaluate_every_steps, job.settings.steps)
+    ):
+        row["holdout_mean_iou"] = job.holdout_mean_iou(net)
+        net.train()
+    return row
+
+
+def _state(net: nn.Module, optimizer: torch.optim.Optimizer, done: int, sums: Tensor, curve: list[dict]) -> dict:
+    return {"step": done, "net": net.state_dict(), "optimizer": optimizer.state_dict(), "sums": sums, "curve": curve}
+
+
+def _resume(
+    net: nn.Module, optimizer: torch.optim.Optimizer, scratch: Scratch, job: Job
+) -> tuple[int, Tensor, list[dict]]:
+    """(first step, sums since the last point of the curve, curve), after loading what `scratch` holds."""
+    state = scratch.load()
+    if state is None:
+        return 0, torch.zeros(3, dtype=torch.float64), []
+    net.load_state_dict(state["net"])
+    optimizer.load_state_dict(state["optimizer"])
+    print(f"{job.name}: goes on after step {state['step']} of {job.settings.steps}", file=sys.stderr)
+    return state["step"], state["sums"], state["curve"]

@@ -1,0 +1,117 @@
+"""From params to a job of the training loop: what every training, teacher or student, is put together from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from segdistill.checkpoint import read_state
+from segdistill.compute import Compute, choose
+from segdistill.crops import CropBatches
+from segdistill.dataset import PREPARED, open_split, read_index
+from segdistill.errors import InputError
+from segdistill.evaluate import TorchPredictor, evaluate
+from segdistill.nets.adapters import imagenet_backbone_state, load_state, read_torch_checkpoint
+from segdistill.nets.registry import build
+from segdistill.params import Params, TrainingParams
+from segdistill.provenance import package_versions, settings_hash
+from segdistill.rng import Batches, generator
+from segdistill.scratch import Scratch
+from segdistill.teacher_cache import Teaching, origins_of
+from segdistill.train_loop import Distillation, Job, train
+
+
+class Data:
+    """The prepared data as a training sees it."""
+
+    def __init__(self, root: Path = PREPARED) -> None:
+        index = read_index(root)
+        self.fingerprint: str = index["fingerprint"]
+        self.class_names: list[str] = index["classes"]
+        self.train, self.holdout, self.val = (open_split(name, root) for name in ("train", "holdout", "val"))
+
+    def check_crop(self, path: str, crop_px: tuple[int, int]) -> None:
+        """Raise an InputError when a crop does not fit into the frames."""
+        if crop_px[0] > self.train.size_px[0] or crop_px[1] > self.train.size_px[1]:
+            raise InputError(f"{path}: found {list(crop_px)}; at most the frames' size {list(self.train.size_px)}")
+
+
+def compute_of(params: Params) -> Compute:
+    """The device, precision and threads that params ask for."""
+    return choose(params.compute.device, params.compute.precision, params.compute.threads)
+
+
+def initial_net(arch: str, classes: int, output_stride: int, init: str, seed: int, path: str) -> nn.Module:
+    """A net before its first step: random weights from `seed`, then ImageNet's backbone or a weights file over them.
+
+    `path` is the params path that a message about `init` names.
+    """
+    torch.manual_seed(int(generator(seed, "initial weights").integers(2**63)))
+    net = build(arch, classes, output_stride)
+    if init == "imagenet":
+        load_state(net.backbone, imagenet_backbone_state(arch), source="torchvision's ImageNet weights")
+    elif init != "random":
+        load_state(net, read_weights(init, path), source=init)
+    return net
+
+
+def read_weights(file: str | Path, path: str) -> dict[str, torch.Tensor]:
+    """The state dict of a .safetensors, .pth or .pt file named by the params path `path`."""
+    file = Path(file)
+    if not file.is_file():
+        raise InputError(f"{path}: found {str(file)!r}; no such file")
+    return read_state(file) if file.suffix == ".safetensors" else read_torch_checkpoint(file)
+
+
+def train_net(
+    name: str,
+    net: nn.Module,
+    settings: TrainingParams,
+    facts: dict,
+    *,
+    lr: float,
+    seed: int,
+    start: str,
+    params: Params,
+    data: Data,
+    teaching: Teaching | None = None,
+    distillation: Distillation | None = None,
+) -> tuple[list[dict], Scratch]:
+    """Train `net` in place, going on from an unfinished training of the same settings.
+
+    Args:
+        name: of the job, PHASE/RUN; its phase also names the draws of the batches.
+        facts: `geometry` of the crops that are drawn from.
+        start: what the net starts from, for the key of the scratch folder.
+
+    Returns:
+        The curve, and the scratch folder to clear once the outputs are written.
+    """
+    compute = compute_of(params)
+    batches = Batches(
+        seed,
+        name.split("/")[0],
+        len(data.train),
+        facts["views"],
+        settings.batch_size,
+        settings.flip_probability,
+        settings.jitter,
+    )
+    cached = teaching if teaching is not None and teaching.logits is not None else None
+    crops = CropBatches(
+        data.train, batches, origins_of(facts), tuple(facts["crop_px"]), cached, pinned=compute.device.type == "cuda"
+    )
+
+    def holdout_mean_iou(trained: nn.Module) -> float | None:
+        predictor = TorchPredictor(trained, compute)
+        return evaluate(predictor, data.holdout, len(data.class_names), params.evaluation.batch_size).figures[
+            "mean_iou"
+        ]
+
+    job = Job(name, net, crops, settings, lr, compute, distillation, holdout_mean_iou)
+    what_matters = (settings.model_dump(), lr, seed, facts, start, teaching and teaching.manifest)
+    where = (package_versions("torch", "segdistill"), str(compute.device), str(compute.dtype), compute.threads)
+    with Scratch(name, settings_hash(what_matters, where)) as scratch:
+        return train(job, scratch), scratch

@@ -1,0 +1,13 @@
+"""export-onnx@RUN: the finetuned student, holdout images -> student.onnx, student.int8.onnx, metrics of each on val."""
+
+import argparse
+
+from segdistill.errors import told_plainly
+from segdistill.export import export_run
+from segdistill.params_file import load_params
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", required=True, help="a name under runs in params.yaml")
+    with told_plainly():
+        export_run(load_params(), parser.parse_args().run)

@@ -1,0 +1,20 @@
+"""report: metrics/ -> metrics/summary.json, metrics/summary.csv and reports/index.html; also tells it on the terminal."""
+
+from pathlib import Path
+
+from segdistill.errors import told_plainly
+from segdistill.params_file import load_params
+from segdistill.report import write_report
+from segdistill.summary import summarise, write_summary
+from segdistill.terminal import print_summary
+
+METRICS, REPORT = Path("metrics"), Path("reports/index.html")
+
+if __name__ == "__main__":
+    with told_plainly():
+        params = load_params()
+        summary = summarise(params, METRICS)
+        write_summary(summary, METRICS)
+        write_report(summary, METRICS, REPORT)
+        # MLflow: segdistill.tracking.track(params, METRICS) is called here.
+        print_summary(summary, REPORT)

@@ -1,0 +1,13 @@
+"""steplr-finetune@RUN: the distilled student -> models/runs/RUN/finetuned.safetensors and its metrics."""
+
+import argparse
+
+from segdistill.errors import told_plainly
+from segdistill.params_file import load_params
+from segdistill.student import finetune
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", required=True, help="a name under runs in params.yaml")
+    with told_plainly():
+        finetune(load_params(), parser.parse_args().run)

@@ -1,0 +1,20 @@
+"""teacher-logits@KIND: the teacher over K crop views of each train frame -> data/teacher_logits/KIND/."""
+
+import argparse
+
+from segdistill.dataset import PREPARED, open_split, read_index
+from segdistill.errors import told_plainly
+from segdistill.params_file import load_params
+from segdistill.teacher_cache import FOLDER, build_cache, geometry
+from segdistill.training_job import compute_of
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kind", required=True)
+    kind = parser.parse_args().kind
+    with told_plainly():
+        params = load_params()
+        train, fingerprint = open_split("train"), read_index(PREPARED)["fingerprint"]
+        logits = params.teacher_logits
+        facts = geometry(train, fingerprint, params.seed, params.distill.crop_px, logits.views, logits.stride)
+        build_cache(kind, FOLDER / kind, train, facts, logits, compute_of(params))
