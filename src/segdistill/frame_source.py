@@ -6,24 +6,18 @@ H and W are the source's own pixels. Label ids are the official ones (0..33), no
 from __future__ import annotations
 
 import hashlib
-import io
-import warnings
-import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from segdistill import cityscapes
 from segdistill.errors import InputError, raise_together
-
-# A PNG cannot sensibly outgrow its own pixels; this keeps a crafted archive from filling the memory.
-MAX_FILE_BYTES = 3 * Image.MAX_IMAGE_PIXELS
-_PNG_GREYSCALE, _PNG_RGB, _PNG_PALETTE = 0, 2, 3
+from segdistill.file_tree import FolderTree, ZipTree
+from segdistill.png_file import decoded_label_ids, decoded_photograph, opened_png
 
 
 class SyntheticParams(Protocol):
@@ -128,56 +122,6 @@ class SyntheticFrames:
         return FrameData(image, label_ids, hashlib.sha256(image.tobytes() + label_ids.tobytes()).hexdigest())
 
 
-class FolderTree:
-    """`leftImg8bit/` or `gtFine/` as a folder; symbolic links are followed."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def path_of(self, name: str) -> str:
-        return str(self.folder / name)
-
-    def files(self, split: str) -> list[str]:
-        """Sorted `<split>/<city>/<file>` names."""
-        return sorted(path.relative_to(self.folder).as_posix() for path in (self.folder / split).glob("*/*"))
-
-    def read(self, name: str) -> bytes:
-        with (self.folder / name).open("rb") as file:
-            return file.read(MAX_FILE_BYTES + 1)
-
-
-class ZipTree:
-    """`leftImg8bit/` or `gtFine/` inside its official zip, read in place.
-
-    InputError when the file is no zip, or when any member of it would lie outside the archive's own folder.
-    """
-
-    def __init__(self, path: Path, top: str):
-        self.path, self.top = path, top
-        try:
-            self.archive = zipfile.ZipFile(path)
-        except (OSError, zipfile.BadZipFile) as error:
-            raise InputError(f"{path}: no readable zip ({error})") from None
-        names = (PurePosixPath(name.replace("\\", "/")) for name in self.archive.namelist())
-        outside = [name for name in names if name.is_absolute() or ".." in name.parts]
-        raise_together((f"{path}: {name}" for name in outside), "zip members with an absolute path or '..' are refused")
-
-    def __reduce__(self):
-        return ZipTree, (self.path, self.top)  # an open archive cannot be shared: each process opens its own
-
-    def path_of(self, name: str) -> str:
-        return f"{self.path}: {self.top}/{name}"
-
-    def files(self, split: str) -> list[str]:
-        """Sorted `<split>/<city>/<file>` names."""
-        members = (PurePosixPath(name).parts for name in self.archive.namelist() if not name.endswith("/"))
-        return sorted("/".join(parts[1:]) for parts in members if len(parts) == 4 and parts[:2] == (self.top, split))
-
-    def read(self, name: str) -> bytes:
-        with self.archive.open(f"{self.top}/{name}") as member:
-            return member.read(MAX_FILE_BYTES + 1)
-
-
 def _open_cityscapes(root: str | None) -> CityscapesFrames:
     folder = Path(root or "").expanduser()
     halves = ((cityscapes.IMAGE_FOLDER, cityscapes.IMAGE_ZIP), (cityscapes.LABEL_FOLDER, cityscapes.LABEL_ZIP))
@@ -229,15 +173,15 @@ class CityscapesFrames:
     def size_px(self, frame: Frame) -> tuple[int, int]:
         with _naming(self.path_of(frame)):
             content = self.images.read(_file_name(frame, cityscapes.IMAGE_SUFFIX))
-            with _opened_png(content) as image:
+            with opened_png(content) as image:
                 return image.height, image.width
 
     def read(self, frame: Frame) -> FrameData:
         faults, decoded = [], []
         digest = hashlib.sha256()
         for tree, suffix, decode in (
-            (self.images, cityscapes.IMAGE_SUFFIX, _decoded_photograph),
-            (self.labels, cityscapes.LABEL_SUFFIX, _decoded_label_ids),
+            (self.images, cityscapes.IMAGE_SUFFIX, decoded_photograph),
+            (self.labels, cityscapes.LABEL_SUFFIX, decoded_label_ids),
         ):
             name = _file_name(frame, suffix)
             try:
@@ -289,45 +233,3 @@ def _naming(path: str) -> Iterator[None]:
     except Exception as error:  # a damaged PNG or zip makes the decoders raise nearly anything
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise FrameError([f"{path}: {reason}"]) from error
-
-
-@contextmanager
-def _opened_png(content: bytes) -> Iterator[Image.Image]:
-    """The still undecoded PNG in `content`; raises on anything that is no PNG, and on an absurd size."""
-    if len(content) > MAX_FILE_BYTES:
-        raise InputError(f"larger than the {MAX_FILE_BYTES} bytes that are read")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            image = Image.open(io.BytesIO(content), formats=["PNG"])
-        except UnidentifiedImageError:
-            raise InputError(f"no readable PNG ({len(content)} bytes)") from None
-    with image:
-        yield image
-
-
-def _depth_and_kind(content: bytes) -> tuple[int, int]:
-    """Bits per channel and colour type of a PNG, from its header: Pillow narrows 16 bits, and widens 4, unasked."""
-    return content[24], content[25]
-
-
-def _decoded_photograph(content: bytes) -> np.ndarray:
-    """uint8 (H, W, 3) RGB; InputError for anything but an 8-bit RGB PNG."""
-    with _opened_png(content) as image:
-        depth, kind = _depth_and_kind(content)
-        if (depth, kind) != (8, _PNG_RGB):
-            raise InputError(f"mode {image.mode}, {depth} bit; a photograph has to be RGB, 8 bit")
-        return np.asarray(image)
-
-
-def _decoded_label_ids(content: bytes) -> np.ndarray:
-    """uint8 (H, W) label ids, all in the table; InputError otherwise."""
-    with _opened_png(content) as image:
-        depth, kind = _depth_and_kind(content)
-        if kind != _PNG_PALETTE and (depth, kind) != (8, _PNG_GREYSCALE):
-            raise InputError(f"mode {image.mode}, {depth} bit; labels have to be 8-bit greyscale or palette indices")
-        present = np.flatnonzero(image.histogram())  # counted by Pillow in C: cheaper than any array operation
-        unknown = [label_id for label_id in present if not cityscapes.KNOWN_LABEL_ID[label_id]]
-        if unknown:
-            raise InputError(f"label ids {', '.join(map(str, unknown))} are not in the table; allowed: 0 to 33")
-        return np.asarray(image)

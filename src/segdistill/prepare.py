@@ -97,15 +97,16 @@ def _assign_splits(source: FrameSource, holdout_fraction: float, seed: int) -> t
 def holdout_names(train: list[Frame], fraction: float, seed: int) -> set[str]:
     """Names of the `train` frames to hold out: about `fraction` of them, at least 1, and at least 1 is left (of 2).
 
-    Frames of one (city, sequence) look alike, so a sequence is held out whole. The last one taken gives only what is
-    still needed, its last frames: a single stretch of time, which has neighbours among the trained-on at one end only.
+    Frames of one city look alike (most of the official sequences hold a single frame), so cities are held out whole.
+    The last one taken gives only what is still needed, its last frames: a single stretch of time, which has neighbours
+    among the trained-on at one end only.
     """
-    groups: dict[tuple[str, str], list[str]] = {}
+    groups: dict[str, list[str]] = {}
     for frame in train:
-        groups.setdefault((frame.city, frame.sequence), []).append(frame.name)
+        groups.setdefault(frame.city, []).append(frame.name)
     wanted = min(max(round(fraction * len(train)), 1), len(train) - 1)
     held_out: set[str] = set()
-    for group in sorted(groups, key=lambda group: hashlib.sha256(f"{seed}/{group[0]}/{group[1]}".encode()).digest()):
+    for group in sorted(groups, key=lambda group: hashlib.sha256(f"{seed}/{group}".encode()).digest()):
         missing = wanted - len(held_out)
         if missing <= 0:
             break

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from city_on_disk import image_path, label_path, random_frame, write_city, write_frame, zip_city
-from segdistill import cityscapes, frame_source
+from segdistill import cityscapes, png_file
 from segdistill.errors import InputError
 from segdistill.files import read_json
 from segdistill.frame_source import Frame
@@ -223,7 +223,7 @@ def test_absurd_sizes_are_refused(root, out, monkeypatch):
     with pytest.raises(InputError, match=r"(?s)aachen.*exceeds limit of 100 pixels.*ulm"):
         prepare(settings(root), 0, out)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    monkeypatch.setattr(frame_source, "MAX_FILE_BYTES", 50)
+    monkeypatch.setattr(png_file, "MAX_FILE_BYTES", 50)
     with pytest.raises(InputError, match="larger than the 50 bytes"):
         prepare(settings(root), 0, out)
 
@@ -280,7 +280,7 @@ def test_holdout_takes_whole_sequences_and_one_stretch(fraction, seed):
 
 
 def test_holdout_follows_the_seed_and_leaves_one_frame():
-    frames = train_frames({("aachen", f"{run:06d}"): 1 for run in range(40)})
+    frames = train_frames({(f"city{number}", "000000"): 1 for number in range(40)})
     assert len({frozenset(holdout_names(frames, 0.1, seed)) for seed in range(10)}) > 5
     assert holdout_names(frames[:2], 1.0, 0) < {frame.name for frame in frames[:2]}
     assert holdout_names(frames[:1], 0.5, 0) == holdout_names([], 0.5, 0) == set()
