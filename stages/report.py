@@ -1,4 +1,4 @@
-"""report: metrics/ -> metrics/summary.json, metrics/summary.csv and reports/index.html; also tells it on the terminal."""
+"""report: metrics/ -> metrics/summary.json, metrics/summary.csv, reports/index.html and a table on the terminal."""
 
 from pathlib import Path
 

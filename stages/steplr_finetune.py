@@ -3,11 +3,12 @@
 import argparse
 
 from segdistill.errors import told_plainly
-from segdistill.params_file import load_params
+from segdistill.params_file import known_run, load_params
 from segdistill.student import finetune
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", required=True, help="a name under runs in params.yaml")
     with told_plainly():
-        finetune(load_params(), parser.parse_args().run)
+        params = load_params()
+        finetune(params, known_run(params, parser.parse_args().run))

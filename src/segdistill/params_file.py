@@ -152,3 +152,14 @@ def _run_faults(params: Params, name: str) -> Iterator[str]:
         yield f"{path}.finetune.alpha: found {finetune.alpha}; a control has no teacher to learn from"
     settings = params.distill_settings(name)
     yield from _stride_fault(path, settings.student, settings.output_stride)
+
+
+def known_run(params: Params, name: str) -> str:
+    """`name`, when params.yaml has a run of that name.
+
+    Raises:
+        InputError: it has none.
+    """
+    if name not in params.runs:
+        raise InputError(f"runs: no run is named {name!r}; params.yaml has {', '.join(params.runs)}")
+    return name
