@@ -9,6 +9,7 @@ from segdistill.student import distill
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", required=True, help="a name under runs in params.yaml")
+    run = parser.parse_args().run
     with told_plainly():
         params = load_params()
-        distill(params, known_run(params, parser.parse_args().run))
+        distill(params, known_run(params, run))

@@ -9,6 +9,7 @@ from segdistill.params_file import known_run, load_params
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", required=True, help="a name under runs in params.yaml")
+    run = parser.parse_args().run
     with told_plainly():
         params = load_params()
-        export_run(params, known_run(params, parser.parse_args().run))
+        export_run(params, known_run(params, run))

@@ -7,6 +7,7 @@ from segdistill.params_file import load_params
 from segdistill.report import write_report
 from segdistill.summary import summarise, write_summary
 from segdistill.terminal import print_summary
+from segdistill.tracking import track
 
 METRICS, REPORT = Path("metrics"), Path("reports/index.html")
 
@@ -16,5 +17,5 @@ if __name__ == "__main__":
         summary = summarise(params, METRICS)
         write_summary(summary, METRICS)
         write_report(summary, METRICS, REPORT)
-        # MLflow: segdistill.tracking.track(params, METRICS) is called here.
+        track(params, METRICS)
         print_summary(summary, REPORT)

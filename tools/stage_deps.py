@@ -53,7 +53,9 @@ def import_closure(path: Path) -> list[str]:
                 found.add(file)
                 waiting.append(file)
     for file in list(found):
-        for data in re.findall(r'^\w*TEMPLATE\w* = .*?"([\w.]+\.html)"', file.read_text(encoding="utf-8"), re.MULTILINE):
+        for data in re.findall(
+            r'^\w*TEMPLATE\w* = .*?"([\w.]+\.html)"', file.read_text(encoding="utf-8"), re.MULTILINE
+        ):
             found.add(file.parent / data)
     return sorted(str(file.relative_to(ROOT)) for file in found)
 

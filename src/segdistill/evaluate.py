@@ -49,8 +49,9 @@ class Evaluation(NamedTuple):
 
 
 def spread(frames: int, count: int) -> list[int]:
-    """`count` frame indices, evenly spread: chosen by rule, not by hand."""
-    return sorted({(2 * i + 1) * frames // (2 * count) for i in range(min(count, frames))})
+    """`count` frame indices (all, where there are fewer), evenly spread: chosen by rule, not by hand."""
+    count = min(count, frames)
+    return sorted({(2 * i + 1) * frames // (2 * count) for i in range(count)})
 
 
 @torch.inference_mode()

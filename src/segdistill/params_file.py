@@ -32,6 +32,8 @@ _Loader.add_implicit_resolver(
 def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict:
     keys = [loader.construct_object(key) for key, _ in node.value]
     for key in keys:
+        if not isinstance(key, str | int | float):  # a date, a list, nothing
+            raise InputError(f"{node.start_mark.name}: key {key} is no name (line {node.start_mark.line + 1} on)")
         if keys.count(key) > 1:
             raise InputError(f"{node.start_mark.name}: key {key!r} stands twice (line {node.start_mark.line + 1} on)")
     return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
@@ -139,6 +141,8 @@ def _run_faults(params: Params, name: str) -> Iterator[str]:
     path, run = f"runs.{name}", params.runs[name]
     if not RUN_NAME.fullmatch(name):
         yield f"{path}: a run is named by lower-case letters, digits and single dashes between them"
+    if name == "teacher":
+        yield f"{path}: this name is taken, by the teacher's own row; any other will do"
     if (run.alpha == 0) != (run.teacher == "none"):
         yield f"{path}: found alpha {run.alpha} with teacher {run.teacher}; a control has alpha 0 and teacher none"
     if run.teacher != "none" and run.teacher not in params.teacher_logits.kinds:
@@ -150,8 +154,9 @@ def _run_faults(params: Params, name: str) -> Iterator[str]:
     yield from nested
     if finetune is not None and finetune.alpha and run.teacher == "none":
         yield f"{path}.finetune.alpha: found {finetune.alpha}; a control has no teacher to learn from"
-    settings = params.distill_settings(name)
-    yield from _stride_fault(path, settings.student, settings.output_stride)
+    if run.student or run.output_stride:  # else the fault is the section's, and told there
+        settings = params.distill_settings(name)
+        yield from _stride_fault(path, settings.student, settings.output_stride)
 
 
 def known_run(params: Params, name: str) -> str:

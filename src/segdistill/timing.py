@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-
 # Thread pools go on spinning for a moment after a call; without a rest they would slow whatever is timed next.
 REST_S = 0.002
 

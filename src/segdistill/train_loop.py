@@ -23,6 +23,7 @@ from segdistill.progress import CurveFile, Progress
 from segdistill.schedules import lr_at
 from segdistill.scratch import Scratch, TrainingStoppedError, stop_requests
 
+CURVE_FILE = "curve.csv"
 CURVE_COLUMNS = ("step", "lr", "loss", "label_loss", "distill_loss", "holdout_mean_iou")
 
 
@@ -61,7 +62,7 @@ def train(job: Job, scratch: Scratch) -> list[dict]:
     net, settings = job.compute.place(job.net).train(), job.settings
     optimizer = _optimizer(net, settings)
     first, sums, curve = _resume(net, optimizer, scratch, job)
-    curve_file = CurveFile(scratch.folder / "curve.csv", CURVE_COLUMNS, curve)
+    curve_file = CurveFile(scratch.folder / CURVE_FILE, CURVE_COLUMNS, curve)
     progress = Progress(job.name, settings.steps, first, curve_file=curve_file)
     with stop_requests() as stops, progress:
         for step, batch in job.batches.steps(first, settings.steps):

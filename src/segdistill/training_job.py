@@ -13,6 +13,7 @@ from segdistill.crops import CropBatches
 from segdistill.dataset import PREPARED, open_split, read_index
 from segdistill.errors import InputError
 from segdistill.evaluate import TorchPredictor, evaluate
+from segdistill.follower import followed
 from segdistill.nets.adapters import imagenet_backbone_state, load_state, read_torch_checkpoint
 from segdistill.nets.registry import build
 from segdistill.params import Params, TrainingParams
@@ -20,7 +21,7 @@ from segdistill.provenance import package_versions, settings_hash
 from segdistill.rng import Batches, generator
 from segdistill.scratch import Scratch
 from segdistill.teacher_cache import Teaching, origins_of
-from segdistill.train_loop import Distillation, Job, train
+from segdistill.train_loop import CURVE_FILE, Distillation, Job, train
 
 
 class Data:
@@ -113,5 +114,8 @@ def train_net(
     job = Job(name, net, crops, settings, lr, compute, distillation, holdout_mean_iou)
     what_matters = (settings.model_dump(), lr, seed, facts, start, teaching and teaching.manifest)
     where = (package_versions("torch", "segdistill"), str(compute.device), str(compute.dtype), compute.threads)
+    phase, _, run = name.partition("/")
     with Scratch(name, settings_hash(what_matters, where)) as scratch:
-        return train(job, scratch), scratch
+        live = params.tracking.live and bool(run)
+        with followed(run, phase, scratch.folder / CURVE_FILE, enabled=live):
+            return train(job, scratch), scratch

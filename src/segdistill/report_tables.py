@@ -1,0 +1,197 @@
+"""The tables of the report as HTML: runs, per-class IoU, networks and conditions. Every text is escaped here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+from typing import NamedTuple
+
+from segdistill.cityscapes import PALETTE
+from segdistill.summary import Summary
+from segdistill.summary_row import CONTROL, STUDENT, TEACHER, Row
+
+MISSING = "–"
+
+
+class Column(NamedTuple):
+    """A column of a table of rows: the attribute it shows, how, and what it means."""
+
+    attribute: str
+    heading: str
+    form: str  # a format specification; empty for texts
+    meaning: str
+
+
+KEY_COLUMNS = (
+    Column("run", "Run", "", "name in params.yaml"),
+    Column("arch", "Network", "", "architecture"),
+    Column("teacher", "Learns from", "", "teacher logits: views, frame or online"),
+    Column("alpha", "α", "g", "weight of the distillation loss"),
+    Column("lr", "lr", "g", "learning rate"),
+    Column("distilled_mean_iou", "mIoU distilled", ".2%", "val mIoU after the first steps"),
+    Column("mean_iou", "mIoU", ".2%", "val mIoU of the finished student, in PyTorch"),
+    Column("gain_over_vanilla", "Δ control", "+.2f", "points of mIoU above the control"),
+    Column("teacher_agreement", "Agrees", ".1%", "pixels of val where it says what the teacher says"),
+    Column("float32_mean_iou", "mIoU float32", ".2%", "val mIoU of the float32 ONNX file"),
+    Column("int8_mean_iou", "mIoU int8", ".2%", "val mIoU of the int8 ONNX file"),
+    Column("float32_mb", "MB float32", ".2f", "size of the float32 ONNX file"),
+    Column("int8_mb", "MB int8", ".2f", "size of the int8 ONNX file"),
+    Column("onnx_float32_p50_ms", "ms float32", ".2f", "p50 end to end, onnxruntime"),
+    Column("onnx_int8_p50_ms", "ms int8", ".2f", "p50 end to end, onnxruntime"),
+)
+OTHER_COLUMNS = (
+    KEY_COLUMNS[0],
+    Column("method", "Method", "", "distillation loss"),
+    Column("temperature", "T", "g", "temperature of the distillation loss"),
+    Column("label_loss", "Label loss", "", "mean losses of different kinds cannot be compared"),
+    Column("schedule", "Schedule", "", "learning rate over the first steps"),
+    Column("steps", "Steps", ",d", "first steps"),
+    Column("finetune_steps", "Finetune", ",d", "further steps"),
+    Column("seed", "Seed", "d", "of initial weights and batches"),
+    Column("parameters", "Parameters", ",d", "weights of the network"),
+    Column("mean_loss", "Mean loss", ".4f", "label loss on val"),
+    Column("overall_acc", "Overall acc", ".2%", "pixels of val that are right"),
+    Column("mean_acc", "Mean acc", ".2%", "mean recall of the classes"),
+    Column("freqw_acc", "FreqW acc", ".2%", "IoU weighted by class frequency"),
+    Column("torch_p50_ms", "ms torch", ".2f", "p50 end to end, PyTorch as it comes"),
+    Column("torch_best_p50_ms", "ms torch best", ".2f", "p50 end to end, PyTorch at its best"),
+    Column("s_per_image", "s / image", ".4f", "mean, PyTorch"),
+    Column("torch_total_ms", "ms total torch", ",.0f", "all frames of the benchmark, PyTorch"),
+    Column("onnx_total_ms", "ms total ONNX", ",.0f", "all frames of the benchmark, float32 ONNX"),
+)
+
+
+def runs_table(summary: Summary, columns: tuple[Column, ...]) -> str:
+    """All models as a table that sorts by a click on a heading."""
+    heads = "".join(
+        f'<th scope="col" class="{_kind(column)}" title="{escape(column.meaning)}">'
+        f'<button type="button">{escape(column.heading)}</button></th>'
+        for column in columns
+    )
+    rows = "".join(_run_row(summary, row, columns) for row in summary.rows)
+    return f'<table class="sortable"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
+
+
+def _kind(column: Column) -> str:
+    return "number" if column.form else "text"
+
+
+def _run_row(summary: Summary, row: Row, columns: tuple[Column, ...]) -> str:
+    champion = summary.champion
+    picked = champion is not None and row.role != TEACHER and row.run == champion.run
+    cells = "".join(_cell(row, column, picked) for column in columns)
+    return f'<tr class="{escape(row.role)}{" champion" if picked else ""}">{cells}</tr>'
+
+
+def _cell(row: Row, column: Column, picked: bool) -> str:
+    value = getattr(row, column.attribute)
+    if column.attribute == "run":
+        badges = f'<span class="badge">{escape(row.role)}</span>' if row.role != STUDENT else ""
+        badges += '<span class="badge pick">ship</span>' if picked else ""
+        return f'<th scope="row" data-value="{escape(row.run)}">{escape(row.run)}{badges}</th>'
+    if value is None:
+        return f'<td class="{_kind(column)} none" data-value="">{MISSING}</td>'
+    if column.attribute == "gain_over_vanilla":
+        if row.control == row.run:
+            # Its gain over itself is no finding.
+            return f'<td class="number none" data-value="0">{MISSING}</td>'
+        value *= 100
+        sign = "gain" if value > 0 else "loss" if value < 0 else ""
+        title = f"against {row.control}"
+        return f'<td class="number {sign}" data-value="{value!r}" title="{escape(title)}">{value:+.2f}</td>'
+    text = format(value, column.form) if column.form else str(value)
+    return f'<td class="{_kind(column)}" data-value="{escape(str(value))}">{escape(text)}</td>'
+
+
+def class_table(summary: Summary) -> str:
+    """IoU by class and model as a heat map; the best student of a class is set in bold."""
+    names = class_names(summary)
+    heads = "".join(
+        f'<th scope="col"><span class="upright">{_swatch(number)}{escape(_spaced(name))}</span></th>'
+        for number, name in enumerate(names)
+    )
+    best = {name: max(filter(None, (row.class_iou.get(name) for row in summary.runs)), default=None) for name in names}
+    rows = []
+    for row in summary.rows:
+        cells = "".join(_heat(row.class_iou.get(name), row.role != TEACHER and best[name]) for name in names)
+        mean = _heat(row.mean_iou, False)
+        rows.append(f'<tr class="{escape(row.role)}"><th scope="row">{escape(row.run)}</th>{mean}{cells}</tr>')
+    mean_head = '<th scope="col"><span class="upright">mean</span></th>'
+    head = f'<tr><th scope="col" class="corner">IoU, %</th>{mean_head}{heads}</tr>'
+    return f'<table class="heat"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>'
+
+
+def _heat(iou: float | None, best: float | None | bool) -> str:
+    if iou is None:
+        return f'<td class="none">{MISSING}</td>'
+    bold = ' class="best"' if best and iou == best else ""
+    return f'<td{bold} style="--iou:{iou:.3f}">{100 * iou:.0f}</td>'
+
+
+def class_names(summary: Summary) -> list[str]:
+    """The class names in the order of their trainIds."""
+    return next((list(row.class_iou) for row in summary.rows if row.class_iou), [])
+
+
+def class_legend(summary: Summary) -> str:
+    """What the colours of the class maps stand for."""
+    entries = [f"<li>{_swatch(n)}{escape(_spaced(name))}</li>" for n, name in enumerate(class_names(summary))]
+    return f'<ul class="legend">{"".join(entries)}<li>{_swatch(255)}not evaluated</li></ul>'
+
+
+def _swatch(train_id: int) -> str:
+    red, green, blue = PALETTE[train_id]
+    return f'<i class="swatch" style="background:rgb({red},{green},{blue})"></i>'
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def networks_table(summary: Summary) -> str:
+    """Latency of every distinct network on every backend, forward pass and end to end."""
+    figures = [(f"{what}_{name}_ms", ".2f") for what in ("forward", "end_to_end") for name in ("p50", "p95")]
+    figures.append(("end_to_end_total_ms", ",.0f"))
+    heads = ("Network", "Backend", "Forward p50", "Forward p95", "End to end p50", "End to end p95", "All frames")
+    rows = []
+    for network, backends in summary.benchmark.get("networks", {}).items():
+        for backend, timed in backends.items():
+            name = f"{backend} ({timed['how']})" if "how" in timed else backend
+            texts = [_form(timed.get(key), form) for key, form in figures]
+            rows.append(_plain_row([network, name], texts))
+    head = "".join(
+        f'<th scope="col" class="{"number" if number > 1 else "text"}">{escape(text)}</th>'
+        for number, text in enumerate(heads)
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _form(value: float | None, form: str) -> str:
+    return MISSING if value is None else format(value, form)
+
+
+def _plain_row(texts: Iterable[str], numbers: Iterable[str]) -> str:
+    cells = [f'<td class="text">{escape(text)}</td>' for text in texts]
+    cells += [f'<td class="number">{escape(text)}</td>' for text in numbers]
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def conditions_list(summary: Summary) -> str:
+    """Under which conditions latency was measured, as terms and their values."""
+
+    def said(value: object) -> str:
+        if isinstance(value, dict):
+            return ", ".join(f"{key} {inner}" for key, inner in value.items())
+        return " x ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+    terms = [
+        f"<dt>{escape(_spaced(name))}</dt><dd>{escape(said(value))}</dd>"
+        for name, value in summary.benchmark.get("conditions", {}).items()
+    ]
+    return f"<dl>{''.join(terms)}</dl>"
+
+
+def has_uncontrolled(summary: Summary) -> bool:
+    """Is a run measured against a control of another network?"""
+    runs = [row for row in summary.runs if row.control]
+    return any(row.role != CONTROL and summary.run(row.control).arch != row.arch for row in runs)

@@ -1,0 +1,225 @@
+"""What MLflow shows of each run, read from disk: no word here of how it gets there."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from segdistill.files import read_json
+from segdistill.params import Params
+from segdistill.provenance import settings_hash
+from segdistill.summary import row_key
+
+TEACHER = "teacher"
+CURVES = ("lr", "loss", "label_loss", "distill_loss", "holdout_mean_iou")
+
+
+class Point(NamedTuple):
+    """One row of a curve file: what was measured after `step`; empty cells are left out."""
+
+    step: int
+    values: dict[str, float]
+
+
+class Row(NamedTuple):
+    """One run as a row: `key` changes with anything that makes it another run."""
+
+    run: str
+    key: str
+    params: dict[str, str]
+    tags: dict[str, str]
+    data: tuple[str, str]  # name and fingerprint
+    metrics: dict[str, float] = {}
+    curves: dict[str, Path] = {}  # by phase
+    pictures: tuple[Path, ...] = ()
+    finished: bool = False
+
+
+def rows_on_disk(params: Params, metrics: Path) -> list[Row]:
+    """The teacher and every run of params.runs that has been distilled, with all that `metrics` holds of them."""
+    benchmark = _read(metrics / "benchmark.json")
+    shared = tuple(sorted((metrics / "pictures").glob("*.png")))
+    rows = []
+    teacher = _read(metrics / "teacher.json")
+    if teacher:
+        row = row_of(params, TEACHER, teacher.get("data_fingerprint", ""))
+        curve = metrics / "teacher_curve.csv"
+        rows.append(
+            row._replace(
+                tags=row.tags | _revision(teacher, metrics, "teacher/teacher"),
+                metrics=_figures(teacher) | _latencies(benchmark, TEACHER),
+                curves={"train": curve} if read_curve(curve) else {},
+                pictures=shared,
+                finished=True,
+            )
+        )
+    return rows + [row for run in params.runs if (row := _student_row(params, metrics, run, benchmark, shared))]
+
+
+def _student_row(params: Params, metrics: Path, run: str, benchmark: dict, shared: tuple[Path, ...]) -> Row | None:
+    folder = metrics / "runs" / run
+    distilled, finetuned = _read(folder / "distill.json"), _read(folder / "finetune.json")
+    if not distilled:
+        return None
+    row = row_of(params, run, distilled.get("data_fingerprint", ""))
+    curves = {phase: folder / f"{phase}_curve.csv" for phase in ("distill", "finetune")}
+    export = _read(folder / "export.json")
+    return row._replace(
+        tags=row.tags | _revision(finetuned or distilled, metrics, f"runs/{run}/distilled"),
+        metrics={f"distilled_{name}": value for name, value in _figures(distilled, classes=False).items()}
+        | _figures(finetuned)
+        | _exported(export, finetuned)
+        | _latencies(benchmark, run, int8=bool(export.get("int8")))
+        | _gain(metrics, row),
+        curves={phase: path for phase, path in curves.items() if read_curve(path)},
+        pictures=(*shared, *sorted((folder / "pictures").glob("*.png"))),
+        finished=bool(finetuned),
+    )
+
+
+def row_of(params: Params, run: str, data_fingerprint: str) -> Row:
+    """The row of `run` before anything is measured: its key, its params and what it says about itself."""
+    data = ("cityscapes" if params.data.source == "cityscapes" else "synthetic city", data_fingerprint)
+    if run == TEACHER:
+        key = settings_hash(TEACHER, params.teacher.model_dump(mode="json"), params.seed, data_fingerprint)
+        named, note = _teacher_params(params), _teacher_note(params)
+    else:
+        key = row_key(params, run, data_fingerprint)
+        named, note = _student_params(params, run), _student_note(params, run)
+    named |= {"data_fingerprint": data_fingerprint}
+    return Row(run, key, {name: _text(value) for name, value in named.items()}, {"mlflow.note.content": note}, data)
+
+
+def read_curve(path: Path) -> list[Point]:
+    """The points of a curve file, without a last line that is still being written; none where there is no file."""
+    try:
+        whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    except FileNotFoundError:
+        return []
+    return [
+        Point(int(row["step"]), {name: float(row[name]) for name in CURVES if row.get(name)})
+        for row in csv.DictReader(whole.splitlines())
+    ]
+
+
+def _student_params(params: Params, run: str) -> dict:
+    settings = params.distill_settings(run)
+    finetune, finetune_steps = params.finetune_settings(run)
+    taught = settings.teacher != "none"
+    # What a control never reads is left empty: it would only look like a difference between two rows.
+    return {
+        "alpha": settings.alpha,
+        "lr": settings.lr,
+        "temperature": settings.temperature if taught else "-",
+        "method": settings.method if taught else "-",
+        "student": settings.student,
+        "teacher": settings.teacher,
+        "teacher_arch": params.teacher.arch if taught else "-",
+        "schedule": settings.schedule,
+        "steps": settings.steps,
+        "finetune_steps": finetune_steps,
+        "finetune_alpha": finetune.alpha if finetune_steps else "-",
+        "finetune_lr": finetune.lr if finetune_steps else "-",
+        "batch_size": settings.batch_size,
+        "crop": settings.crop_px,
+        "seed": settings.seed,
+    }
+
+
+def _teacher_params(params: Params) -> dict:
+    teacher = params.teacher
+    if teacher.checkpoint is not None:
+        return {"teacher_arch": teacher.arch, "checkpoint": teacher.checkpoint}
+    names = ("lr", "schedule", "steps", "batch_size")
+    named = {name: getattr(teacher, name) for name in names}
+    return named | {"teacher_arch": teacher.arch, "crop": teacher.crop_px, "seed": params.seed}
+
+
+def _student_note(params: Params, run: str) -> str:
+    settings, (_, further) = params.distill_settings(run), params.finetune_settings(run)
+    how = "learns from the labels alone, as a control"
+    if settings.teacher != "none":
+        how = f"learns from {params.teacher.arch} ({settings.teacher}, {settings.method}, T {settings.temperature:g})"
+        how += f" with weight {settings.alpha:g} and from the labels with {1 - settings.alpha:g}"
+    steps = f"{settings.steps} steps of {settings.batch_size} crops at lr {settings.lr:g}, then {further} further ones"
+    return f"**{settings.student}** {how}: {steps}.  \nWeights and ONNX files: `models/runs/{run}/`."
+
+
+def _teacher_note(params: Params) -> str:
+    teacher = params.teacher
+    how = f"read from {teacher.checkpoint}" if teacher.checkpoint else f"trained here for {teacher.steps} steps"
+    return f"**{teacher.arch}**, the teacher of this sweep, {how}.  \nWeights: `models/teacher/teacher.safetensors`."
+
+
+def _figures(figures: dict, classes: bool = True) -> dict[str, float]:
+    """The plain numbers of a metrics file, class IoUs as class_iou_NAME; an undefined figure is left out."""
+    by_class = (figures.get("class_iou") or {}) if classes else {}
+    named = figures | {f"class_iou_{name}": iou for name, iou in by_class.items()}
+    return {
+        name: float(value)
+        for name, value in named.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+def _exported(export: dict, finetuned: dict) -> dict[str, float]:
+    figures = {
+        f"onnx_{kind}_{name}": value
+        for kind in ("float32", "int8")
+        for name, value in _figures(export.get(kind) or {}, classes=False).items()
+    }
+    # A control meets the teacher only when it is exported: what finetune did not measure is taken from here.
+    torch = _figures(export.get("torch") or {}, classes=False)
+    return figures | {name: value for name, value in torch.items() if finetuned and name not in finetuned}
+
+
+def _gain(metrics: Path, row: Row) -> dict[str, float]:
+    """What the run is better than its control, if the summary on disk is of this very row."""
+    summed_up = (_read(metrics / "summary.json").get("runs") or {}).get(row.run) or {}
+    gain = summed_up.get("gain_over_vanilla")
+    return {"gain_over_vanilla": float(gain)} if gain is not None and summed_up.get("row_key") == row.key else {}
+
+
+def _latencies(benchmark: dict, model: str, int8: bool = True) -> dict[str, float]:
+    """End to end as BACKEND_p50_ms and so on, the net alone as BACKEND_forward_p50_ms.
+
+    Latencies are of an architecture: without `int8` another run's int8 file was timed, not one of this run.
+    """
+    network = (benchmark.get("models") or {}).get(model)
+    backends = (benchmark.get("networks") or {}).get(network) or {}
+    return {
+        f"{backend}_{name.removeprefix('end_to_end_')}": value
+        for backend, figures in backends.items()
+        for name, value in _figures(figures or {}).items()
+        if int8 or backend != "onnx_int8"
+    }
+
+
+def _revision(figures: dict, metrics: Path, weights: str) -> dict[str, str]:
+    """The commit that a result was computed by, as tags: code may change without the run becoming another one."""
+    found = figures.get("git_revision") or _header(metrics.parent / "models" / f"{weights}.safetensors")
+    if not found or found == "unknown":
+        return {}
+    return {"git_revision": found, "mlflow.source.git.commit": found.removesuffix("-dirty")}
+
+
+def _header(path: Path) -> str | None:
+    """`git_revision` in the header of a weights file of ours, read without torch; None where there is none."""
+    try:
+        with path.open("rb") as stream:
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        return json.loads(header["__metadata__"]["segdistill"]).get("git_revision")
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _read(path: Path) -> dict:
+    return read_json(path) if path.exists() else {}
+
+
+def _text(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,260 @@
+"""Every run as a row in MLflow, brought in from the files under metrics/. The only importer of mlflow.
+
+Files are the record and MLflow is a view of them, so whatever goes wrong here is a warning, and tracking again adds
+what is missing: a row is found by the hash of everything its run was computed from, a point by its step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segdistill.params import Params
+from segdistill.provenance import file_sha256, settings_hash
+from segdistill.tracked_rows import CURVES, Point, Row, read_curve, rows_on_disk
+from segdistill.tracking_store import (
+    Store,
+    check_reachable,
+    find_store,
+    locked,
+    quiet_and_patient_for,
+    within,
+    without_passwords,
+)
+from segdistill.tracking_view import experiment_tags
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+RUN_TAG, ROW_TAG, CURVE_TAG = "segdistill.run", "segdistill.row", "segdistill.curve"
+CURRENT_TAG, PICTURES_TAG = "segdistill.current", "segdistill.pictures"
+POINTS_PER_CALL = 1000 // len(CURVES)  # MLflow takes 1000 values; a point is never split between two calls
+ATTEMPTS = 3
+
+
+def track(params: Params, metrics: Path, limit_s: float = 300.0) -> bool:
+    """Bring every run of `params` that `metrics` holds into MLflow, each row, figure and point exactly once.
+
+    Never raises: where the store cannot be used, one line on stderr says so.
+
+    Returns:
+        Whether all of it is there now.
+    """
+    store = find_store(params.tracking.uri)
+
+    def bring_in() -> None:
+        rows = rows_on_disk(params, metrics)
+        check_reachable(store)
+        quiet_and_patient_for()
+        with locked(store, wait_s=limit_s / 2):
+            _with_patience(lambda: _bring_in(store, params.tracking.experiment, rows))
+
+    return told_as_warning(store, lambda: within(limit_s, bring_in))
+
+
+def told_as_warning(store: Store, work: Callable[[], None]) -> bool:
+    """Do `work`; where it fails, say so in one line without passwords. Returns whether it succeeded."""
+    try:
+        work()
+    except Exception as error:  # noqa: BLE001 - no failure of a view may end what is being viewed
+        cause = " ".join(without_passwords(str(error).replace(store.uri, store.name)).split())[:300]
+        print(
+            f"warning: MLflow at {store.name} is not up to date ({type(error).__name__}: {cause}); "
+            "the results are on disk, and segdistill track brings them in",
+            file=sys.stderr,
+        )
+        return False
+    return True
+
+
+def _with_patience(work: Callable[[], None]) -> None:
+    """Try again where an MLflow server that starts or writes beside us was in the way; nothing is brought in twice."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return work()
+        except Exception as error:
+            if attempt == ATTEMPTS - 1 or not any(w in str(error) for w in ("is locked", "already exists")):
+                raise
+            time.sleep(1 + attempt)
+    return None
+
+
+def _bring_in(store: Store, experiment_name: str, rows: Sequence[Row]) -> None:
+    experiment = Experiment(store, experiment_name)
+    runs = {}
+    for row in rows:
+        known = experiment.known(row.run)
+        runs[row.key] = experiment.bring_in(row, known)
+        for phase, path in row.curves.items():
+            curve = experiment.curve(row, phase, runs[row.key], known)
+            curve.bring_in(read_curve(path), whole=True)
+            curve.end("FINISHED")
+    # Last, because a store of pictures may fail where the store of figures works.
+    for row in rows:
+        experiment.bring_in_pictures(row, runs[row.key])
+
+
+class Experiment:
+    """The MLflow experiment of the sweep, with the view of it that its page offers."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        if store.sqlite and not store.sqlite.exists():
+            _create_sqlite(store.sqlite)
+        self.client = _client(store.uri)
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            self.client.create_experiment(name, artifact_location=store.artifacts)
+            found = self.client.get_experiment_by_name(name)
+        elif found.lifecycle_stage == "deleted":
+            self.client.restore_experiment(found.experiment_id)
+        self.id = found.experiment_id
+        for key, value in experiment_tags().items():
+            if key not in found.tags:  # what a user made of it stays
+                self.client.set_experiment_tag(self.id, key, value)
+
+    def known(self, run: str) -> dict[str, Run]:
+        """The rows and curves of `run` that are there, by key."""
+        found, token = {}, None
+        while True:
+            page = self.client.search_runs(
+                [self.id], f"tags.`{RUN_TAG}` = '{run}'", order_by=["attributes.start_time DESC"], page_token=token
+            )
+            for one in page:
+                key = one.data.tags.get(ROW_TAG) or one.data.tags.get(CURVE_TAG)
+                found |= {key: one} if key else {}
+            token = page.token
+            if not token:
+                return found
+
+    def create(self, name: str, tags: dict[str, str]) -> Run:
+        """A new run of `name`."""
+        with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
+            tags = tags | {"mlflow.user": getpass.getuser()}
+        return self.client.create_run(self.id, tags=tags, run_name=name)
+
+    def bring_in(self, row: Row, known: dict[str, Run]) -> Run:
+        """The run of `row`, made if it is not there, with all that is new; what is not of this row is marked as old."""
+        run = known.get(row.key)
+        if run is None:
+            run = self.create(row.run, {RUN_TAG: row.run, ROW_TAG: row.key})
+            self._add_data(run, row)
+        self._update(run, row.metrics, row.params, row.tags | {CURRENT_TAG: "true"})
+        for key, other in known.items():
+            current = "true" if key.split("/")[0] == row.key else "false"
+            if other.data.tags.get(CURRENT_TAG) != current:
+                self.client.set_tag(other.info.run_id, CURRENT_TAG, current)
+        if row.finished and run.info.status != "FINISHED":
+            self.client.set_terminated(run.info.run_id, "FINISHED")
+        return run
+
+    def _update(self, run: Run, metrics: dict, params: dict, tags: dict) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        now = _now_ms()
+        has = run.data
+        new_metrics = [Metric(k, v, now, 0) for k, v in metrics.items() if has.metrics.get(k) != v]
+        # A param of MLflow cannot change; what the row's key covers does not.
+        new_params = [Param(k, v) for k, v in params.items() if k not in has.params]
+        new_tags = [RunTag(k, v) for k, v in tags.items() if has.tags.get(k) != v]
+        if new_metrics or new_params or new_tags:
+            self.client.log_batch(run.info.run_id, new_metrics, new_params, new_tags)
+
+    def _add_data(self, run: Run, row: Row) -> None:
+        from mlflow.entities import Dataset, DatasetInput
+
+        name, fingerprint = row.data
+        if fingerprint:
+            data = Dataset(name, fingerprint[:12], "local", '{"uri": "data/prepared"}')
+            self.client.log_inputs(run.info.run_id, [DatasetInput(data)])
+
+    def curve(self, row: Row, phase: str, parent: Run, known: dict[str, Run]) -> Curve:
+        """The curve of `phase` of `row`, made if it is not there."""
+        return Curve(self, row, phase, parent.info.run_id, known)
+
+    def bring_in_pictures(self, row: Row, run: Run) -> None:
+        """Put the pictures of `row` under pictures/, unless these very ones are there."""
+        content = settings_hash([(path.name, file_sha256(path)) for path in row.pictures])
+        if not row.pictures or run.data.tags.get(PICTURES_TAG) == content:
+            return
+        for path in row.pictures:
+            self.client.log_artifact(run.info.run_id, str(path), "pictures")
+        self.client.set_tag(run.info.run_id, PICTURES_TAG, content)
+
+
+class Curve:
+    """The curve of one phase of a row, as a run of its own below it: steps of two phases do not mix."""
+
+    def __init__(self, experiment: Experiment, row: Row, phase: str, parent_id: str, known: dict[str, Run]) -> None:
+        self.experiment, self.name, self.key = experiment, f"{row.run}/{phase}", f"{row.key}/{phase}"
+        tags = {RUN_TAG: row.run, CURVE_TAG: self.key, CURRENT_TAG: "true"}
+        self._tags = tags | {"mlflow.parentRunId": parent_id}
+        found = known.get(self.key)
+        self._start(found or experiment.create(self.name, self._tags))
+        if found:
+            history = experiment.client.get_metric_history(self.run_id, "loss")
+            self._logged = {point.step: point.value for point in history}
+
+    def _start(self, run: Run) -> None:
+        self.run_id, self._status, self._logged = run.info.run_id, run.info.status, {}
+
+    def bring_in(self, points: Sequence[Point], whole: bool) -> None:
+        """Log the points that are not there; with `whole`, what is there beside them is of an outdated training."""
+        from mlflow.entities import Metric
+
+        losses = {point.step: point.values["loss"] for point in points}
+        if any(not math.isclose(losses[step], self._logged[step]) for step in losses.keys() & self._logged) or (
+            whole and self._logged.keys() - losses.keys()
+        ):
+            # Trained again with another outcome, on other code or another machine: one curve, not two mixed.
+            self.experiment.client.delete_run(self.run_id)
+            self._start(self.experiment.create(self.name, self._tags))
+        missing = [point for point in points if point.step not in self._logged]
+        now = _now_ms()
+        for first in range(0, len(missing), POINTS_PER_CALL):
+            batch = missing[first : first + POINTS_PER_CALL]
+            values = [Metric(name, value, now, point.step) for point in batch for name, value in point.values.items()]
+            self.experiment.client.log_batch(self.run_id, values)
+            self._logged |= {point.step: point.values["loss"] for point in batch}
+
+    def end(self, status: str) -> None:
+        """Say that no points are to come; RUNNING says that some are."""
+        if self._status == status:
+            return
+        if status == "RUNNING":
+            self.experiment.client.update_run(self.run_id, status)
+        else:
+            self.experiment.client.set_terminated(self.run_id, status)
+        self._status = status
+
+
+def _client(uri: str):
+    import logging
+
+    from mlflow import MlflowClient
+
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    return MlflowClient(tracking_uri=uri)
+
+
+def _create_sqlite(path: Path) -> None:
+    """Make an empty store whole or not at all: MLflow cannot open one whose making was cut short."""
+    for left in path.parent.glob(f"{path.name}.*.part*"):  # with its journal
+        left.unlink()
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        _client(f"sqlite:///{temporary}").search_experiments(max_results=1)
+        with contextlib.suppress(FileExistsError):  # a server was started meanwhile and has made it
+            path.hardlink_to(temporary)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,175 @@
+"""The whole pipeline on a tiny city, run by DVC in a copy of the repository: what runs, what is left, what comes out."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
+RUNNING = re.compile(r"Running stage '([\w@-]+)'")
+
+
+class Checkout:
+    """A copy of the repository with its own git and DVC, and params scaled down to a few steps."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+        for name in subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0"):
+            if name and (ROOT / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, folder / name)
+        for made in ("dvc.lock", "metrics/summary.json", "metrics/summary.csv", "metrics/benchmark.json"):
+            (folder / made).unlink(missing_ok=True)
+        self.params = yaml.safe_load((ROOT / "profiles/tiny.yaml").read_text())
+        self.params["data"]["synthetic"] = {"train_frames": 8, "val_frames": 3}
+        self.params["teacher"] |= {"steps": 2, "arch": "deeplabv3plus_mobilenet"}
+        self.params["distill"] |= {"steps": 3, "evaluate_every_steps": 3, "batch_size": 2}
+        self.params["finetune"] |= {"steps": 2}
+        self.params["benchmark"] |= {"frames": 3, "warmup_frames": 1}
+        self.save_params()
+        self.git("init", "-q")
+        self.commit("start")
+
+    def save_params(self) -> None:
+        (self.folder / "params.yaml").write_text(yaml.safe_dump(self.params, sort_keys=False))
+
+    def call(self, *command: str) -> subprocess.CompletedProcess:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        extra = {"PATH": path, "PYTHONPATH": str(self.folder / "src"), "DVC_NO_ANALYTICS": "true"}
+        environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"} | extra
+        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, env=environment, check=False)
+
+    def git(self, *arguments: str) -> None:
+        identity = ("-c", "user.name=test", "-c", "user.email=test@example.org")
+        done = self.call("git", *identity, *arguments)
+        assert done.returncode == 0, done.stderr
+
+    def commit(self, message: str) -> None:
+        self.git("add", "-A")
+        self.git("commit", "-q", "-m", message)
+
+    def dvc(self, *arguments: str) -> list[str]:
+        """Run dvc and return the stages that it ran."""
+        done = self.call("dvc", *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return RUNNING.findall(done.stdout)
+
+    def metrics(self, name: str) -> dict:
+        return json.loads((self.folder / "metrics" / name).read_text())
+
+    def mlflow_rows(self) -> list:
+        from mlflow import MlflowClient
+
+        client = MlflowClient(tracking_uri=f"sqlite:///{self.folder / 'mlflow.db'}")
+        experiment = client.get_experiment_by_name("segdistill")
+        return client.search_runs([experiment.experiment_id], "tags.`segdistill.row` LIKE '%'")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    checkout = Checkout(tmp_path_factory.mktemp("city"))
+    checkout.ran = checkout.dvc("repro")
+    return checkout
+
+
+def stages_of(run: str) -> set[str]:
+    return {f"{stage}@{run}" for stage in ("distill", "steplr-finetune", "export-onnx")}
+
+
+def test_every_stage_ran(done):
+    expected = {"prepare", "teacher-check", "teacher-logits@views", "benchmark", "report"}
+    expected |= stages_of("vanilla") | stages_of("a03-lr01") | stages_of("light")
+    assert set(done.ran) == expected
+    assert len(done.ran) == len(expected)
+
+
+def test_every_stage_left_its_files(done):
+    for run in done.params["runs"]:
+        files = {path.name for path in (done.folder / "models/runs" / run).iterdir()}
+        assert {"distilled.safetensors", "finetuned.safetensors", "student.onnx", "student.int8.onnx"} <= files
+        for name in ("distill", "finetune"):
+            assert 0 <= done.metrics(f"runs/{run}/{name}.json")["mean_iou"] <= 1
+            with (done.folder / f"metrics/runs/{run}/{name}_curve.csv").open() as curve:
+                assert int(list(csv.DictReader(curve))[-1]["step"]) == done.params[name]["steps"]
+        exported = done.metrics(f"runs/{run}/export.json")
+        assert exported["float32"]["class_agreement_with_torch"] > 0.999
+        assert exported["torch"]["mean_iou"] == pytest.approx(done.metrics(f"runs/{run}/finetune.json")["mean_iou"])
+        assert exported["int8"]["bytes"] < exported["float32"]["bytes"] / 2
+    timed = done.metrics("benchmark.json")
+    for backends in timed["networks"].values():
+        assert set(backends) >= {"torch", "torch_best", "onnx_float32", "onnx_int8"}
+        assert all(row["end_to_end_p50_ms"] > 0 for row in backends.values())
+    report = (done.folder / "reports/index.html").read_text()
+    assert all(run in report for run in done.params["runs"])
+
+
+def test_mlflow_has_a_row_for_each_run(done):
+    rows = {row.data.params.get("alpha"): row for row in done.mlflow_rows() if row.info.run_name != "teacher"}
+    assert {float(alpha) for alpha in rows} == {0.0, 0.3, 0.6}
+    for row in rows.values():
+        assert {"mean_iou", "onnx_int8_mean_iou", "torch_p50_ms", "onnx_int8_p50_ms"} <= set(row.data.metrics)
+        assert float(row.data.params["lr"]) == 0.01
+
+
+def test_again_runs_nothing(done):
+    assert done.dvc("repro") == []
+
+
+def test_the_control_depends_on_no_teacher(done):
+    lock = yaml.safe_load((done.folder / "dvc.lock").read_text())["stages"]
+    for stage in ("distill@vanilla", "steplr-finetune@vanilla"):
+        deps = {dep["path"] for dep in lock[stage]["deps"]}
+        assert "data/teacher_logits/none" in deps
+        assert not any("views" in dep or dep.startswith("models/teacher") for dep in deps)
+
+
+def test_metrics_and_plots_are_declared(done):
+    shown = done.call("dvc", "metrics", "show", "--json")
+    assert shown.returncode == 0, shown.stderr
+    assert "mean_iou" in shown.stdout
+    plotted = done.call("dvc", "plots", "show", "--json")
+    assert plotted.returncode == 0, plotted.stderr
+    assert "distill_curve.csv" in plotted.stdout
+
+
+def test_a_changed_alpha_reruns_its_run_and_what_compares(done):
+    before = len(done.mlflow_rows())
+    done.params["runs"]["a03-lr01"]["alpha"] = 0.25
+    done.save_params()
+    assert set(done.dvc("repro")) == stages_of("a03-lr01") | {"benchmark", "report"}
+    rows = [row for row in done.mlflow_rows() if row.info.run_name == "a03-lr01"]
+    assert sorted(float(row.data.params["alpha"]) for row in rows) == [0.25, 0.3], "the old row stays"
+    assert len(done.mlflow_rows()) == before + 1
+
+
+def test_an_experiment_changes_one_value(done):
+    done.commit("as it is")
+    shown = done.call("dvc", "exp", "run", "-S", "runs.light.lr=0.02", "--name", "brighter")
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    assert set(RUNNING.findall(shown.stdout)) == stages_of("light") | {"benchmark", "report"}
+    assert "brighter" in done.call("dvc", "exp", "show", "--csv").stdout
+
+
+def test_a_bad_value_is_told_plainly_and_loses_nothing(done):
+    before = (done.folder / "models/runs/light/student.onnx").read_bytes()
+    kept = done.params["runs"]["light"]["alpha"]
+    done.params["runs"]["light"]["alpha"] = 1.5
+    done.save_params()
+    failed = done.call(sys.executable, "stages/distill.py", "--run", "light")
+    done.params["runs"]["light"]["alpha"] = kept
+    done.save_params()
+    assert failed.returncode == 1
+    assert "runs.light.alpha: found 1.5" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert (done.folder / "models/runs/light/student.onnx").read_bytes() == before

@@ -1,0 +1,131 @@
+"""Weights that never travel alone: the file rebuilds its net, and anything else is refused by name."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from segdistill.checkpoint import load_net, net_facts, read_facts, read_state, save_net
+from segdistill.errors import InputError
+from segdistill.nets.registry import build
+from segdistill.transforms import MEAN, STD
+
+ARCH, CLASSES = "deeplabv3_mobilenet_lite", 5
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(0)
+    return build(ARCH, CLASSES)
+
+
+@pytest.fixture(scope="module")
+def facts():
+    return net_facts(ARCH, CLASSES, 16) | {"seed": 3, "step": 20, "teacher_sha256": None}
+
+
+@pytest.fixture(scope="module")
+def saved(net, facts, tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "net.safetensors"
+    save_net(path, net, facts)
+    return path
+
+
+def rewritten(saved, path, change):
+    """A copy of `saved` whose tensors went through `change`."""
+    state = load_file(saved)
+    change(state)
+    with safe_open(saved, "pt") as opened:
+        save_file(state, path, metadata=opened.metadata())
+    return path
+
+
+def test_weights_and_facts_come_back(net, facts, saved):
+    found, found_facts = load_net(saved)
+    assert found_facts == facts
+    expected = net.state_dict()
+    assert list(found.state_dict()) == list(expected)
+    assert all(torch.equal(value, expected[key]) for key, value in found.state_dict().items())
+
+
+def test_a_loaded_net_is_in_eval_mode(saved):
+    assert not load_net(saved)[0].training
+
+
+def test_the_header_says_what_the_net_is(saved):
+    with safe_open(saved, "pt") as opened:
+        header = json.loads(opened.metadata()["segdistill"])
+    assert (header["arch"], header["classes"], header["output_stride"]) == (ARCH, CLASSES, 16)
+    assert (header["normalisation"]["mean"], header["normalisation"]["std"]) == (list(MEAN), list(STD))
+    assert (header["normalisation"]["order"], header["normalisation"]["range"]) == ("RGB", "0..1")
+
+
+def test_saving_twice_gives_the_same_bytes(net, facts, saved, tmp_path):
+    save_net(tmp_path / "again.safetensors", net, dict(reversed(facts.items())))
+    assert (tmp_path / "again.safetensors").read_bytes() == saved.read_bytes()
+
+
+def test_memory_layout_is_no_part_of_the_file(net, facts, saved, tmp_path):
+    placed = build(ARCH, CLASSES)
+    placed.load_state_dict(net.state_dict())
+    save_net(tmp_path / "placed.safetensors", placed.to(memory_format=torch.channels_last), facts)
+    assert (tmp_path / "placed.safetensors").read_bytes() == saved.read_bytes()
+
+
+def test_others_may_read_the_file(saved):
+    assert saved.stat().st_mode & 0o777 == 0o644
+
+
+def broken_files(saved, folder):
+    """By kind: a file that holds no net of ours, and what the message tells of it."""
+    whole = saved.read_bytes()
+    contents = {"truncated": whole[:-1000], "truncated header": whole[:100], "text": b"weights\n" * 99, "empty": b""}
+    for kind, content in contents.items():
+        (folder / kind).write_bytes(content)
+    (folder / "folder").mkdir()
+
+
+@pytest.mark.parametrize("kind", ["truncated", "truncated header", "text", "empty", "folder", "missing"])
+@pytest.mark.parametrize("read", [load_net, read_facts, read_state])
+def test_what_is_no_weights_file_is_refused_by_name(saved, tmp_path, kind, read):
+    broken_files(saved, tmp_path)
+    with pytest.raises(InputError) as error:
+        read(tmp_path / kind)
+    assert str(tmp_path / kind) in str(error.value)
+
+
+def test_foreign_safetensors_are_refused_by_name(tmp_path):
+    save_file({"weight": torch.zeros(2)}, tmp_path / "foreign.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"foreign\.safetensors: its header does not say which network"):
+        load_net(tmp_path / "foreign.safetensors")
+
+
+def test_foreign_safetensors_have_a_state_all_the_same(tmp_path):
+    save_file({"weight": torch.arange(2.0)}, tmp_path / "foreign.safetensors")
+    assert read_state(tmp_path / "foreign.safetensors")["weight"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda state: state.pop(next(iter(state))), "missing"),
+        (lambda state: state.update({"aux.weight": torch.zeros(1)}), "unexpected: aux.weight"),
+        (lambda state: state.update({next(iter(state)): torch.zeros(3)}), "wrongly shaped"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_by_name(saved, tmp_path, change, told):
+    path = rewritten(saved, tmp_path / "changed.safetensors", change)
+    with pytest.raises(InputError) as error:
+        load_net(path)
+    assert told in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_a_net_that_does_not_exist_is_refused(net, facts, tmp_path):
+    save_net(tmp_path / "net.safetensors", net, facts | {"arch": "resnet"})
+    with pytest.raises(InputError, match="resnet"):
+        load_net(tmp_path / "net.safetensors")

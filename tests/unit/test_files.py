@@ -1,0 +1,112 @@
+"""Outputs appear whole or not at all."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from segdistill.files import atomic_directory, atomic_file, read_json, write_json, write_text
+
+
+class BrokenError(Exception):
+    """What goes wrong while an output is written."""
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_only_when_it_is_whole(tmp_path):
+    with atomic_file(tmp_path / "a") as temporary:
+        temporary.write_text("new")
+        assert not (tmp_path / "a").exists()
+    assert (tmp_path / "a").read_text() == "new"
+
+
+def test_a_whole_file_leaves_nothing_beside_it(tmp_path):
+    write_text(tmp_path / "a", "new")
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_broken_file_leaves_nothing(tmp_path):
+    with pytest.raises(BrokenError), atomic_file(tmp_path / "a") as temporary:
+        temporary.write_text("half")
+        raise BrokenError
+    assert names(tmp_path) == []
+
+
+def test_a_broken_file_keeps_the_old_one(tmp_path):
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(BrokenError), atomic_file(tmp_path / "a") as temporary:
+        temporary.write_text("half")
+        raise BrokenError
+    assert names(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_text() == "old"
+
+
+def test_a_file_that_was_never_written_is_told(tmp_path):
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(FileNotFoundError), atomic_file(tmp_path / "a"):
+        pass
+    assert (tmp_path / "a").read_text() == "old"
+
+
+def test_folders_on_the_way_are_made(tmp_path):
+    write_text(tmp_path / "b" / "c" / "a", "é")
+    assert (tmp_path / "b" / "c" / "a").read_bytes() == "é".encode()
+
+
+def test_a_folder_appears_only_when_it_is_whole(tmp_path):
+    with atomic_directory(tmp_path / "d") as temporary:
+        (temporary / "a").write_text("new")
+        assert not (tmp_path / "d").exists()
+    assert names(tmp_path) == ["d"]
+    assert (tmp_path / "d" / "a").read_text() == "new"
+
+
+def test_a_new_folder_takes_the_place_of_the_old_one(tmp_path):
+    for name in ("a", "b"):
+        with atomic_directory(tmp_path / "d") as temporary:
+            (temporary / name).write_text(name)
+    assert names(tmp_path) == ["d"]
+    assert names(tmp_path / "d") == ["b"]
+
+
+def test_the_old_folder_stays_until_the_new_one_is_whole(tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "old").touch()
+    with atomic_directory(tmp_path / "d"):
+        assert names(tmp_path / "d") == ["old"]
+
+
+def test_a_broken_folder_keeps_the_old_one(tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "old").touch()
+    with pytest.raises(BrokenError), atomic_directory(tmp_path / "d") as temporary:
+        (temporary / "half").touch()
+        raise BrokenError
+    assert names(tmp_path) == ["d"]
+    assert names(tmp_path / "d") == ["old"]
+
+
+def test_a_broken_folder_leaves_nothing(tmp_path):
+    with pytest.raises(BrokenError), atomic_directory(tmp_path / "d") as temporary:
+        (temporary / "half").touch()
+        raise BrokenError
+    assert names(tmp_path) == []
+
+
+def test_json_comes_back(tmp_path):
+    value = {"mean_iou": 0.1 + 0.2, "class_iou": {"road": None}, "näme": [1, 2]}
+    write_json(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json") == value
+
+
+@pytest.mark.parametrize("figure", [math.nan, math.inf])
+def test_what_is_no_json_is_refused_and_leaves_the_old_file(tmp_path, figure):
+    write_json(tmp_path / "a.json", {"mean_iou": 0.5})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "a.json", {"mean_iou": figure})
+    assert read_json(tmp_path / "a.json") == {"mean_iou": 0.5}
+    assert names(tmp_path) == ["a.json"]

@@ -1,0 +1,190 @@
+"""The report: self-contained, escaped, and whole also where figures, curves or pictures are missing."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from plotly.offline import get_plotlyjs
+
+from fake_metrics import HEADER, sweep_params, write_metrics
+from segdistill.files import write_text
+from segdistill.report import write_report
+from segdistill.report_figures import MOST_POINTS, curves_figure, line_styles, tradeoff_figure
+from segdistill.report_pictures import MOST_FRAMES, WIDTH_PX
+from segdistill.summary import Summary, of_rows, summarise
+
+EVIL = "<script>alert(1)</script>"
+
+
+@pytest.fixture
+def metrics(tmp_path: Path) -> Path:
+    return write_metrics(tmp_path / "metrics")
+
+
+@pytest.fixture
+def summary(metrics: Path) -> Summary:
+    return summarise(sweep_params(), metrics)
+
+
+def page(summary: Summary, metrics: Path) -> str:
+    """The written report without plotly.js."""
+    out = metrics.parent / "reports" / "index.html"
+    write_report(summary, metrics, out)
+    text = out.read_text(encoding="utf-8")
+    assert text.count(get_plotlyjs()) == 1
+    return text.replace(get_plotlyjs(), "")
+
+
+class _Outline(HTMLParser):
+    """Collects the opened elements, checks that they are closed in order."""
+
+    VOID = {"meta", "img", "link", "br"}
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.opened, self.links, self.scripts = [], [], 0
+        self.feed(text)
+        assert not self.opened
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.links += [value for name, value in attrs if name in ("src", "href")]
+        self.scripts += tag == "script"
+        if tag not in self.VOID:
+            self.opened.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.opened.pop() == tag
+
+
+def test_page_asks_for_nothing_outside_itself(summary: Summary, metrics: Path) -> None:
+    text = page(summary, metrics)
+    assert not re.search(r"https?://", text)
+    outline = _Outline(text)
+    assert outline.scripts == 3
+    assert outline.links
+    assert all(link.startswith("data:image/") for link in outline.links)
+    assert "default-src 'none'" in text
+    assert not re.search(r"@import|url\(|fetch\(", text)
+    assert "{{" not in text
+
+
+def test_names_are_escaped(summary: Summary, metrics: Path) -> None:
+    rows = [
+        replace(row, run=EVIL if row.run == "a03" else row.run, class_iou={EVIL: 0.5, "{{figures}}": 0.25})
+        for row in summary.rows
+    ]
+    text = page(of_rows(rows, summary.benchmark), metrics)
+    assert EVIL not in text
+    assert "&lt;script&gt;" in text
+    assert "a &lt;fast&gt; one" in text
+    assert "{{figures}}" in text  # data is no template
+    assert _Outline(text).scripts == 3
+
+
+def test_names_in_charts_are_escaped(summary: Summary, metrics: Path) -> None:
+    rows = [replace(row, run=EVIL) if row.run == "a03" else row for row in summary.rows]
+    evil = of_rows(rows, summary.benchmark)
+    folder = metrics / "runs" / EVIL
+    for curve in ("distill", "finetune"):
+        write_text(folder / f"{curve}_curve.csv", (metrics / "runs" / "a03" / f"{curve}_curve.csv").read_text())
+    charts = json.dumps([tradeoff_figure(evil), curves_figure(evil, metrics)])
+    assert "<script>" not in charts
+    assert "&lt;script&gt;" in charts
+
+
+def test_answer_comes_first(summary: Summary, metrics: Path) -> None:
+    text = page(summary, metrics)
+    assert "<h1>Ship a03 as int8 ONNX</h1>" in text
+    assert text.index("3.5 points above the control vanilla") < text.index("All runs")
+    assert "dvc repro" in text
+
+
+def test_missing_figures_are_dashes(summary: Summary, metrics: Path) -> None:
+    text = page(summary, metrics)
+    assert "None" not in text
+    light = re.search(r'data-value="light".*?</tr>', text)[0]
+    assert light.count("–") == 3  # int8: no mIoU, no size, no latency
+    assert re.search(r"IoU, %.*<td class=\"none\">–</td>", text)  # the class "train" does not occur
+
+
+def test_nothing_measured_still_gives_a_page(summary: Summary, tmp_path: Path) -> None:
+    blank = {"mean_iou": None, "float32_mean_iou": None, "int8_mean_iou": None, "class_iou": {}, "float32_mb": None}
+    rows = [replace(row, **blank, onnx_float32_p50_ms=None) for row in summary.rows]
+    text = page(of_rows(rows, {}), tmp_path / "empty" / "metrics")
+    assert "No student can be recommended" in text
+    assert "No pictures were kept" in text
+    _Outline(text)
+
+
+def test_curves_go_on_where_distilling_ended(summary: Summary, metrics: Path) -> None:
+    figure = curves_figure(summary, metrics)
+    loss = [trace for trace in figure["data"] if trace["yaxis"] == "y"]
+    assert [trace["name"] for trace in loss] == ["vanilla", "a03", "light"]  # the teacher's curve is only a header
+    assert (loss[0]["x"], loss[0]["y"]) == ([5, 10, 16], [2.0, 1.0, 0.5])
+    assert loss[2]["x"] == [5, 10]
+    iou = [trace for trace in figure["data"] if trace["yaxis"] == "y3"]
+    assert (iou[0]["x"], iou[0]["y"]) == ([10, 16], [25, 50])
+    assert [shape["x0"] for shape in figure["layout"]["shapes"]] == [10]
+    assert [trace["showlegend"] for trace in figure["data"][:3]] == [True, False, False]
+
+
+def test_header_only_and_diverged_curves(summary: Summary, metrics: Path) -> None:
+    for path in metrics.rglob("*_curve.csv"):
+        write_text(path, HEADER)
+    assert curves_figure(summary, metrics)["data"] == []
+    page(summary, metrics)
+    write_text(metrics / "runs" / "a03" / "distill_curve.csv", HEADER + "1,0.1,nan,1.0,,\n2,0.1,inf,2.0,,\n")
+    (trace,) = curves_figure(summary, metrics)["data"]
+    assert (trace["yaxis"], trace["y"], trace["showlegend"]) == ("y2", [1.0, 2.0], True)
+    page(summary, metrics)
+
+
+def test_long_curves_are_thinned(summary: Summary, metrics: Path) -> None:
+    lines = "".join(f"{step},0.1,{1 / step},1.0,,\n" for step in range(1, 5001))
+    write_text(metrics / "runs" / "vanilla" / "distill_curve.csv", HEADER + lines)
+    first = curves_figure(summary, metrics)["data"][0]
+    assert len(first["x"]) == MOST_POINTS
+    assert (first["x"][0], first["x"][-2]) != (1, 1)
+    assert first["x"][0] == 1
+
+
+def test_front_is_drawn_through_its_files(summary: Summary) -> None:
+    figure = tradeoff_figure(summary)
+    front, teacher, float32, int8 = figure["data"]
+    assert (front["x"], front["y"]) == ([15, 20, 30, 90], [47, 52.5, 53, 72])
+    assert (teacher["x"], float32["x"], int8["x"]) == ([90], [30, 30, 15], [20, 20])
+    assert int8["text"] == ["", "<b>a03</b>"]
+    assert figure["layout"]["xaxis"]["type"] == "log"
+    assert "20" in figure["layout"]["xaxis"]["ticktext"]
+
+
+def test_runs_can_be_told_apart(summary: Summary) -> None:
+    many = of_rows([replace(summary.run("a03"), run=f"run-{n}") for n in range(16)], {})
+    assert len({(style["color"], style["dash"]) for style in line_styles(many)}) == 16
+
+
+def test_large_pictures_are_made_small_and_class_maps_stay_exact(summary: Summary, metrics: Path) -> None:
+    rng = np.random.default_rng(0)
+    for index in range(MOST_FRAMES + 3):
+        noise = rng.integers(0, 255, (256, 1024, 3), np.uint8)
+        Image.fromarray(noise).save(metrics / "pictures" / f"{index:05d}_image.png")
+    stripes = Image.fromarray(np.repeat(np.array([[0, 13]], np.uint8), 512, axis=1).repeat(256, axis=0))
+    with Image.open(metrics / "pictures" / "00003_truth.png") as picture:
+        stripes.putpalette(picture.getpalette())
+    stripes.save(metrics / "pictures" / "00000_truth.png")
+    text = page(summary, metrics)
+    assert text.count("<h3>Frame") == MOST_FRAMES
+    kinds = [(kind, base64.b64decode(data)) for kind, data in re.findall(r"data:image/(\w+);base64,([^\"]+)", text)]
+    pictures = [(kind, Image.open(io.BytesIO(data))) for kind, data in kinds]
+    assert max(picture.width for _, picture in pictures) == WIDTH_PX
+    truth = next(picture for kind, picture in pictures if kind == "png" and picture.width == WIDTH_PX)
+    assert set(np.unique(np.asarray(truth))) == {0, 13}

@@ -1,0 +1,289 @@
+"""The teacher's stored logits: what the live teacher gives on the same crop, and refused when they are another's."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from segdistill.checkpoint import net_facts, save_net
+from segdistill.class_maps import ClassMapArchive, write_archive
+from segdistill.compute import Compute
+from segdistill.dataset import Split, open_split
+from segdistill.errors import InputError
+from segdistill.files import write_json
+from segdistill.nets.registry import build
+from segdistill.nets.resize import upsample
+from segdistill.params import TeacherLogitsParams
+from segdistill.provenance import file_sha256
+from segdistill.rng import Batches
+from segdistill.teacher_cache import Teaching, build_cache, geometry, origins_of
+from segdistill.transforms import cut, normalised
+
+ARCH, CLASSES, FRAMES = "deeplabv3plus_mobilenet", 6, 3
+FRAME_PX, CROP_PX, VIEWS, STRIDE = (48, 80), (32, 48), 2, 4
+COMPUTE = Compute(torch.device("cpu"), torch.float32, 1)
+CHANGES = {  # what else a cache may have been made from
+    "seed": 2,
+    "crop_px": [32, 32],
+    "data_fingerprint": "other",
+    "stride": 8,
+    "views": 3,
+    "frames": 4,
+    "frame_px": [48, 96],
+    "normalisation": {"mean": [0.5] * 3, "std": [0.5] * 3},
+}
+
+
+def logits_params(dtype="float16", stride=STRIDE, kinds=("views",)) -> TeacherLogitsParams:
+    return TeacherLogitsParams(kinds=kinds, views=VIEWS, stride=stride, dtype=dtype, batch_size=4)
+
+
+def facts_of(split: Split, stride: int = STRIDE) -> dict:
+    return geometry(split, "data", 1, CROP_PX, VIEWS, stride)
+
+
+def write_prepared(root) -> None:
+    """A prepared train split of smooth noise, in which neighbouring pixels resemble each other."""
+    rng = np.random.default_rng(0)
+    coarse = torch.from_numpy(rng.uniform(0, 255, (FRAMES, 3, 6, 10))).float()
+    images = upsample(coarse, FRAME_PX).permute(0, 2, 3, 1).numpy().astype(np.uint8)
+    (root / "train").mkdir(parents=True)
+    np.save(root / "train" / "images.npy", images)
+    np.save(root / "train" / "labels.npy", rng.integers(0, CLASSES, images.shape[:3], np.uint8))
+    write_json(root / "index.json", {"splits": {"train": {"frames": [{"name": f"street{i}"} for i in range(FRAMES)]}}})
+
+
+def write_teacher(folder, scale: float = 1.0, spoil: float | None = None) -> None:
+    torch.manual_seed(0)
+    net = build(ARCH, CLASSES)
+    with torch.no_grad():
+        last = net.classifier.classifier[-1]
+        last.weight *= scale
+        if spoil is not None:
+            last.weight[0, 0] = spoil
+    save_net(folder / "teacher.safetensors", net, net_facts(ARCH, CLASSES, 16))
+    write_archive(folder / "val_classes.npz", {0: np.full(FRAME_PX, 3, np.uint8)})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A folder with a teacher, prepared data, and a cache of each kind in data/teacher_logits; read only."""
+    folder = tmp_path_factory.mktemp("project")
+    write_prepared(folder / "data" / "prepared")
+    write_teacher(folder / "models" / "teacher")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        split = open_split("train")
+        for kind in ("views", "frame", "online"):
+            out = folder / "data" / "teacher_logits" / kind
+            build_cache(kind, out, split, facts_of(split), logits_params(), COMPUTE)
+    return folder
+
+
+@pytest.fixture
+def opened(project, monkeypatch):
+    """In the project: its train split, and `open(kind)`."""
+    monkeypatch.chdir(project)
+    split = open_split("train")
+    return SimpleNamespace(split=split, facts=facts_of(split), open=lambda kind: Teaching(kind, facts_of(split)))
+
+
+@pytest.fixture
+def copied(project, tmp_path):
+    """A cache of views that may be spoilt."""
+    return shutil.copytree(project / "data" / "teacher_logits" / "views", tmp_path / "views")
+
+
+@torch.inference_mode()
+def live_logits(teacher: torch.nn.Module, images_BHW3: np.ndarray) -> torch.Tensor:
+    return teacher(normalised(torch.from_numpy(images_BHW3)))
+
+
+def all_views(split: Split, facts: dict) -> np.ndarray:
+    """Every crop view, uint8 (N * K, H, W, 3), cut by slicing."""
+    crops = []
+    for image, corners in zip(split.images, origins_of(facts), strict=True):
+        crops += [image[top : top + CROP_PX[0], left : left + CROP_PX[1]] for top, left in corners]
+    return np.stack(crops)
+
+
+def plan_of(flip_probability: float):
+    return Batches(0, "distill", FRAMES, VIEWS, 6, flip_probability, 0.0).plan(0)
+
+
+def test_stored_logits_are_the_live_teachers_on_the_same_crop(opened):
+    stored = np.array(opened.open("views").logits).reshape(-1, 8, 12, CLASSES)
+    live = live_logits(opened.open("online").live_teacher(COMPUTE), all_views(opened.split, opened.facts))
+    expected = upsample(live, (8, 12)).permute(0, 2, 3, 1).numpy()
+    assert expected.std() > 0.01
+    np.testing.assert_allclose(stored.astype(np.float32), expected, rtol=2**-10, atol=1e-4)
+
+
+def test_stored_logits_name_the_same_classes(opened):
+    stored = torch.from_numpy(np.array(opened.open("views").logits)).flatten(0, 1).permute(0, 3, 1, 2).float()
+    live = live_logits(opened.open("online").live_teacher(COMPUTE), all_views(opened.split, opened.facts))
+    classes, expected = (upsample(upsample(x, (8, 12)), CROP_PX).argmax(1) for x in (stored, live))
+    assert len(expected.unique()) > 1
+    assert (classes == expected).float().mean() >= 0.999
+
+
+def test_views_of_a_frame_differ(opened):
+    logits = opened.open("views").logits
+    assert not any(np.array_equal(frame[0], frame[1]) for frame in logits)
+
+
+@pytest.mark.parametrize("kind", ["views", "frame"])
+def test_a_flipped_cut_is_the_mirror_of_the_unflipped(opened, kind):
+    teaching, flipped, plain = opened.open(kind), plan_of(1.0), plan_of(0.0)
+    origins = origins_of(opened.facts)[plain.frames, plain.views]
+    assert np.array_equal(teaching.cut(flipped, origins), teaching.cut(plain, origins)[:, :, ::-1])
+
+
+def test_a_cut_gives_the_planned_views(opened):
+    teaching, plan = opened.open("views"), plan_of(0.0)
+    found = teaching.cut(plan, origins_of(opened.facts)[plan.frames, plan.views])
+    assert np.array_equal(found, teaching.logits[plan.frames, plan.views])
+
+
+def test_a_cut_of_frames_is_a_window_of_the_whole_frames_logits(opened):
+    teaching, plan = opened.open("frame"), plan_of(0.0)
+    origins = origins_of(opened.facts)[plan.frames, plan.views]
+    found = teaching.cut(plan, origins)
+    for slot, (frame, (top, left)) in enumerate(zip(plan.frames, origins // STRIDE, strict=True)):
+        assert np.array_equal(found[slot], teaching.logits[frame, top : top + 8, left : left + 12])
+
+
+def test_frame_logits_are_the_live_teachers_on_whole_frames(opened):
+    live = live_logits(opened.open("online").live_teacher(COMPUTE), np.array(opened.split.images))
+    expected = upsample(live, (12, 20)).permute(0, 2, 3, 1).numpy()
+    stored = np.array(opened.open("frame").logits, np.float32)
+    np.testing.assert_allclose(stored, expected, rtol=2**-10, atol=1e-4)
+
+
+def test_online_gives_the_teacher_itself(opened):
+    teaching = opened.open("online")
+    teacher, saved = teaching.live_teacher(COMPUTE), build(ARCH, CLASSES)
+    torch.manual_seed(0)
+    saved = build(ARCH, CLASSES).eval()
+    crops = np.array(opened.split.images[:, :32, :48])
+    assert not teacher.training
+    assert teaching.logits is None
+    assert torch.equal(live_logits(teacher, crops), live_logits(COMPUTE.place(saved), crops))
+
+
+@pytest.mark.parametrize("kind", ["views", "frame"])
+def test_stored_kinds_have_no_live_teacher(opened, kind):
+    assert opened.open(kind).live_teacher(COMPUTE) is None
+
+
+@pytest.mark.parametrize("kind", ["views", "frame", "online"])
+def test_every_kind_carries_the_class_maps_and_the_teachers_hash(opened, kind):
+    teaching = opened.open(kind)
+    assert (ClassMapArchive(teaching.val_classes)(0) == 3).all()
+    assert teaching.manifest["teacher_sha256"] == file_sha256("models/teacher/teacher.safetensors")
+
+
+def test_float32_keeps_every_bit(opened, tmp_path):
+    build_cache("views", tmp_path / "views", opened.split, opened.facts, logits_params("float32"), COMPUTE)
+    stored = Teaching("views", opened.facts, tmp_path / "views").logits
+    assert stored.dtype == np.float32
+    assert np.array_equal(stored.astype(np.float16), opened.open("views").logits)
+
+
+def test_the_size_of_a_forward_pass_does_not_matter(opened, tmp_path):
+    params = logits_params("float32").model_copy(update={"batch_size": 1})
+    for name, each in (("one", params), ("four", logits_params("float32"))):
+        build_cache("views", tmp_path / name, opened.split, opened.facts, each, COMPUTE)
+    one, four = (Teaching("views", opened.facts, tmp_path / name).logits for name in ("one", "four"))
+    np.testing.assert_allclose(one, four, rtol=1e-4, atol=1e-4)
+
+
+def test_a_coarser_stride_stores_a_smaller_grid(opened, tmp_path):
+    facts = facts_of(opened.split, stride=8)
+    build_cache("views", tmp_path / "views", opened.split, facts, logits_params(stride=8), COMPUTE)
+    assert Teaching("views", facts, tmp_path / "views").logits.shape == (FRAMES, VIEWS, 4, 6, CLASSES)
+
+
+def test_the_same_teacher_gives_the_same_bytes(opened, tmp_path, project):
+    build_cache("views", tmp_path / "views", opened.split, opened.facts, logits_params(), COMPUTE)
+    for file in (project / "data" / "teacher_logits" / "views").iterdir():
+        assert (tmp_path / "views" / file.name).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["views", "frame"])
+@pytest.mark.parametrize("teacher", [{"spoil": float("nan")}, {"scale": 1e12}])
+def test_logits_that_are_not_finite_leave_no_cache(opened, tmp_path, monkeypatch, kind, teacher):
+    write_teacher(tmp_path / "models" / "teacher", **teacher)
+    monkeypatch.chdir(tmp_path)
+    with (
+        np.errstate(over="ignore"),
+        pytest.raises(InputError, match="logit of frame street0 is not finite as float16; no cache written"),
+    ):
+        build_cache(kind, tmp_path / "out" / kind, opened.split, opened.facts, logits_params(), COMPUTE)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_a_cache_of_something_else_is_refused(opened, copied, key):
+    with pytest.raises(InputError, match=f"{key} is .* there, .* is needed"):
+        Teaching("views", opened.facts | {key: CHANGES[key]}, copied)
+
+
+def test_a_cache_of_another_kind_is_refused(opened, copied):
+    with pytest.raises(InputError, match="kind is 'views' there, 'frame' is needed"):
+        Teaching("frame", opened.facts, copied)
+
+
+def test_a_cache_that_fits_is_opened(opened, copied):
+    assert Teaching("views", opened.facts, copied).logits.shape == (FRAMES, VIEWS, 8, 12, CLASSES)
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 50, 3000])
+def test_truncated_logits_are_refused(opened, copied, kept_bytes):
+    whole = (copied / "logits.npy").read_bytes()
+    (copied / "logits.npy").write_bytes(whole[:kept_bytes])
+    with pytest.raises(InputError, match=r"logits\.npy: unreadable"):
+        Teaching("views", opened.facts, copied)
+
+
+def test_logits_of_another_shape_are_refused(opened, copied):
+    np.save(copied / "logits.npy", np.zeros((FRAMES, VIEWS, 8, 12, CLASSES + 1), np.float16))
+    with pytest.raises(InputError, match="its manifest says otherwise"):
+        Teaching("views", opened.facts, copied)
+
+
+@pytest.mark.parametrize("spoil", ["missing folder", "no manifest", "no JSON"])
+def test_a_folder_without_a_manifest_is_refused(opened, copied, spoil):
+    if spoil == "missing folder":
+        shutil.rmtree(copied)
+    elif spoil == "no manifest":
+        (copied / "manifest.json").unlink()
+    else:
+        (copied / "manifest.json").write_text(json.dumps(opened.facts)[:40])
+    with pytest.raises(InputError, match="no readable manifest.*dvc repro teacher-logits"):
+        Teaching("views", opened.facts, copied)
+
+
+def test_plans_cut_images_and_logits_at_the_same_places(opened):
+    """The live teacher on the images of a batch gives the logits that are cut for it."""
+    plan = plan_of(0.0)
+    origins = origins_of(opened.facts)[plan.frames, plan.views]
+    images = np.empty((6, *CROP_PX, 3), np.uint8)
+    cut(opened.split.images, plan.frames, origins, plan.flips, CROP_PX, images)
+    live = live_logits(opened.open("online").live_teacher(COMPUTE), images)
+    expected = upsample(live, (8, 12)).permute(0, 2, 3, 1).numpy()
+    found = opened.open("views").cut(plan, origins).astype(np.float32)
+    np.testing.assert_allclose(found, expected, rtol=2**-10, atol=1e-4)

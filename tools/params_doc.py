@@ -1,0 +1,104 @@
+"""docs/params.md, written from the typed models, so that it cannot drift.
+
+python tools/params_doc.py            # exit code 1 when the page is out of date
+python tools/params_doc.py --write
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import types
+import typing
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from segdistill.archs import ARCHS
+from segdistill.params import Params, RunBase
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "params.md"
+SECTIONS = [name for name in Params.model_fields if name not in {"seed", "runs"}]
+
+
+def allowed(annotation: object, metadata: list) -> str:
+    """What a field takes, in words."""
+    bounds = "".join(
+        f", {word} {getattr(rule, name)}" for rule in metadata for name, word in _BOUNDS.items() if _has(rule, name)
+    )
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        inner, *rules = typing.get_args(annotation)
+        return allowed(inner, [*rules, *metadata])
+    if origin is typing.Literal:
+        values = typing.get_args(annotation)
+        return "a network below" if set(values) == set(ARCHS) else " \\| ".join(f"`{value}`" for value in values)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(allowed(part, metadata) for part in typing.get_args(annotation))
+    if origin is tuple:
+        parts = typing.get_args(annotation)
+        return (
+            f"list of {allowed(parts[0], [])}"
+            if parts[-1] is Ellipsis
+            else f"[{', '.join(allowed(p, []) for p in parts)}]"
+        )
+    return _NAMES.get(annotation, getattr(annotation, "__name__", str(annotation))) + bounds
+
+
+_BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+_NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "null"}
+
+
+def _has(rule: object, name: str) -> bool:
+    return getattr(rule, name, None) is not None
+
+
+def rows(model: type[BaseModel], prefix: str) -> list[str]:
+    """A table row for each field, sections within sections flattened."""
+    found = []
+    for name, field in model.model_fields.items():
+        path = f"{prefix}{name}"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found += rows(field.annotation, f"{path}.")
+        else:
+            takes = "mapping of keys" if "dict" in str(field.annotation) else allowed(field.annotation, field.metadata)
+            found.append(f"| `{path}` | {takes} | {field.description or ''} |")
+    return found
+
+
+def page() -> str:
+    """The whole page."""
+    lines = [
+        "# params.yaml, key by key",
+        "",
+        "Written from the typed models by `python tools/params_doc.py --write`.",
+        "",
+    ]
+    head = ["| key | allowed | what it is |", "|---|---|---|"]
+    lines += [*head, f"| `seed` | whole number, at least 0 | {Params.model_fields['seed'].description} |", ""]
+    for name in SECTIONS:
+        lines += [f"## {name}", "", *head, *rows(Params.model_fields[name].annotation, f"{name}."), ""]
+    lines += ["## runs", "", "Each entry is one student, named by lower-case letters, digits and dashes.", ""]
+    lines += [*head, *rows(RunBase, "runs.RUN."), ""]
+    lines += ["Any key of `distill` but `crop_px` may stand in a run as well and goes before it there.", ""]
+    lines += ["## Networks", "", "| name | what it is | output strides |", "|---|---|---|"]
+    lines += [
+        f"| `{n}` | {a.description} | {', '.join(map(str, sorted(a.output_strides)))} |" for n, a in ARCHS.items()
+    ]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="write the page")
+    if parser.parse_args().write:
+        PAGE.write_text(page(), encoding="utf-8")
+    elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != page():
+        print(f"docs/{PAGE.name} is out of date; run: python tools/params_doc.py --write", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
