@@ -45,7 +45,7 @@ def open_split(name: str, root: Path = PREPARED) -> Split:
     frames = read_index(root)["splits"][name]["frames"]
     try:
         images, labels = (np.load(root / name / f"{kind}.npy", mmap_mode="r") for kind in ("images", "labels"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{root}/{name}: unreadable array ({error}); run: dvc repro prepare") from None
     if len(images) != len(frames) or labels.shape != images.shape[:3]:
         raise InputError(

@@ -39,7 +39,8 @@ class Ending:
 
     def _end(self, status: str) -> None:
         if self.at_once:
-            os._exit(0)  # in the middle of an import, which would keep the training waiting
+            # In the middle of an import or of setting things up: slow, and nothing that must be ended.
+            os._exit(0)
         self.status = self.status or status
         self._ended.set()
 
@@ -74,9 +75,9 @@ def _follow(ending: Ending, store: Store, params: Params, arguments: argparse.Na
 
     check_reachable(store)
     row = row_of(params, arguments.run, read_json(INDEX)["fingerprint"])
-    ending.at_once = False
     with locked(store, LOCK_S):
         curve = _curve(Experiment(store, params.tracking.experiment), row, arguments.phase)
+    ending.at_once = False
     over = False
     while not over:
         over = ending.comes_within(POLL_S)

@@ -161,7 +161,7 @@ class Teaching:
     def _mapped(self) -> np.ndarray:
         try:
             logits = np.load(self.folder / "logits.npy", mmap_mode="r")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise InputError(f"{self.folder}/logits.npy: unreadable ({error}); run: dvc repro teacher-logits") from None
         if list(logits.shape) != self.manifest["shape"] or str(logits.dtype) != self.manifest["dtype"]:
             found = f"{logits.dtype} {list(logits.shape)}"

@@ -83,7 +83,7 @@ def train_net(
     """Train `net` in place, going on from an unfinished training of the same settings.
 
     Args:
-        name: of the job, PHASE/RUN; its phase also names the draws of the batches.
+        name: of the job, PHASE/RUN or teacher; what stands first also names the draws of the batches.
         facts: `geometry` of the crops that are drawn from.
         start: what the net starts from, for the key of the scratch folder.
 
@@ -114,8 +114,7 @@ def train_net(
     job = Job(name, net, crops, settings, lr, compute, distillation, holdout_mean_iou)
     what_matters = (settings.model_dump(), lr, seed, facts, start, teaching and teaching.manifest)
     where = (package_versions("torch", "segdistill"), str(compute.device), str(compute.dtype), compute.threads)
-    phase, _, run = name.partition("/")
+    phase, run = name.split("/") if "/" in name else ("train", name)
     with Scratch(name, settings_hash(what_matters, where)) as scratch:
-        live = params.tracking.live and bool(run)
-        with followed(run, phase, scratch.folder / CURVE_FILE, enabled=live):
+        with followed(run, phase, scratch.folder / CURVE_FILE, enabled=params.tracking.live):
             return train(job, scratch), scratch

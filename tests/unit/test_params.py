@@ -65,7 +65,10 @@ SINGLE_FAULTS = {
     "lr NaN": (tiny(("  lr: 0.02", "  lr: .nan")), ["teacher.lr: found NaN", "finite"]),
     "lr infinite": (tiny(("  lr: 0.02", "  lr: .inf")), ["teacher.lr: found Infinity", "finite"]),
     "null": (tiny(("  lr: 0.02", "  lr: null")), ["teacher.lr: found null"]),
-    "unknown arch": (tiny(("arch: deeplabv3plus_resnet50", "arch: resnet")), ['teacher.arch: found "resnet"', "lraspp"]),
+    "unknown arch": (
+        tiny(("arch: deeplabv3plus_resnet50", "arch: resnet")),
+        ['teacher.arch: found "resnet"', "lraspp"],
+    ),
     "unknown kind": (tiny(("kinds: [views]", "kinds: [view]")), ['teacher_logits.kinds.0: found "view"']),
     "kind twice": (tiny(("kinds: [views]", "kinds: [views, views]")), ["teacher_logits.kinds", "at most once"]),
     "crop beyond frame": (
@@ -79,7 +82,9 @@ SINGLE_FAULTS = {
     "crop of one side": (tiny(("crop_px: [64, 64]", "crop_px: [64]")), ["teacher.crop_px.1"]),
     "synthetic without size": (tiny(("size_px: [64, 128]", "size_px: null")), ["data.size_px: found null"]),
     "stride that cannot be": (
-        tiny(("arch: deeplabv3plus_resnet50\n  output_stride: 16", "arch: lraspp_mobilenet_v3_large\n  output_stride: 8")),
+        tiny(
+            ("arch: deeplabv3plus_resnet50\n  output_stride: 16", "arch: lraspp_mobilenet_v3_large\n  output_stride: 8")
+        ),
         ["teacher.output_stride: found 8", "can be built at 16"],
     ),
     "alpha over 1": (tiny(("{alpha: 0.3", "{alpha: 1.2")), ["runs.a03-lr01.alpha: found 1.2"]),
@@ -112,7 +117,9 @@ SINGLE_FAULTS = {
         ["runs.a.steps: found 0"],
     ),
     "run's stride that cannot be": (
-        tiny_with_run("a: {alpha: 0.3, lr: 0.01, teacher: views, student: lraspp_mobilenet_v3_large, output_stride: 8}"),
+        tiny_with_run(
+            "a: {alpha: 0.3, lr: 0.01, teacher: views, student: lraspp_mobilenet_v3_large, output_stride: 8}"
+        ),
         ["runs.a.output_stride: found 8"],
     ),
     "run's finetune, unknown key": (
@@ -223,9 +230,10 @@ def test_a_runs_overrides_reach_its_further_steps(load):
 
 
 def test_no_further_steps(load):
-    assert load(tiny_with_run("a: {alpha: 0.3, lr: 0.05, teacher: views, finetune: {steps: 0}}")).finetune_settings(
-        "a"
-    )[1] == 0
+    assert (
+        load(tiny_with_run("a: {alpha: 0.3, lr: 0.05, teacher: views, finetune: {steps: 0}}")).finetune_settings("a")[1]
+        == 0
+    )
 
 
 def test_a_runs_overrides_reach_its_export(load):

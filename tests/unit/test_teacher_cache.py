@@ -175,7 +175,7 @@ def test_frame_logits_are_the_live_teachers_on_whole_frames(opened):
 
 def test_online_gives_the_teacher_itself(opened):
     teaching = opened.open("online")
-    teacher, saved = teaching.live_teacher(COMPUTE), build(ARCH, CLASSES)
+    teacher = teaching.live_teacher(COMPUTE)
     torch.manual_seed(0)
     saved = build(ARCH, CLASSES).eval()
     crops = np.array(opened.split.images[:, :32, :48])
@@ -277,8 +277,7 @@ def test_a_folder_without_a_manifest_is_refused(opened, copied, spoil):
         Teaching("views", opened.facts, copied)
 
 
-def test_plans_cut_images_and_logits_at_the_same_places(opened):
-    """The live teacher on the images of a batch gives the logits that are cut for it."""
+def test_images_and_logits_are_cut_at_the_same_places(opened):
     plan = plan_of(0.0)
     origins = origins_of(opened.facts)[plan.frames, plan.views]
     images = np.empty((6, *CROP_PX, 3), np.uint8)

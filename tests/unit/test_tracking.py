@@ -72,7 +72,7 @@ def write_metrics(metrics: Path, runs: dict) -> None:
         write(folder / "distill.json", FIGURES | {"mean_iou": 0.2})
         write(folder / "finetune.json", FIGURES)
         write(folder / "export.json", {"torch": FIGURES, "float32": exported, "int8": exported | {"mean_iou": 0.29}})
-        write_curve(folder / "distill_curve.csv", 250)
+        write_curve(folder / "distill_curve.csv", 40)
         write_curve(folder / "finetune_curve.csv", 5)
         picture(folder / "pictures" / "00001_student.png")
 
@@ -144,8 +144,8 @@ def test_rows_hold_params_figures_curves_and_pictures(home, capfd):
     assert row.pictures == ["pictures/00001_image.png", "pictures/00001_student.png"]
     (curve,) = found["a03-lr01/distill"]
     assert curve.data.tags["mlflow.parentRunId"] == row.info.run_id
-    assert [step for step, _ in curve.histories["loss"]] == expected_points(250)
-    assert [step for step, _ in curve.histories["holdout_mean_iou"]] == list(range(5, 251, 5))
+    assert [step for step, _ in curve.histories["loss"]] == expected_points(40)
+    assert [step for step, _ in curve.histories["holdout_mean_iou"]] == list(range(5, 41, 5))
 
 
 def test_tracking_again_adds_nothing_and_a_changed_figure_one_point(home):
@@ -198,14 +198,15 @@ def test_the_experiment_offers_views_that_stay_as_a_user_changed_them(home):
     assert client.get_experiment(found.experiment_id).tags["mlflow.sharedViewState.sweep"] == "{}"
 
 
-def test_a_half_logged_curve_is_completed(home):
+def test_a_half_logged_curve_is_completed(home, monkeypatch):
+    monkeypatch.setattr("segdistill.tracking.POINTS_PER_CALL", 7)
     whole = Path("metrics/runs/vanilla/distill_curve.csv").read_text(encoding="utf-8")
-    write_curve(Path("metrics/runs/vanilla/distill_curve.csv"), 100)
+    write_curve(Path("metrics/runs/vanilla/distill_curve.csv"), 15)
     track(load_params(), Path("metrics"))
     Path("metrics/runs/vanilla/distill_curve.csv").write_text(whole, encoding="utf-8")
     track(load_params(), Path("metrics"))
     (curve,) = runs_in()["vanilla/distill"]
-    assert [step for step, _ in curve.histories["loss"]] == expected_points(250)
+    assert [step for step, _ in curve.histories["loss"]] == expected_points(40)
 
 
 def test_runs_without_metrics_are_left_out(home):
@@ -311,7 +312,7 @@ def test_two_processes_at_once_lose_and_repeat_nothing(home):
     before = count(found)
     track(load_params(), Path("metrics"))
     assert count(runs_in()) == before
-    assert [step for step, _ in found["vanilla/distill"][0].histories["loss"]] == expected_points(250)
+    assert [step for step, _ in found["vanilla/distill"][0].histories["loss"]] == expected_points(40)
 
 
 def test_the_lock_is_waited_for_no_longer_than_asked(home):
@@ -356,12 +357,16 @@ def wait_for(condition, limit_s: float = 40.0) -> bool:
     return True
 
 
-def test_a_short_training_does_not_wait_for_its_follower(home):
-    started = time.monotonic()
+@pytest.mark.parametrize(("wait_s", "training_s"), [("8", 0.2), ("0", 1.5)])
+def test_a_training_does_not_wait_for_a_follower_that_has_not_begun(home, monkeypatch, wait_s, training_s):
+    monkeypatch.setattr("segdistill.follower.EXTRA", ("--wait-s", wait_s))
+    write(Path("data/prepared/index.json"), {"fingerprint": FIGURES["data_fingerprint"]})
     with followed("vanilla", "distill", Path("curve.csv"), enabled=True):
-        time.sleep(0.2)
-    assert time.monotonic() - started < 4
-    assert not Path("mlflow.db").exists()
+        time.sleep(training_s)
+        ended = time.monotonic()
+    assert time.monotonic() - ended < 3
+    assert track(load_params(), Path("metrics"))
+    assert not list(home.glob("*.part*"))
 
 
 def test_a_follower_that_cannot_be_started_or_hangs_is_no_fault(home, monkeypatch, capfd):

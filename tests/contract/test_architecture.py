@@ -1,0 +1,318 @@
+"""The rules of the code that a reader may rely on: layers, who imports what, lengths, names, dependencies of stages."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from segdistill.params import Params
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src"
+PACKAGE = SOURCE / "segdistill"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+STAGES = sorted((ROOT / "stages").glob("*.py"))
+PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+
+# The lowest layers, by module or package of segdistill; whatever is not named here is a procedure, of layer 3.
+# 0: facts, without torch. 1: pure torch. 2: things with state.
+LAYERS = {
+    0: "__init__ archs errors params params_file cityscapes provenance files metrics_file progress",
+    1: "rng transforms nets losses scores schedules timing compute",
+    2: """synthetic dataset frame_source png_file file_tree teacher_cache checkpoint onnx_file class_maps crops scratch
+          evaluate engines champion summary summary_row tracked_rows tracking tracking_store tracking_view""",
+}
+LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
+PROCEDURES = 3
+
+# The params section that bears another name than its stage, and why.
+SECTION_OF = {
+    "prepare": "data",  # what is prepared
+    "teacher-check": "teacher",  # what is checked
+    "steplr-finetune": "finetune",  # also a key of a run, where the short word is typed
+    "export-onnx": "export",  # as finetune
+    "report": "tracking",  # where the report's rows go
+}
+
+
+def load_stage_deps():
+    spec = importlib.util.spec_from_file_location("stage_deps", ROOT / "tools" / "stage_deps.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+stage_deps = load_stage_deps()
+
+
+def name_of(path: Path) -> str:
+    """The module or package right under segdistill that `path` belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def layer_of(path: Path) -> int:
+    return LAYER_OF.get(name_of(path), PROCEDURES)
+
+
+def imports_of(path: Path) -> set[Path]:
+    """The files of ours that `path` names in an import anywhere."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            whole = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {name if stage_deps.module_file(name) else node.module for name in whole}
+    return {stage_deps.module_file(name) for name in names if name.split(".")[0] == "segdistill"} - {path}
+
+
+def foreign_imports(path: Path) -> set[str]:
+    """Top-level names that `path` imports anywhere."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def test_every_module_of_a_layer_exists():
+    assert set(LAYER_OF) - {name_of(path) for path in MODULES} == set()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_imports_point_downward(path):
+    upward = {relative(other) for other in imports_of(path) if layer_of(other) > layer_of(path)}
+    assert not upward, f"{relative(path)} of layer {layer_of(path)} imports from above"
+
+
+def test_no_module_imports_itself_by_a_detour():
+    waiting = {path: imports_of(path) for path in MODULES}
+    while leaves := {path for path, imports in waiting.items() if not imports & waiting.keys()}:
+        waiting = {path: imports for path, imports in waiting.items() if path not in leaves}
+    assert not waiting, f"a cycle among {sorted(map(relative, waiting))}"
+
+
+@pytest.mark.parametrize(
+    ("packages", "allowed"),
+    [
+        ({"torch", "torchvision"}, lambda path: layer_of(path) > 0),
+        ({"onnx", "onnxruntime", "onnxscript"}, lambda path: path.stem == "onnx_file"),
+        ({"mlflow"}, lambda path: path.stem.startswith("tracking")),
+        ({"pickle", "cloudpickle", "dill", "joblib"}, lambda path: False),
+    ],
+    ids=["torch", "onnx", "mlflow", "pickle"],
+)
+def test_a_package_is_imported_where_it_belongs_only(packages, allowed):
+    assert [relative(path) for path in MODULES + STAGES if foreign_imports(path) & packages and not allowed(path)] == []
+
+
+def test_nothing_is_unpickled():
+    for path in MODULES + STAGES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                assert "weights_only=True" in ast.unparse(node), f"{relative(path)}:{node.lineno}"
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "np.load":
+                assert "allow_pickle" not in ast.unparse(node), f"{relative(path)}:{node.lineno}"
+
+
+LOADED = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='imported'); print(' '.join(sys.modules))"
+
+
+def loaded_by(path: Path) -> set[str]:
+    """What a fresh process has loaded after importing `path` without running it."""
+    command = [sys.executable, "-c", LOADED, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("stage", "heavy"),
+    [
+        ("prepare", {"torch", "torchvision", "mlflow", "onnxruntime"}),
+        ("report", {"torch", "torchvision", "mlflow", "onnxruntime"}),
+        ("distill", {"mlflow", "onnx", "onnxruntime"}),
+    ],
+)
+def test_a_stage_loads_nothing_heavy_that_it_does_not_use(stage, heavy):
+    path = ROOT / "stages" / f"{stage}.py"
+    if not path.exists():
+        pytest.skip(f"there is no {relative(path)} yet")
+    assert loaded_by(path) & heavy == set()
+
+
+@pytest.mark.parametrize("path", STAGES, ids=relative)
+def test_a_stage_only_wires(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 40
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_files_are_short(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 280
+
+
+@pytest.mark.parametrize("path", MODULES + STAGES, ids=relative)
+def test_functions_are_short(path):
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    tree = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    lengths = {node.name: node.end_lineno - node.lineno + 1 for node in tree if isinstance(node, functions)}
+    assert {name: length for name, length in lengths.items() if length > 60} == {}
+
+
+def test_no_file_is_a_drawer():
+    drawers = {"utils", "util", "helpers", "helper", "common", "misc"}
+    assert [relative(path) for path in MODULES + STAGES if path.stem in drawers] == []
+
+
+def test_no_module_bears_the_name_of_an_artifact_folder():
+    assert {path.stem for path in MODULES} & {"models", "metrics", "onnx", "reports"} == set()
+
+
+def commands(stage: dict) -> str:
+    return stage.get("do", stage)["cmd"]
+
+
+def params_of(stage: dict) -> list[str]:
+    return stage.get("do", stage)["params"]
+
+
+@pytest.mark.parametrize("name", PIPELINE)
+def test_a_stage_runs_the_file_of_its_name(name):
+    assert commands(PIPELINE[name]).split()[:2] == ["python", f"stages/{name.replace('-', '_')}.py"]
+
+
+def test_every_stage_file_has_its_stage():
+    assert {path.stem for path in STAGES} == {name.replace("-", "_") for name in PIPELINE}
+
+
+@pytest.mark.parametrize("name", PIPELINE)
+def test_a_stage_reads_the_section_of_its_name(name):
+    section = SECTION_OF.get(name, name.replace("-", "_"))
+    assert section in Params.model_fields
+    assert section in {param.split(".")[0] for param in params_of(PIPELINE[name])}
+
+
+def test_sections_that_are_named_otherwise_are_no_more_than_needed():
+    assert [name for name in SECTION_OF if name.replace("-", "_") in Params.model_fields] == []
+
+
+@pytest.mark.parametrize("name", PIPELINE)
+def test_a_stage_depends_on_sections_that_exist(name):
+    assert {param.split(".")[0] for param in params_of(PIPELINE[name])} <= set(Params.model_fields)
+
+
+def test_code_dependencies_of_the_pipeline_are_up_to_date():
+    command = [sys.executable, str(ROOT / "tools" / "stage_deps.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+TREE = {
+    "stages/go.py": "from segdistill.a import one\nimport numpy\n",
+    "src/segdistill/__init__.py": "",
+    "src/segdistill/a.py": "def one():\n    from segdistill import b\n    return b\n",
+    "src/segdistill/b.py": 'import segdistill.pkg.d\nfrom segdistill import a\nTEMPLATE = open("page.html")\n',
+    "src/segdistill/page.html": "",
+    "src/segdistill/pkg/__init__.py": "",
+    "src/segdistill/pkg/d.py": "from segdistillery import unused\nfrom torch import nn\n",
+    "src/segdistill/unused.py": "from segdistill import a\n",
+}
+CLOSURE = [
+    "src/segdistill/__init__.py",
+    "src/segdistill/a.py",
+    "src/segdistill/b.py",
+    "src/segdistill/page.html",
+    "src/segdistill/pkg/__init__.py",
+    "src/segdistill/pkg/d.py",
+    "stages/go.py",
+]
+
+
+@pytest.fixture
+def made_up(tmp_path, monkeypatch):
+    """tools/stage_deps.py, looking at a made-up tree: imports in functions, a cycle, a package, a data file."""
+    for name, text in TREE.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(stage_deps, "ROOT", tmp_path)
+    monkeypatch.setattr(stage_deps, "SOURCE", tmp_path / "src")
+    return tmp_path
+
+
+def test_the_closure_follows_every_import_of_ours(made_up):
+    assert stage_deps.import_closure(made_up / "stages" / "go.py") == CLOSURE
+
+
+def test_code_dependencies_are_replaced_and_others_kept(made_up):
+    before = (
+        "stages:\n  go:\n    cmd: python stages/go.py\n    deps:\n      - data/x\n      - src/segdistill/unused.py\n"
+    )
+    before += "      - stages/go.py\n    outs:\n      - models/y\n"
+    after = yaml.safe_load(stage_deps.with_code_deps(before))["stages"]["go"]
+    assert after == {"cmd": "python stages/go.py", "deps": ["data/x", *CLOSURE], "outs": ["models/y"]}
+
+
+def test_dependencies_that_are_right_stay_as_they_are(made_up):
+    text = "stages:\n  go:\n    cmd: python stages/go.py\n    deps:\n      - stages/go.py\n"
+    right = stage_deps.with_code_deps(text)
+    assert stage_deps.with_code_deps(right) == right
+
+
+def text_files() -> dict[str, str]:
+    """Text of every file that git tracks or would add."""
+    command = ["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard", "-z"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip("the tree is no git repository")
+    texts = {}
+    for name in filter(None, done.stdout.split("\0")):
+        content = (ROOT / name).read_bytes() if (ROOT / name).is_file() else b"\0"
+        if b"\0" not in content:
+            texts[name] = content.decode("utf-8")
+    return texts
+
+
+# Written with brackets, so that they do not find themselves.
+MACHINE_PATH = re.compile(r"(?<![\w.~}/-])/(?:wor[k]|hom[e]|roo[t]|User[s]|mn[t])/\w|\b[A-Z]:\\User[s]")
+PRIVATE_HOST = re.compile(
+    r"://[^\s/]*?(?:10\.\d+\.\d+\.\d+|192\.168\.\d+\.\d+|172\.(?:1[6-9]|2\d|3[01])\.\d+\.\d+|\.(?:internal|local|corp|lan))\b"
+    r"|index-ur[l]|trusted-hos[t]"
+)
+
+
+@pytest.mark.parametrize("pattern", [MACHINE_PATH, PRIVATE_HOST], ids=["path", "host"])
+def test_no_file_knows_a_machine(pattern):
+    lines = [
+        f"{name}:{number}: {line.strip()[:100]}"
+        for name, text in text_files().items()
+        for number, line in enumerate(text.splitlines(), 1)
+        if pattern.search(line)
+    ]
+    assert lines == []
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [
+        (MACHINE_PATH, "/".join(["", "home", "me", "data"])),
+        (MACHINE_PATH, "root: " + "/".join(["", "work", "main"])),
+        (PRIVATE_HOST, "http:" + "//10.0.0.7:5000"),
+        (PRIVATE_HOST, "https:" + "//pypi.corp/simple"),
+        (PRIVATE_HOST, "--index" + "-url x"),
+    ],
+)
+def test_what_knows_a_machine_is_found(pattern, text):
+    assert pattern.search(text)
