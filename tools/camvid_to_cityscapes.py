@@ -33,7 +33,9 @@ def convert(camvid: Path, out: Path) -> dict[str, int]:
         for split in ("train", "val"):
             photographs = sorted((camvid / split).glob("*.png"))
             if not photographs:
-                raise InputError(f"{camvid / split}: no PNG files; allowed is the folder of the SegNet tutorial's CamVid")
+                raise InputError(
+                    f"{camvid / split}: no PNG files; allowed is the folder of the SegNet tutorial's CamVid"
+                )
             for photograph in photographs:
                 _convert_frame(photograph, camvid / f"{split}annot" / photograph.name, tree, split)
             counts[split] = len(photographs)

@@ -34,6 +34,8 @@ def read_index(root: Path = PREPARED) -> dict:
         return read_json(root / "index.json")
     except FileNotFoundError:
         raise InputError(f"{root}/index.json: no prepared data; run: dvc repro prepare") from None
+    except ValueError as error:
+        raise InputError(f"{root}/index.json: damaged ({error}); run: dvc repro prepare") from None
 
 
 def open_split(name: str, root: Path = PREPARED) -> Split:

@@ -105,7 +105,7 @@ class FinetuneParams(Section):
     decay_every_steps: Count = Field(description="step schedule: steps between two decays")
     gamma: Positive = Field(description="step schedule: factor of each decay")
     lr: Positive | None = Field(description="learning rate at the first of these steps; null is the run's")
-    alpha: Fraction | None = Field(description="weight of the distillation loss; null is the run's")
+    alpha: Fraction | None = Field(description="weight of the distillation loss; null is the run's, a control's is 0")
 
 
 class ExportParams(Section):
@@ -180,6 +180,8 @@ class Params(Section):
     def finetune_settings(self, run: str) -> tuple[RunSettings, int]:
         """The settings of the further steps of `run`, and how many there are (0 is none)."""
         own = self.finetune_params(run).model_dump(exclude_none=True)
+        if self.runs[run].teacher == "none":
+            own["alpha"] = 0.0
         steps = own.pop("steps")
         return self.distill_settings(run).model_copy(update=own | {"steps": max(steps, 1)}), steps
 

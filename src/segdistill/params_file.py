@@ -149,11 +149,11 @@ def _run_faults(params: Params, name: str) -> Iterator[str]:
         kinds = list(params.teacher_logits.kinds)
         yield f"{path}.teacher: found {run.teacher}; teacher_logits.kinds builds {kinds}"
     nested: list[str] = []
-    finetune = _validated(FinetuneParams, params.finetune.model_dump() | run.finetune, f"{path}.finetune", nested)
+    _validated(FinetuneParams, params.finetune.model_dump() | run.finetune, f"{path}.finetune", nested)
     _validated(ExportParams, params.export.model_dump() | run.export, f"{path}.export", nested)
     yield from nested
-    if finetune is not None and finetune.alpha and run.teacher == "none":
-        yield f"{path}.finetune.alpha: found {finetune.alpha}; a control has no teacher to learn from"
+    if run.finetune.get("alpha") and run.teacher == "none":
+        yield f"{path}.finetune.alpha: found {run.finetune['alpha']}; a control has no teacher to learn from"
     if run.student or run.output_stride:  # else the fault is the section's, and told there
         settings = params.distill_settings(name)
         yield from _stride_fault(path, settings.student, settings.output_stride)

@@ -11,10 +11,8 @@ import json
 import multiprocessing
 import os
 import signal
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +26,7 @@ from segdistill.cityscapes import CLASS_NAMES, CLASSES, IGNORE, TRAIN_ID_OF_LABE
 from segdistill.errors import raise_together
 from segdistill.files import atomic_directory, write_json
 from segdistill.frame_source import DataParams, Frame, FrameError, FrameSource, open_source
+from segdistill.progress import Progress
 
 CHUNK_FRAMES = 4  # small, so that the last worker at work is not alone for long
 
@@ -41,7 +40,6 @@ def prepare(data: DataParams, seed: int, out: Path, workers: int | None = None) 
     Raises:
         InputError: all faults of the source together, each with its path. An earlier `out` is then left as it was.
     """
-    started = time.monotonic()
     source = open_source(data, seed)
     frames, faults = _assign_splits(source, data.holdout_fraction, seed)
     listed = [frame for split in frames.values() for frame in split]
@@ -60,17 +58,15 @@ def prepare(data: DataParams, seed: int, out: Path, workers: int | None = None) 
         processes = max(1, min(workers or len(os.sched_getaffinity(0)), len(chunks)))
         read: dict[str, list[_FrameFacts]] = {split: [] for split in frames}
         writer = _Writer(source, size_px, data.size_px is not None, keep)
-        with _progress(len(listed)) as advance, _mapped(writer, chunks, processes) as results:
+        progress = Progress("prepare", len(listed), unit="frame")
+        with progress, _mapped(writer, chunks, processes) as results:
             for chunk, facts in zip(chunks, results, strict=True):
                 read[chunk.split] += facts
-                advance(len(facts))
+                progress.advance(len(facts))
         faults += [fault for facts in read.values() for frame in facts for fault in frame.faults]
         raise_together(faults, "the frames cannot be prepared")
         index = _index(data.source, size_px, frames, read)
         write_json(folder / "index.json", index)
-    seconds = time.monotonic() - started
-    rate = f"{seconds:.1f} s, {len(listed) / seconds:.1f} frames/s, {processes} processes"
-    print(f"prepared {len(listed)} frames of {size_px[0]}x{size_px[1]} pixels in {rate}", file=sys.stderr)
     return index
 
 
@@ -260,27 +256,3 @@ def _exit_with_parent() -> None:
 
 def _run_chunk(chunk: _Chunk) -> list[_FrameFacts]:
     return _writer(chunk)
-
-
-@contextmanager
-def _progress(frames: int) -> Iterator[Callable[[int], None]]:
-    """Yield a function that is told how many more frames are done; draws a bar when stderr is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda done: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        *(TextColumn("prepare"), BarColumn(), MofNCompleteColumn()),
-        *(TextColumn("{task.fields[rate]:.1f} frames/s"), TimeRemainingColumn()),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("prepare", total=frames, rate=0.0)
-        started = time.monotonic()
-
-        def advance(done: int) -> None:
-            rate = (bar.tasks[task].completed + done) / (time.monotonic() - started)
-            bar.update(task, advance=done, rate=rate)
-
-        yield advance

@@ -47,11 +47,11 @@ class Job(NamedTuple):
     lr: float
     compute: Compute
     distillation: Distillation | None = None
-    holdout_mean_iou: Callable[[nn.Module], float | None] | None = None
+    holdout_mean_iou: Callable[[nn.Module], float | None] = lambda _: None
 
 
 def train(job: Job, scratch: Scratch) -> list[dict]:
-    """Train `job.net` in place and return its curve, a row of CURVE_COLUMNS every `log_every_steps`.
+    """Train `job.net` in place and return its curve: rows of CURVE_COLUMNS, one whenever a log or an evaluation is due.
 
     Start ladder: 1. the unfinished training of exactly this job, if `scratch` holds one; 2. the net as it was given.
 
@@ -75,8 +75,11 @@ def train(job: Job, scratch: Scratch) -> list[dict]:
 
             done = step + 1
             sums += torch.stack([loss.detach() for loss in losses]).double().cpu()
-            if _due(done, settings.log_every_steps, settings.steps):
-                curve.append(_curve_row(job, net, done, lr, sums, curve))
+            evaluate_now = settings.evaluate_every_steps and _due(done, settings.evaluate_every_steps, settings.steps)
+            if evaluate_now or _due(done, settings.log_every_steps, settings.steps):
+                mean_iou = job.holdout_mean_iou(net) if evaluate_now else None
+                net.train()
+                curve.append(_curve_row(done, lr, sums, curve, mean_iou))
                 progress.point(curve[-1])
                 sums.zero_()
             progress.advance()
@@ -160,18 +163,11 @@ def _check_finite(losses: tuple[Tensor, ...], job: Job, step: int, lr: float) ->
         raise InputError(f"{job.name}: loss is {loss} at step {step + 1}, lr {lr:g}, frames {names}; not updated")
 
 
-def _curve_row(job: Job, net: nn.Module, done: int, lr: float, sums: Tensor, curve: list[dict]) -> dict:
+def _curve_row(done: int, lr: float, sums: Tensor, curve: list[dict], holdout_mean_iou: float | None) -> dict:
+    """A point of the curve: losses are means over the steps since the point before."""
     since = done - (curve[-1]["step"] if curve else 0)
-    row = {"step": done, "lr": lr} | dict(zip(CURVE_COLUMNS[2:5], (sums / since).tolist(), strict=True))
-    row["holdout_mean_iou"] = None
-    if (
-        job.holdout_mean_iou
-        and job.settings.evaluate_every_steps
-        and _due(done, job.settings.evaluate_every_steps, job.settings.steps)
-    ):
-        row["holdout_mean_iou"] = job.holdout_mean_iou(net)
-        net.train()
-    return row
+    losses = dict(zip(CURVE_COLUMNS[2:5], (sums / since).tolist(), strict=True))
+    return {"step": done, "lr": lr, **losses, "holdout_mean_iou": holdout_mean_iou}
 
 
 def _state(net: nn.Module, optimizer: torch.optim.Optimizer, done: int, sums: Tensor, curve: list[dict]) -> dict:

@@ -115,6 +115,8 @@ def train_net(
     what_matters = (settings.model_dump(), lr, seed, facts, start, teaching and teaching.manifest)
     where = (package_versions("torch", "segdistill"), str(compute.device), str(compute.dtype), compute.threads)
     phase, run = name.split("/") if "/" in name else ("train", name)
-    with Scratch(name, settings_hash(what_matters, where)) as scratch:
-        with followed(run, phase, scratch.folder / CURVE_FILE, enabled=params.tracking.live):
-            return train(job, scratch), scratch
+    with (
+        Scratch(name, settings_hash(what_matters, where)) as scratch,
+        followed(run, phase, scratch.folder / CURVE_FILE, enabled=params.tracking.live),
+    ):
+        return train(job, scratch), scratch

@@ -1,4 +1,4 @@
-"""The whole pipeline on a tiny city, run by DVC in a copy of the repository: what runs, what is left, what comes out."""
+"""The whole pipeline on a tiny city, run by DVC in a copy of the repository: what runs, what stays, what comes out."""
 
 from __future__ import annotations
 
@@ -156,7 +156,8 @@ def test_a_changed_alpha_reruns_its_run_and_what_compares(done):
 
 def test_an_experiment_changes_one_value(done):
     done.commit("as it is")
-    shown = done.call("dvc", "exp", "run", "-S", "runs.light.lr=0.02", "--name", "brighter")
+    changes = ("-S", "runs.light.lr=0.02", "-S", "+runs.light.momentum=0.8")
+    shown = done.call("dvc", "exp", "run", *changes, "--name", "brighter")
     assert shown.returncode == 0, shown.stdout + shown.stderr
     assert set(RUNNING.findall(shown.stdout)) == stages_of("light") | {"benchmark", "report"}
     assert "brighter" in done.call("dvc", "exp", "show", "--csv").stdout

@@ -328,6 +328,23 @@ def test_draws_of_others_do_not_matter(straight, tmp_path):
     assert_same(run(tmp_path, hook=lambda step: torch.manual_seed(0)), straight)
 
 
+def test_a_net_given_in_eval_mode_is_trained_in_train_mode(straight, tmp_path):
+    assert_same(run(tmp_path, net=TinyNet().eval()), straight)
+
+
+@pytest.mark.parametrize(("kl_at", "size"), [("stride", (8, 8)), ("full", CROP_PX)])
+def test_distributions_are_compared_where_params_say(tmp_path, kl_at, size):
+    job = make_job(jitter=0.0, **distilled())
+    batch = job.batches.load(0)
+    with torch.no_grad():
+        student = TinyNet(dropout=0.0)(normalised(batch.images))
+    student, teacher = (upsample(x.double(), size).log_softmax(1) for x in (student, batch.logits.permute(0, 3, 1, 2)))
+    expected = (teacher.exp() * (teacher - student)).sum(1).mean().item()
+    given = distilled(temperature=1.0, kl_at=kl_at)
+    _, curve = run(tmp_path, net=TinyNet(dropout=0.0), jitter=0.0, steps=1, **given)
+    assert curve[0]["distill_loss"] == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("kl_at", ["stride", "full"])
 @pytest.mark.parametrize("method", ["kl", "channel_kl", "sigmoid_kl"])
 def test_alpha_mixes_as_params_say(tmp_path, method, kl_at):
