@@ -21,8 +21,7 @@ help:  ## list these commands
 	@touch $@
 
 repro: .venv/.installed  ## run the pipeline that params.yaml describes, and show the summary
-	dvc repro
-	@segdistill show
+	@if dvc status --quiet; then echo "Data and pipelines are up to date."; segdistill show; else dvc repro; fi
 
 ui: .venv/.installed  ## open the MLflow UI on http://127.0.0.1:5000
 	segdistill ui

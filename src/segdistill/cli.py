@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from segdistill.errors import InputError, told_plainly
+from segdistill.tracking_store import find_store, quiet_and_patient_for
 
 app = typer.Typer(no_args_is_help=True, help="Distil one heavy segmentation teacher into light students.")
 
@@ -43,20 +44,22 @@ def track() -> None:
 def ui(port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 5000) -> None:
     """Open the MLflow UI of the local store on 127.0.0.1. Ctrl-C ends it."""
     from segdistill.params_file import load_params
-    from segdistill.tracking_store import find_store
+
+    # Jobs are for features that this store has no use for; without them the server takes half the memory.
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+    quiet_and_patient_for()
+    from segdistill.tracking import Experiment
     from segdistill.tracking_view import view_path
 
     with told_plainly():
-        store = find_store(load_params().tracking.uri)
+        tracking = load_params().tracking
+        store = find_store(tracking.uri)
         if store.sqlite is None:
             raise InputError(f"tracking.uri: MLflow is served elsewhere, at {store.name}")
         if not store.sqlite.exists():
             raise InputError(f"{store.sqlite.name}: no runs are tracked yet; run: make repro")
-    # Jobs are for features that this store has no use for; without them the server takes half the memory.
-    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     address = f"http://127.0.0.1:{port}"
-    print(f"MLflow: {address}   the sweep as a table: {address}{view_path('1')}", flush=True)
+    print(f"the sweep as a table: {address}{view_path(Experiment(store, tracking.experiment).id)}", flush=True)
     server = ["-m", "mlflow", "server", "--backend-store-uri", store.uri, "--host", "127.0.0.1", "--workers", "1"]
     os.execv(sys.executable, [sys.executable, *server, "--port", str(port)])
 

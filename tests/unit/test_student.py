@@ -1,0 +1,146 @@
+"""distill and steplr-finetune: what a student learns from, what a control does without, and the same bytes twice."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+
+from segdistill.dataset import PREPARED, open_split, read_index
+from segdistill.errors import InputError
+from segdistill.export import export_run
+from segdistill.files import read_json
+from segdistill.prepare import prepare
+from segdistill.provenance import file_sha256
+from segdistill.student import distill, finetune
+from segdistill.teacher import check_teacher
+from segdistill.teacher_cache import FOLDER, build_cache, geometry
+from segdistill.training_job import compute_of
+from tiny_city import tinier_params
+
+KINDS = ("views", "frame", "online")
+RUNS = {"vanilla": {"alpha": 0.0, "lr": 0.01, "teacher": "none"}} | {
+    kind: {"alpha": 0.5, "lr": 0.01, "teacher": kind} for kind in KINDS
+}
+
+
+def params_of(**changed):
+    return tinier_params(teacher_logits={"kinds": KINDS}, runs=RUNS | changed)
+
+
+@pytest.fixture(scope="module")
+def city(tmp_path_factory):
+    """A folder in which prepare, teacher-check and teacher-logits have run."""
+    folder, params = tmp_path_factory.mktemp("city"), params_of()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        prepare(params.data, params.seed, PREPARED, workers=1)
+        check_teacher(params)
+        train, fingerprint, logits = open_split("train"), read_index()["fingerprint"], params.teacher_logits
+        facts = geometry(train, fingerprint, params.seed, params.distill.crop_px, logits.views, logits.stride)
+        for kind in KINDS:
+            build_cache(kind, FOLDER / kind, train, facts, logits, compute_of(params))
+    return folder
+
+
+@pytest.fixture
+def here(city, tmp_path, monkeypatch):
+    for name in ("data", "models", "metrics"):
+        shutil.copytree(city / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def weights(run: str, name: str = "distilled") -> str:
+    return file_sha256(f"models/runs/{run}/{name}.safetensors")
+
+
+def curve(run: str, phase: str = "distill") -> list[dict]:
+    with Path(f"metrics/runs/{run}/{phase}_curve.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_student_learns_from_every_kind_of_teacher(here, kind):
+    distill(params_of(), kind)
+    assert [row["step"] for row in curve(kind)] == ["1", "2", "3"]
+    for row in curve(kind):
+        loss = 0.5 * float(row["label_loss"]) + 0.5 * float(row["distill_loss"])
+        assert float(row["loss"]) == pytest.approx(loss, rel=1e-5)
+        assert float(row["distill_loss"]) > 0
+    assert 0 <= read_json(f"metrics/runs/{kind}/distill.json")["teacher_agreement"] <= 1
+
+
+def test_a_control_needs_no_teacher_at_all(here):
+    shutil.rmtree("data/teacher_logits")
+    shutil.rmtree("models/teacher")
+    distill(params_of(), "vanilla")
+    finetune(params_of(), "vanilla")
+    assert all(float(row["distill_loss"]) == 0 for row in curve("vanilla"))
+    assert "teacher_agreement" not in read_json("metrics/runs/vanilla/finetune.json")
+
+
+def test_a_student_without_its_logits_is_told_so(here):
+    shutil.rmtree("data/teacher_logits/views")
+    with pytest.raises(InputError, match=r"data/teacher_logits/views: no readable manifest"):
+        distill(params_of(), "views")
+
+
+def test_the_first_batch_of_control_and_student_is_the_same(here):
+    # The same net sees the same crops in step 1, so the label losses agree to the bit; later the nets differ.
+    distill(params_of(), "vanilla")
+    distill(params_of(), "views")
+    first, other = curve("vanilla"), curve("views")
+    assert first[0]["label_loss"] == other[0]["label_loss"]
+    assert first[2]["label_loss"] != other[2]["label_loss"]
+
+
+def test_cached_views_teach_what_the_live_teacher_teaches(here):
+    # Without flips, in float32: the first distillation loss is the same number but for float16 storage.
+    still = {kind: RUNS[kind] | {"flip_probability": 0.0} for kind in ("views", "online")}
+    for kind in still:
+        distill(params_of(**still), kind)
+    stored, live = (float(curve(kind)[0]["distill_loss"]) for kind in still)
+    # The live teacher is compared on its own grid of stride 16, the stored logits on theirs of stride 4.
+    assert stored == pytest.approx(live, rel=0.2)
+
+
+def test_the_same_bytes_twice_and_others_with_another_seed(here):
+    distill(params_of(), "views")
+    finetune(params_of(), "views")
+    first = weights("views"), weights("views", "finetuned"), Path("metrics/runs/views/finetune.json").read_bytes()
+    distill(params_of(), "views")
+    finetune(params_of(), "views")
+    assert first == (
+        weights("views"),
+        weights("views", "finetuned"),
+        Path("metrics/runs/views/finetune.json").read_bytes(),
+    )
+    distill(params_of(views=RUNS["views"] | {"seed": 5}), "views")
+    assert weights("views") != first[0]
+
+
+def test_finetune_goes_on_from_the_distilled_student(here):
+    distill(params_of(), "views")
+    finetune(params_of(views=RUNS["views"] | {"finetune": {"steps": 0}}), "views")
+    assert curve("views", "finetune") == []
+    distilled, finetuned = (read_json(f"metrics/runs/views/{name}.json") for name in ("distill", "finetune"))
+    assert distilled["class_iou"] == finetuned["class_iou"]
+    finetune(params_of(), "views")
+    assert [float(row["lr"]) for row in curve("views", "finetune")] == pytest.approx([0.01, 0.001])
+    assert read_json("metrics/runs/views/finetune.json")["mean_loss"] != distilled["mean_loss"]
+
+
+def test_export_scores_every_file_and_its_agreement_with_the_teacher(here):
+    distill(params_of(), "vanilla")
+    finetune(params_of(), "vanilla")
+    export_run(params_of(), "vanilla")
+    rows = read_json("metrics/runs/vanilla/export.json")
+    assert rows["torch"]["mean_loss"] == pytest.approx(read_json("metrics/runs/vanilla/finetune.json")["mean_loss"])
+    assert rows["float32"]["class_agreement_with_torch"] > 0.999
+    assert rows["float32"]["max_logit_difference_relative"] < 1e-4
+    for kind, name in (("float32", "student.onnx"), ("int8", "student.int8.onnx")):
+        assert rows[kind]["bytes"] == Path(f"models/runs/vanilla/{name}").stat().st_size
+        assert 0 <= rows[kind]["teacher_agreement"] <= 1

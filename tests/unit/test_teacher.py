@@ -1,0 +1,109 @@
+"""teacher-check: a given teacher is taken as it is, a weak or wrong one stops all, a missing one is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from segdistill.checkpoint import load_net, net_facts, save_net
+from segdistill.class_maps import ClassMapArchive
+from segdistill.compute import Compute
+from segdistill.dataset import PREPARED, open_split
+from segdistill.errors import InputError
+from segdistill.evaluate import TorchPredictor
+from segdistill.files import read_json
+from segdistill.nets.registry import build
+from segdistill.params import Params
+from segdistill.prepare import prepare
+from segdistill.teacher import check_teacher
+from tiny_city import ARCH, tinier_params
+
+
+@pytest.fixture(scope="module")
+def city(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("city")
+    params = tiny_params()
+    prepare(params.data, params.seed, folder / PREPARED, workers=1)
+    return folder
+
+
+@pytest.fixture
+def here(city, tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / PREPARED).symlink_to(city / PREPARED)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def tiny_params(**teacher) -> Params:
+    return tinier_params(teacher=teacher)
+
+
+def seeded_net(classes: int = 19) -> torch.nn.Module:
+    torch.manual_seed(7)
+    return build(ARCH, classes, 16)
+
+
+@pytest.mark.parametrize("form", ["public", "bare", "safetensors"])
+def test_a_given_teacher_is_taken_as_it_is(here, form):
+    net = seeded_net()
+    file = here / ("best.safetensors" if form == "safetensors" else "best.pth")
+    if form == "safetensors":
+        save_net(file, net, net_facts(ARCH, 19, 16))
+    else:
+        torch.save({"model_state": net.state_dict(), "cur_itrs": 3} if form == "public" else net.state_dict(), file)
+    check_teacher(tiny_params(checkpoint=str(file)))
+    kept, facts = load_net("models/teacher/teacher.safetensors")
+    assert all(torch.equal(kept.state_dict()[key], value) for key, value in net.state_dict().items())
+    assert facts["arch"] == ARCH
+    assert 0 <= read_json("metrics/teacher.json")["mean_iou"] <= 1
+
+
+def test_its_class_maps_are_those_that_it_gives(here):
+    torch.save(seeded_net().state_dict(), here / "best.pth")
+    check_teacher(tiny_params(checkpoint="best.pth"))
+    val, archive = open_split("val"), ClassMapArchive("models/teacher/val_classes.npz")
+    predict = TorchPredictor(seeded_net(), Compute(torch.device("cpu"), torch.float32, 1))
+    for index in range(len(val)):
+        expected = predict(np.array(val.images[index : index + 1]))[1][0].numpy()
+        assert np.array_equal(archive(index), expected)
+
+
+def test_a_weak_teacher_stops_with_a_table_and_leaves_nothing(here):
+    torch.save(seeded_net().state_dict(), here / "best.pth")
+    with pytest.raises(InputError, match=r"(?s)teacher\.min_mean_iou: .* at least 0\.9 .*road +0\.\d{3}.*bicycle"):
+        check_teacher(tiny_params(checkpoint="best.pth", min_mean_iou=0.9))
+    assert not Path("models/teacher").exists()
+    assert not Path("metrics/teacher.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "teacher.checkpoint: found 'best.pth'; no such file"),
+        (b"", "best.pth"),
+        (b"these are no weights", "best.pth"),
+    ],
+)
+def test_an_unreadable_checkpoint_is_named(here, content, message):
+    if content is not None:
+        Path("best.pth").write_bytes(content)
+    with pytest.raises(InputError, match=message.replace(".", r"\.")):
+        check_teacher(tiny_params(checkpoint="best.pth"))
+
+
+def test_a_teacher_of_other_classes_is_refused(here):
+    torch.save(seeded_net(classes=5).state_dict(), here / "best.pth")
+    with pytest.raises(InputError, match=r"best\.pth"):
+        check_teacher(tiny_params(checkpoint="best.pth"))
+
+
+def test_without_a_checkpoint_it_is_trained(here):
+    check_teacher(tiny_params())
+    curve = Path("metrics/teacher_curve.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in curve[1:]] == ["1", "2"]
+    assert load_net("models/teacher/teacher.safetensors")[1]["step"] == 2
+    assert not list(Path("scratch/teacher").glob("*/state.pt")), "a finished training leaves no state"
