@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import math
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+from segdistill.checkpoint import load_net
 from segdistill.dataset import PREPARED, open_split, read_index
 from segdistill.errors import InputError
 from segdistill.export import export_run
@@ -144,3 +147,42 @@ def test_export_scores_every_file_and_its_agreement_with_the_teacher(here):
     for kind, name in (("float32", "student.onnx"), ("int8", "student.int8.onnx")):
         assert rows[kind]["bytes"] == Path(f"models/runs/vanilla/{name}").stat().st_size
         assert 0 <= rows[kind]["teacher_agreement"] <= 1
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        {"method": "channel_kl", "temperature": 4.0},
+        {"method": "sigmoid_kl", "temperature": 0.01, "label_loss": "focal"},
+        {"kl_at": "full", "schedule": "poly"},
+        {"jitter": 0.5, "weight_decay": 0.0, "backbone_lr_factor": 0.1},
+        {"student": "deeplabv3plus_mobilenet_tv", "output_stride": 8},
+        {"student": "deeplabv3plus_mobilenet_separable", "schedule": "step", "decay_every_steps": 1},
+        {"student": "lraspp_mobilenet_v3_large"},
+        {"student": "deeplabv3_mobilenet_v3_large"},
+    ],
+    ids=lambda override: "-".join(map(str, override.values())),
+)
+def test_every_option_of_a_run_trains(here, override):
+    distill(params_of(views=RUNS["views"] | override), "views")
+    losses = [float(row["loss"]) for row in curve("views")]
+    assert len(losses) == 3
+    assert all(math.isfinite(loss) and loss > 0 for loss in losses)
+    assert (
+        load_net("models/runs/views/distilled.safetensors")[1]["params"] | override
+        == load_net("models/runs/views/distilled.safetensors")[1]["params"]
+    )
+
+
+def test_bfloat16_trains_close_to_float32(here):
+    distill(params_of(), "views")
+    exact = [float(row["loss"]) for row in curve("views")]
+    params = params_of()
+    rounded = params.model_copy(update={"compute": params.compute.model_copy(update={"precision": "bfloat16"})})
+    distill(rounded, "views")
+    found = [float(row["loss"]) for row in curve("views")]
+    assert found != exact
+    assert found == pytest.approx(exact, rel=0.05)
+    assert all(
+        value.dtype != torch.bfloat16 for value in load_net("models/runs/views/distilled.safetensors")[0].parameters()
+    )
