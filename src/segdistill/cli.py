@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from segdistill.errors import InputError, told_plainly
-from segdistill.tracking_store import find_store, quiet_and_patient_for
+from segdistill.tracking.store import find_store, quiet_and_patient_for
 
 app = typer.Typer(no_args_is_help=True, help="Distil one heavy segmentation teacher into light students.")
 
@@ -21,8 +21,8 @@ METRICS, REPORT = Path("metrics"), Path("reports/index.html")
 def show() -> None:
     """Print the summary table of the last report, the answer, and where to read on."""
     from segdistill.params_file import load_params
+    from segdistill.report.terminal import print_summary
     from segdistill.summary import summarise
-    from segdistill.terminal import print_summary
 
     with told_plainly():
         print_summary(summarise(load_params(), METRICS), REPORT)
@@ -49,7 +49,7 @@ def ui(port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 5000) -> None:
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     quiet_and_patient_for()
     from segdistill.tracking import Experiment
-    from segdistill.tracking_view import view_path
+    from segdistill.tracking.view import view_path
 
     with told_plainly():
         tracking = load_params().tracking

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 END_S = 6.0
-MODULE = "segdistill.live_curves"  # by name: a training does not depend on what shows it
+MODULE = "segdistill.tracking.live_curves"  # by name: a training does not depend on what shows it
 EXTRA: tuple[str, ...] = ()  # further arguments, for tests
 
 

@@ -18,8 +18,8 @@ from plotly.offline import get_plotlyjs
 from fake_metrics import HEADER, sweep_params, write_metrics
 from segdistill.files import write_text
 from segdistill.report import write_report
-from segdistill.report_figures import MOST_POINTS, curves_figure, line_styles, tradeoff_figure
-from segdistill.report_pictures import MOST_FRAMES, WIDTH_PX
+from segdistill.report.figures import MOST_POINTS, curves_figure, line_styles, tradeoff_figure
+from segdistill.report.pictures import MOST_FRAMES, WIDTH_PX
 from segdistill.summary import Summary, of_rows, summarise
 
 EVIL = "<script>alert(1)</script>"

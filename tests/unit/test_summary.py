@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from fake_metrics import BENCHMARK, sweep_params, write_metrics
-from segdistill.champion import choose_champion, model_files, pareto_front
 from segdistill.errors import InputError
-from segdistill.report_answer import answer
+from segdistill.report.answer import answer
+from segdistill.report.terminal import print_summary
 from segdistill.summary import of_rows, row_key, summarise, write_summary
-from segdistill.summary_row import COLUMNS, Row
-from segdistill.terminal import print_summary
+from segdistill.summary.champion import choose_champion, model_files, pareto_front
+from segdistill.summary.row import COLUMNS, Row
 
 
 @pytest.fixture
@@ -171,6 +171,8 @@ def test_terminal_shows_names_as_they_are(metrics: Path, capsys: pytest.CaptureF
 
 
 def test_no_heavy_import() -> None:
-    code = "import sys, segdistill.report, segdistill.terminal; print({'torch', 'mlflow', 'onnx'} & {*sys.modules})"
+    code = (
+        "import sys, segdistill.report, segdistill.report.terminal; print({'torch', 'mlflow', 'onnx'} & {*sys.modules})"
+    )
     ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert ran.stdout == "set()\n"

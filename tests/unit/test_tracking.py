@@ -19,9 +19,9 @@ import yaml
 from segdistill.follower import followed
 from segdistill.params import Params
 from segdistill.params_file import load_params
-from segdistill.tracked_rows import read_curve, rows_on_disk
 from segdistill.tracking import track
-from segdistill.tracking_store import find_store, locked, without_passwords
+from segdistill.tracking.rows import read_curve, rows_on_disk
+from segdistill.tracking.store import find_store, locked, without_passwords
 
 PROFILE = Path(__file__).parents[2] / "profiles" / "tiny.yaml"
 HEADER = "step,lr,loss,label_loss,distill_loss,holdout_mean_iou\n"

@@ -1,7 +1,7 @@
 """One line per model of the sweep, read from the files under metrics/, and the choice of the student to ship.
 
-`summary_row.py` says what a line holds, `champion.py` has the rule of the choice; `report.py` and `terminal.py` show
-what is gathered here.
+`row.py` says what a line holds, `champion.py` has the rule of the choice; `report` shows what is gathered
+here, as a page and in the terminal.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from segdistill.champion import ModelFile, choose_champion, model_files
 from segdistill.errors import InputError
 from segdistill.files import atomic_file, read_json, write_json
 from segdistill.params import Params
 from segdistill.provenance import settings_hash
-from segdistill.summary_row import COLUMNS, CONTROL, STUDENT, TEACHER, Row
+from segdistill.summary.champion import ModelFile, choose_champion, model_files
+from segdistill.summary.row import COLUMNS, CONTROL, STUDENT, TEACHER, Row
 
 # What the evaluation of a finished model gives, under the same names in finetune.json and teacher.json.
 SCORES = ("mean_loss", "overall_acc", "mean_acc", "freqw_acc", "mean_iou")

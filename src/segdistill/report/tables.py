@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from segdistill.cityscapes import PALETTE
 from segdistill.summary import Summary
-from segdistill.summary_row import CONTROL, STUDENT, TEACHER, Row
+from segdistill.summary.row import CONTROL, STUDENT, TEACHER, Row
 
 MISSING = "–"
 

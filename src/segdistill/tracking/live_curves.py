@@ -1,4 +1,4 @@
-"""A process beside a training that shows its curve in MLflow while it grows: python -m segdistill.live_curves.
+"""A process beside a training that shows its curve in MLflow while it grows: python -m segdistill.tracking.live_curves.
 
 The training writes its curve to a file and knows nothing of MLflow (see follower.py). What is not shown here in the
 end, `segdistill track` brings in.
@@ -18,8 +18,8 @@ from pathlib import Path
 from segdistill.files import read_json
 from segdistill.params import Params
 from segdistill.params_file import load_params
-from segdistill.tracked_rows import Row, read_curve, row_of
-from segdistill.tracking_store import Store, check_reachable, find_store, locked, quiet_and_patient_for
+from segdistill.tracking.rows import Row, read_curve, row_of
+from segdistill.tracking.store import Store, check_reachable, find_store, locked, quiet_and_patient_for
 
 WAIT_S = 8.0  # a training that is over by then has never paid for the import of mlflow
 POLL_S = 2.0

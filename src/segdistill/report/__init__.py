@@ -1,7 +1,7 @@
 """The report: one HTML file that opens anywhere, offline, and answers first which student to ship.
 
-Its frame, style and script are `report_template.html`; the pieces come from report_answer, report_tables,
-report_figures and report_pictures. A content security policy in the page forbids it any request.
+Its frame, style and script are `template.html`; the pieces come from answer, tables, figures and pictures. A content
+security policy in the page forbids it any request.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 from plotly.offline import get_plotlyjs
 
 from segdistill.files import write_text
-from segdistill.report_answer import answer
-from segdistill.report_figures import curves_figure, tradeoff_figure
-from segdistill.report_pictures import picture_strips
-from segdistill.report_tables import (
+from segdistill.report.answer import answer
+from segdistill.report.figures import curves_figure, tradeoff_figure
+from segdistill.report.pictures import picture_strips
+from segdistill.report.tables import (
     KEY_COLUMNS,
     OTHER_COLUMNS,
     class_legend,
@@ -29,7 +29,7 @@ from segdistill.report_tables import (
 )
 from segdistill.summary import Summary
 
-TEMPLATE = Path(__file__).with_name("report_template.html")
+TEMPLATE = Path(__file__).with_name("template.html")
 _SLOT = re.compile(r"\{\{(\w+)\}\}")
 
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 from segdistill.params import Params
 from segdistill.provenance import file_sha256, settings_hash
-from segdistill.tracked_rows import CURVES, Point, Row, read_curve, rows_on_disk
-from segdistill.tracking_store import (
+from segdistill.tracking.rows import CURVES, Point, Row, read_curve, rows_on_disk
+from segdistill.tracking.store import (
     Store,
     check_reachable,
     find_store,
@@ -28,7 +28,7 @@ from segdistill.tracking_store import (
     within,
     without_passwords,
 )
-from segdistill.tracking_view import experiment_tags
+from segdistill.tracking.view import experiment_tags
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from segdistill.report_answer import answer
+from segdistill.report.answer import answer
 from segdistill.summary import Summary
-from segdistill.summary_row import CONTROL, TEACHER, Row
+from segdistill.summary.row import CONTROL, TEACHER, Row
 
 COLUMNS = ("run", "alpha", "lr", "mIoU", "vs control", "agrees", "int8 mIoU", "int8 MB", "ms float32", "ms int8")
 # Where there is no terminal (CI, a log file) rich assumes 80 columns and cuts names.

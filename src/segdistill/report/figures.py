@@ -10,9 +10,9 @@ import math
 from html import escape
 from pathlib import Path
 
-from segdistill.champion import ModelFile, pareto_front
 from segdistill.summary import Summary
-from segdistill.summary_row import CONTROL, TEACHER
+from segdistill.summary.champion import ModelFile, pareto_front
+from segdistill.summary.row import CONTROL, TEACHER
 
 # Told apart on white and on near-black alike; greys are kept for the teacher, the controls and the front.
 COLORS = ("#3f7fd6", "#dd7a2b", "#2b9a72", "#c74f86", "#8764d0", "#ad8d17", "#24a0b5", "#cf4f3f")

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from segdistill.summary import Summary
-from segdistill.summary_row import CONTROL
+from segdistill.summary.row import CONTROL
 
 WIDTH_PX = 448  # of an inlined picture; a Cityscapes frame as it is would weigh 2 MB
 MOST_FRAMES = 6  # with more, the report of a large sweep grows past what one likes to open or to send

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import inf
 
-from segdistill.summary_row import TEACHER, Row
+from segdistill.summary.row import TEACHER, Row
 
 # A share and not a number of points, so that the rule means the same at a mIoU of 0.05 as at one of 0.75.
 KEPT_MEAN_IOU = 0.98
