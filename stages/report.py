@@ -5,8 +5,8 @@ from pathlib import Path
 from segdistill.errors import told_plainly
 from segdistill.params_file import load_params
 from segdistill.report import write_report
+from segdistill.report.terminal import print_summary
 from segdistill.summary import summarise, write_summary
-from segdistill.terminal import print_summary
 from segdistill.tracking import track
 
 METRICS, REPORT = Path("metrics"), Path("reports/index.html")
