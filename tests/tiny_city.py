@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from segdistill.dataset import PREPARED, open_split, read_index
 from segdistill.params import Params
 from segdistill.params_file import load_params
+from segdistill.prepare import prepare
+from segdistill.teacher import check_teacher
+from segdistill.teacher_cache import FOLDER, build_cache, geometry
+from segdistill.training_job import compute_of
 
 PROFILE = Path(__file__).resolve().parents[1] / "profiles" / "tiny.yaml"
 ARCH = "deeplabv3_mobilenet_lite"
@@ -24,3 +29,13 @@ def tinier_params(**changed: dict) -> Params:
     for section, values in changed.items():
         raw[section] = values if section == "runs" else raw[section] | values
     return Params.model_validate(raw)
+
+
+def build_city(params: Params) -> None:
+    """Run prepare, teacher-check and teacher-logits in the current folder."""
+    prepare(params.data, params.seed, PREPARED, workers=1)
+    check_teacher(params)
+    train, fingerprint, logits = open_split("train"), read_index()["fingerprint"], params.teacher_logits
+    facts = geometry(train, fingerprint, params.seed, params.distill.crop_px, logits.views, logits.stride)
+    for kind in logits.kinds:
+        build_cache(kind, FOLDER / kind, train, facts, logits, compute_of(params))

@@ -69,6 +69,9 @@ class Checkout:
     def metrics(self, name: str) -> dict:
         return json.loads((self.folder / "metrics" / name).read_text())
 
+    def lock(self) -> dict:
+        return yaml.safe_load((self.folder / "dvc.lock").read_text())["stages"]
+
     def mlflow_rows(self) -> list:
         from mlflow import MlflowClient
 
@@ -81,6 +84,7 @@ class Checkout:
 def done(tmp_path_factory):
     checkout = Checkout(tmp_path_factory.mktemp("city"))
     checkout.ran = checkout.dvc("repro")
+    checkout.first_lock = checkout.lock()
     return checkout
 
 
@@ -128,11 +132,19 @@ def test_again_runs_nothing(done):
 
 
 def test_the_control_depends_on_no_teacher(done):
-    lock = yaml.safe_load((done.folder / "dvc.lock").read_text())["stages"]
     for stage in ("distill@vanilla", "steplr-finetune@vanilla"):
-        deps = {dep["path"] for dep in lock[stage]["deps"]}
+        deps = {dep["path"] for dep in done.first_lock[stage]["deps"]}
         assert "data/teacher_logits/none" in deps
         assert not any("views" in dep or dep.startswith("models/teacher") for dep in deps)
+
+
+def test_another_clone_gives_the_same_bytes(done, tmp_path):
+    other = Checkout(tmp_path)
+    other.dvc("repro", "benchmark")
+    lock = other.lock()
+    timed = {"benchmark", "report"}
+    assert {name for name in lock if lock[name] != done.first_lock[name]} <= timed
+    assert set(lock) >= set(done.first_lock) - timed
 
 
 def test_metrics_and_plots_are_declared(done):

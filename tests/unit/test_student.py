@@ -11,17 +11,12 @@ import pytest
 import torch
 
 from segdistill.checkpoint import load_net
-from segdistill.dataset import PREPARED, open_split, read_index
 from segdistill.errors import InputError
 from segdistill.export import export_run
 from segdistill.files import read_json
-from segdistill.prepare import prepare
 from segdistill.provenance import file_sha256
 from segdistill.student import distill, finetune
-from segdistill.teacher import check_teacher
-from segdistill.teacher_cache import FOLDER, build_cache, geometry
-from segdistill.training_job import compute_of
-from tiny_city import tinier_params
+from tiny_city import build_city, tinier_params
 
 KINDS = ("views", "frame", "online")
 RUNS = {"vanilla": {"alpha": 0.0, "lr": 0.01, "teacher": "none"}} | {
@@ -36,15 +31,10 @@ def params_of(**changed):
 @pytest.fixture(scope="module")
 def city(tmp_path_factory):
     """A folder in which prepare, teacher-check and teacher-logits have run."""
-    folder, params = tmp_path_factory.mktemp("city"), params_of()
+    folder = tmp_path_factory.mktemp("city")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        prepare(params.data, params.seed, PREPARED, workers=1)
-        check_teacher(params)
-        train, fingerprint, logits = open_split("train"), read_index()["fingerprint"], params.teacher_logits
-        facts = geometry(train, fingerprint, params.seed, params.distill.crop_px, logits.views, logits.stride)
-        for kind in KINDS:
-            build_cache(kind, FOLDER / kind, train, facts, logits, compute_of(params))
+        build_city(params_of())
     return folder
 
 
