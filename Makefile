@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 
-.PHONY: help repro ui test lint clean
+.PHONY: help repro ui test bench lint clean
 
 help:  ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,9 +29,12 @@ ui: .venv/.installed  ## open the MLflow UI on http://127.0.0.1:5000
 test: .venv/.installed  ## run all tests
 	pytest
 
+bench: .venv/.installed  ## measure the claims about speed; let nothing else run
+	python benchmarks/run.py
+
 lint: .venv/.installed  ## check style and the code deps in dvc.yaml
-	ruff check src stages tests tools docs
-	ruff format --check src stages tests tools docs
+	ruff check src stages tests tools docs benchmarks
+	ruff format --check src stages tests tools docs benchmarks
 	python tools/stage_deps.py
 
 clean:  ## remove unfinished trainings and caches; keeps results

@@ -18,14 +18,18 @@ METRICS, REPORT = Path("metrics"), Path("reports/index.html")
 
 
 @app.command()
-def show() -> None:
+def show(as_markdown: Annotated[bool, typer.Option("--markdown", help="as Markdown, for a page")] = False) -> None:
     """Print the summary table of the last report, the answer, and where to read on."""
     from segdistill.params_file import load_params
-    from segdistill.report.terminal import print_summary
+    from segdistill.report.terminal import markdown, print_summary
     from segdistill.summary import summarise
 
     with told_plainly():
-        print_summary(summarise(load_params(), METRICS), REPORT)
+        summary = summarise(load_params(), METRICS)
+    if as_markdown:
+        print(markdown(summary))
+    else:
+        print_summary(summary, REPORT)
 
 
 @app.command()

@@ -60,21 +60,15 @@ def train(job: Job, scratch: Scratch) -> list[dict]:
         TrainingStoppedError: SIGINT or SIGTERM came; the state after the running step is saved.
     """
     net, settings = job.compute.place(job.net).train(), job.settings
-    optimizer = _optimizer(net, settings)
+    optimizer = sgd(net, settings)
     first, sums, curve = _resume(net, optimizer, scratch, job)
     curve_file = CurveFile(scratch.folder / CURVE_FILE, CURVE_COLUMNS, curve)
     progress = Progress(job.name, settings.steps, first, curve_file=curve_file)
     with stop_requests() as stops, progress:
         for step, batch in job.batches.steps(first, settings.steps):
-            lr = _set_lr(optimizer, job, step)
-            losses = _losses(net, batch, job)
-            _check_finite(losses, job, step, lr)
-            losses[0].backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
+            lr, losses = update(job, optimizer, step, batch)
             done = step + 1
-            sums += torch.stack([loss.detach() for loss in losses]).double().cpu()
+            sums += losses.double().cpu()
             evaluate_now = settings.evaluate_every_steps and _due(done, settings.evaluate_every_steps, settings.steps)
             if evaluate_now or _due(done, settings.log_every_steps, settings.steps):
                 mean_iou = job.holdout_mean_iou(net) if evaluate_now else None
@@ -92,11 +86,23 @@ def train(job: Job, scratch: Scratch) -> list[dict]:
     return curve
 
 
+def update(job: Job, optimizer: torch.optim.Optimizer, step: int, batch: CropBatch) -> tuple[float, Tensor]:
+    """One optimizer step on one batch: its learning rate, and (loss, label loss, distillation loss) before it (3,)."""
+    lr = _set_lr(optimizer, job, step)
+    losses = _losses(job.net, batch, job)
+    _check_finite(losses, job, step, lr)
+    losses[0].backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return lr, torch.stack([loss.detach() for loss in losses])
+
+
 def _due(done: int, every_steps: int, steps: int) -> bool:
     return done == steps or (every_steps > 0 and done % every_steps == 0)
 
 
-def _optimizer(net: nn.Module, settings: TrainingParams) -> torch.optim.Optimizer:
+def sgd(net: nn.Module, settings: TrainingParams) -> torch.optim.Optimizer:
+    """SGD over the backbone and the rest, each at its own factor of the learning rate."""
     backbone = {id(parameter) for parameter in net.backbone.parameters()}
     groups = [
         {

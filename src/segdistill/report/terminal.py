@@ -40,6 +40,14 @@ def print_summary(summary: Summary, report: Path = Path("reports/index.html"), c
     console.print(Text("MLflow  make ui"))
 
 
+def markdown(summary: Summary) -> str:
+    """The same table and answer as Markdown, for a page or a pull request."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" + "|---:" * (len(COLUMNS) - 1) + "|"]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in _cells(row)) + " |" for row in summary.rows]
+    found = answer(summary)
+    return "\n".join([*lines, "", f"**{found.headline}.** {' '.join(found.reasons)}"])
+
+
 def _cells(row: Row) -> list[str]:
     gain = None if row.gain_over_vanilla is None else 100 * row.gain_over_vanilla
     return [
