@@ -1,6 +1,6 @@
 """What a training step costs: plain, from cached views, and with the live teacher; in our loop and bare.
 
-Everything is timed in one process, a few steps of each kind in turn: the same student, crops and batches for all. Values
+Everything is timed in one process, a few steps of each kind in turn: one student, one set of crops and batches. Values
 are random, because time does not depend on them; frames lie on disk as `prepare` writes them, at full 1024x2048 pixels.
 """
 
