@@ -12,11 +12,12 @@ export DVC_NO_ANALYTICS := true
 help:  ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-# uv installs what requirements.lock pins in half a minute; pip does the same, more slowly.
+# uv installs what requirements.lock pins in half a minute; pip does the same, more slowly. Bytecode is compiled here and
+# once: where Python is told not to write any, each of a sweep's many processes would spend seconds on it.
 .venv/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check "uv==$$(sed -n 's/^uv==//p' requirements.lock)"
-	$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements.lock
+	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 

@@ -41,9 +41,11 @@ def choose(device: str, precision: str, threads: int) -> Compute:
     use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     threads = threads or usable_cores()
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # Repeatable without it, as nothing here reads memory it did not write; filling would cost each step.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    if use_cuda:
+        # Not on a CPU: what runs there is repeatable as it is (tested), and this call imports torch's compiler, 4 s.
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        # Nothing here reads memory that it did not write, and filling it first would cost each step.
+        torch.utils.deterministic.fill_uninitialized_memory = False
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     if precision == "auto" and (use_cuda or _cpu_computes_bfloat16()):
         dtype = torch.bfloat16
