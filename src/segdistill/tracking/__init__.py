@@ -240,6 +240,7 @@ def _client(uri: str):
     from mlflow import MlflowClient
 
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # what goes wrong is told once, by us
     return MlflowClient(tracking_uri=uri)
 
 
