@@ -22,7 +22,7 @@ def tinier_params(**changed: dict) -> Params:
     raw["data"] |= {"size_px": (32, 64), "synthetic": {"train_frames": 6, "val_frames": 2}}
     raw["compute"] |= {"threads": 1}
     raw["tracking"] |= {"live": False}
-    raw["teacher"] |= {"arch": ARCH, "crop_px": (32, 32), "steps": 2, "log_every_steps": 1}
+    raw["teacher"] |= {"arch": ARCH, "output_stride": 16, "crop_px": (32, 32), "steps": 2, "log_every_steps": 1}
     raw["distill"] |= {"student": ARCH, "crop_px": (32, 32), "steps": 3, "log_every_steps": 1, "batch_size": 2}
     raw["distill"] |= {"evaluate_every_steps": 0}
     raw["finetune"] |= {"steps": 2, "decay_every_steps": 1}

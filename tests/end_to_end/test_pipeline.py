@@ -48,8 +48,9 @@ class Checkout:
     def call(self, *command: str) -> subprocess.CompletedProcess:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         extra = {"PATH": path, "PYTHONPATH": str(self.folder / "src"), "DVC_NO_ANALYTICS": "true"}
-        # The revision stands in the headers of weights: two copies of one tree are one commit only at one date.
-        extra |= dict.fromkeys(("GIT_AUTHOR_DATE", "GIT_COMMITTER_DATE"), "2026-01-01T00:00:00Z")
+        if command[0] == "git":
+            # The revision stands in the headers of weights: two copies of one tree are one commit only at one date.
+            extra |= dict.fromkeys(("GIT_AUTHOR_DATE", "GIT_COMMITTER_DATE"), "2026-01-01T00:00:00Z")
         environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"} | extra
         return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, env=environment, check=False)
 

@@ -66,7 +66,7 @@ SINGLE_FAULTS = {
     "lr infinite": (tiny(("  lr: 0.02", "  lr: .inf")), ["teacher.lr: found Infinity", "finite"]),
     "null": (tiny(("  lr: 0.02", "  lr: null")), ["teacher.lr: found null"]),
     "unknown arch": (
-        tiny(("arch: deeplabv3plus_resnet50", "arch: resnet")),
+        tiny(("arch: deeplabv3plus_mobilenet", "arch: resnet")),
         ['teacher.arch: found "resnet"', "lraspp"],
     ),
     "unknown kind": (tiny(("kinds: [views]", "kinds: [view]")), ['teacher_logits.kinds.0: found "view"']),
@@ -83,7 +83,7 @@ SINGLE_FAULTS = {
     "synthetic without size": (tiny(("size_px: [64, 128]", "size_px: null")), ["data.size_px: found null"]),
     "stride that cannot be": (
         tiny(
-            ("arch: deeplabv3plus_resnet50\n  output_stride: 16", "arch: lraspp_mobilenet_v3_large\n  output_stride: 8")
+            ("arch: deeplabv3plus_mobilenet\n  output_stride: 8", "arch: lraspp_mobilenet_v3_large\n  output_stride: 8")
         ),
         ["teacher.output_stride: found 8", "can be built at 16"],
     ),
