@@ -1,8 +1,21 @@
-"""Let tests import the helper modules that lie beside this file."""
+"""What tests share: the helper modules that lie beside this file, and torch on one thread."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Inputs are small: more threads only get into each other's way, badly so on a busy machine."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -19,6 +19,7 @@ from segdistill.nets.backbones import BACKBONES
 from segdistill.nets.registry import ARCHS, build, native_stride
 from segdistill.nets.resize import upsample
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SHARED = Path(__file__).parents[2].parent / "shared"
 REFERENCES = SHARED / "reference" / "deeplab"
 REFERENCED_ARCHS = (
@@ -53,15 +54,6 @@ def shuffle_batch_norms(net: nn.Module) -> nn.Module:
 
 def relative_error(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float(torch.linalg.vector_norm(found - wanted) / torch.linalg.vector_norm(wanted))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Inputs are small: more threads only get into each other's way, badly so on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

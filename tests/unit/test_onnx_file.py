@@ -17,17 +17,10 @@ from segdistill.nets.resize import upsample
 from segdistill.onnx_file import ForwardSession, OnnxPredictor, read_metadata, write_float32, write_int8
 from segdistill.transforms import normalised
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES, TRACED_PX, OPSET = 7, (64, 96), 18
 ARCHS = ("deeplabv3plus_mobilenet", "deeplabv3_mobilenet_lite")
 COMPUTE = Compute(torch.device("cpu"), torch.float32, 1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def frames(count: int, height: int, width: int, seed: int = 0) -> np.ndarray:

@@ -24,6 +24,7 @@ from segdistill.rng import Batches
 from segdistill.teacher_cache import Teaching, build_cache, geometry, origins_of
 from segdistill.transforms import cut, normalised
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 ARCH, CLASSES, FRAMES = "deeplabv3plus_mobilenet", 6, 3
 FRAME_PX, CROP_PX, VIEWS, STRIDE = (48, 80), (32, 48), 2, 4
 COMPUTE = Compute(torch.device("cpu"), torch.float32, 1)
@@ -68,14 +69,6 @@ def write_teacher(folder, scale: float = 1.0, spoil: float | None = None) -> Non
             last.weight[0, 0] = spoil
     save_net(folder / "teacher.safetensors", net, net_facts(ARCH, CLASSES, 16))
     write_archive(folder / "val_classes.npz", {0: np.full(FRAME_PX, 3, np.uint8)})
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -26,16 +26,9 @@ from segdistill.scratch import Scratch, TrainingStoppedError
 from segdistill.train_loop import CURVE_COLUMNS, Distillation, Job, train
 from segdistill.transforms import cut, normalised
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 FRAMES, FRAME_PX, CROP_PX, VIEWS, CLASSES = 5, (24, 32), (16, 16), 3, 3
 COMPUTE = Compute(torch.device("cpu"), torch.float32, 1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class TinyNet(nn.Module):
