@@ -2,10 +2,11 @@
 
 from segdistill.dataset import PREPARED
 from segdistill.errors import told_plainly
-from segdistill.params_file import load_params
 from segdistill.prepare import prepare
 
 if __name__ == "__main__":
+    from segdistill.params_file import load_params  # here, because each worker process imports this file and reads none
+
     with told_plainly():
         params = load_params()
         prepare(params.data, params.seed, PREPARED)

@@ -5,7 +5,8 @@ import argparse
 from segdistill.dataset import PREPARED, open_split, read_index
 from segdistill.errors import told_plainly
 from segdistill.params_file import load_params
-from segdistill.teacher_cache import FOLDER, build_cache, geometry
+from segdistill.teacher_cache import FOLDER, geometry
+from segdistill.teacher_logits import build_cache
 from segdistill.training_job import compute_of
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from segdistill.params import Params
 from segdistill.params_file import load_params
 from segdistill.prepare import prepare
 from segdistill.teacher import check_teacher
-from segdistill.teacher_cache import FOLDER, build_cache, geometry
+from segdistill.teacher_cache import FOLDER, geometry
+from segdistill.teacher_logits import build_cache
 from segdistill.training_job import compute_of
 
 PROFILE = Path(__file__).resolve().parents[1] / "profiles" / "tiny.yaml"

@@ -13,7 +13,7 @@ from torch import nn
 from segdistill.errors import InputError
 from segdistill.files import atomic_file
 from segdistill.nets.adapters import load_state
-from segdistill.nets.registry import build
+from segdistill.nets.registry import build_to_load
 from segdistill.transforms import MEAN, STD
 
 _HEADER = "segdistill"
@@ -69,6 +69,6 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
 def load_net(path: str | Path) -> tuple[nn.Module, dict]:
     """Rebuild the net that `path` holds, in eval mode, and its facts. Weights that do not fit are an error."""
     facts = read_facts(path)
-    net = build(facts["arch"], facts["classes"], facts["output_stride"])
+    net = build_to_load(facts["arch"], facts["classes"], facts["output_stride"])
     load_state(net, read_state(path), source=str(path))
     return net.eval(), facts

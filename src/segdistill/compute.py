@@ -42,8 +42,9 @@ def choose(device: str, precision: str, threads: int) -> Compute:
     threads = threads or usable_cores()
     torch.set_num_threads(threads)
     if use_cuda:
-        # Not on a CPU: what runs there is repeatable as it is (tested), and this call imports torch's compiler, 4 s.
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        # What runs on a CPU is repeatable as it is (tested). The same as torch.use_deterministic_algorithms(True,
+        # warn_only=True), which also imports torch's compiler, for seconds.
+        torch.set_deterministic_debug_mode("warn")
         # Nothing here reads memory that it did not write, and filling it first would cost each step.
         torch.utils.deterministic.fill_uninitialized_memory = False
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32

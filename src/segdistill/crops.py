@@ -7,30 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from segdistill.dataset import Split
+from segdistill.mapped import release, will_read
 from segdistill.rng import Batches, BatchPlan
+from segdistill.stored_logits import StoredCrops, StoredLogits
 from segdistill.transforms import cut, jittered, normalised
 
-
-class CachedLogits(Protocol):
-    """Stored teacher logits that a batch can be cut from."""
-
-    def cut(self, plan: BatchPlan, origins: np.ndarray) -> np.ndarray:
-        """Logits (B, h, w, C) of the planned crops, mirrored where the plan flips."""
+# Once so many bytes were read, the pages they lie in leave the memory of this process: rarely enough to cost nothing.
+RELEASE_AFTER_BYTES = 64 * 2**20
 
 
 class CropBatch(NamedTuple):
-    """images uint8 (B, H, W, 3), labels uint8 (B, H, W), stored logits (B, h, w, C) or None, and their plan."""
+    """images uint8 (B, H, W, 3), labels uint8 (B, H, W), stored logits or None, and their plan."""
 
     images: Tensor
     labels: Tensor
-    logits: Tensor | None
+    logits: StoredCrops | None
     plan: BatchPlan
 
     def inputs(self, device: torch.device) -> Tensor:
@@ -44,8 +42,8 @@ class CropBatch(NamedTuple):
         return self.labels.to(device, non_blocking=True).long()
 
     def teacher_logits(self, device: torch.device) -> Tensor | None:
-        """Stored logits as (B, C, h, w) floats."""
-        return None if self.logits is None else self.logits.to(device, non_blocking=True).permute(0, 3, 1, 2)
+        """Stored logits, float32 (B, C, h, w) on `device`; None without."""
+        return None if self.logits is None else self.logits.floats(device)
 
 
 class CropBatches:
@@ -66,25 +64,40 @@ class CropBatches:
         batches: Batches,
         origins: np.ndarray,
         crop_px: tuple[int, int],
-        cached: CachedLogits | None = None,
+        cached: StoredLogits | None = None,
         pinned: bool = False,
     ) -> None:
         self.split, self.batches, self.origins, self.crop_px = split, batches, origins, crop_px
         self.cached, self.pinned = cached, pinned
+        self._unreleased_bytes = 0
 
     def load(self, step: int) -> CropBatch:
         """Batch number `step`."""
         plan = self.batches.plan(step)
         origins = self.origins[plan.frames, plan.views]
-        images = np.empty((len(origins), *self.crop_px, 3), np.uint8)
-        labels = np.empty((len(origins), *self.crop_px), np.uint8)
+        # All is asked for before any of it is waited for.
+        self._unreleased_bytes += self._will_read(plan, origins)
+        images = torch.empty((len(origins), *self.crop_px, 3), dtype=torch.uint8, pin_memory=self.pinned)
+        labels = torch.empty((len(origins), *self.crop_px), dtype=torch.uint8, pin_memory=self.pinned)
         for source, out in ((self.split.images, images), (self.split.labels, labels)):
-            cut(source, plan.frames, origins, plan.flips, self.crop_px, out)
-        logits = None if self.cached is None else torch.from_numpy(self.cached.cut(plan, origins))
-        batch = CropBatch(torch.from_numpy(images), torch.from_numpy(labels), logits, plan)
-        if self.pinned:
-            batch = CropBatch(*(t.pin_memory() if isinstance(t, Tensor) else t for t in batch))
-        return batch
+            cut(source, plan.frames, origins, plan.flips, self.crop_px, out.numpy())
+        logits = None if self.cached is None else self.cached.cut(plan, origins)
+        if self._unreleased_bytes > RELEASE_AFTER_BYTES:
+            self.release()
+        return CropBatch(images, labels, logits.pinned() if logits and self.pinned else logits, plan)
+
+    def _will_read(self, plan: BatchPlan, origins: np.ndarray) -> int:
+        frames = (self.split.images, self.split.labels)
+        spanned = sum(will_read(source, plan.frames, origins[:, 0], self.crop_px[0]) for source in frames)
+        return spanned + (self.cached.will_read(plan, origins) if self.cached else 0)
+
+    def release(self) -> None:
+        """Give back the memory in which the pages that were read lie."""
+        release(self.split.images)
+        release(self.split.labels)
+        if self.cached:
+            self.cached.release()
+        self._unreleased_bytes = 0
 
     def names(self, step: int) -> list[str]:
         """Names of the frames in batch number `step`."""

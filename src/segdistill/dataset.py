@@ -9,6 +9,7 @@ import numpy as np
 
 from segdistill.errors import InputError
 from segdistill.files import read_json
+from segdistill.mapped import open_array
 
 PREPARED = Path("data/prepared")
 
@@ -45,10 +46,8 @@ def open_split(name: str, root: Path = PREPARED) -> Split:
         InputError: the arrays do not fit the index, as after a copy that was cut short.
     """
     frames = read_index(root)["splits"][name]["frames"]
-    try:
-        images, labels = (np.load(root / name / f"{kind}.npy", mmap_mode="r") for kind in ("images", "labels"))
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{root}/{name}: unreadable array ({error}); run: dvc repro prepare") from None
+    remedy = "run: dvc repro prepare"
+    images, labels = (open_array(root / name / f"{kind}.npy", remedy) for kind in ("images", "labels"))
     if len(images) != len(frames) or labels.shape != images.shape[:3]:
         raise InputError(
             f"{root}/{name}: images {images.shape} and labels {labels.shape}; the index has {len(frames)} frames"

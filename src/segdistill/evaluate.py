@@ -5,7 +5,7 @@ Shapes: B batch, H/W frame in pixels, h/w the net's own grid, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from segdistill.compute import Compute
 from segdistill.dataset import Split
-from segdistill.losses import IGNORE, label_loss
-from segdistill.nets.resize import upsample
+from segdistill.losses import IGNORE
+from segdistill.mapped import release, will_read
+from segdistill.pixels import classes_and_loss_sum, classes_of, loss_sum
 from segdistill.scores import Confusion
 from segdistill.transforms import normalised
 
@@ -33,12 +34,16 @@ class TorchPredictor:
         self.net, self.compute = compute.place(net).eval(), compute
 
     @torch.inference_mode()
-    def __call__(self, images_BHW3: np.ndarray) -> tuple[Tensor, Tensor]:
+    def logits(self, images_BHW3: np.ndarray) -> Tensor:
+        """What the net says, float32 (B, C, h, w) on its own grid."""
         inputs = normalised(torch.from_numpy(images_BHW3).to(self.compute.device))
         with self.compute.autocast():
             logits = self.net(inputs)
-        logits = logits.float()
-        return logits, upsample(logits, inputs.shape[-2:]).argmax(1).to(torch.uint8)
+        return logits.float()
+
+    def __call__(self, images_BHW3: np.ndarray) -> tuple[Tensor, Tensor]:
+        logits = self.logits(images_BHW3)
+        return logits, classes_of(logits, images_BHW3.shape[1:3])
 
 
 class Evaluation(NamedTuple):
@@ -75,29 +80,52 @@ def evaluate(
         keep: indices of frames whose class maps are returned.
         on_classes: called with (i, classes uint8 (H, W)) for each frame, in order.
     """
-    confusion, loss_sum, valid, agreeing, pixels = Confusion(classes), 0.0, 0, 0, 0
+    confusion, total_loss, valid, agreeing, pixels = Confusion(classes), 0.0, 0, 0, 0
     kept: dict[int, np.ndarray] = {}
-    for start in range(0, len(split), batch_size):
-        images = np.array(split.images[start : start + batch_size])
-        labels = torch.from_numpy(np.array(split.labels[start : start + batch_size]))
-        logits, predicted = predict(images)
-        confusion.add(predicted.cpu(), labels)
-        targets = labels.to(logits.device).long()
-        here = int((labels != IGNORE).sum())
-        loss_sum += (
-            here * label_loss(loss_kind, upsample(logits, targets.shape[-2:]), targets, focal_gamma).double().item()
-        )
-        valid += here
+    for start, images, labels in _batches(split, batch_size):
+        predicted, targets, batch_loss = _predicted(predict, images, labels, loss_kind, focal_gamma)
+        confusion.add(predicted, targets)
+        total_loss = total_loss + batch_loss  # on the device: nothing waits for it
+        valid += np.count_nonzero(labels != IGNORE)
         for offset, frame_classes in enumerate(predicted.cpu().numpy()):
             index = start + offset
             if teacher_classes is not None:
-                agreeing += int((frame_classes == teacher_classes(index)).sum())
+                agreeing += np.count_nonzero(frame_classes == teacher_classes(index))
                 pixels += frame_classes.size
             if keep and index in keep:
                 kept[index] = frame_classes
             if on_classes is not None:
                 on_classes(index, frame_classes)
-    figures = {"mean_loss": loss_sum / valid if valid else None, **confusion.figures()}
+    figures = {"mean_loss": float(total_loss) / valid if valid else None, **confusion.figures()}
     if teacher_classes is not None:
         figures["teacher_agreement"] = agreeing / pixels
     return Evaluation(figures, kept)
+
+
+def _predicted(
+    predict: Predictor, images: np.ndarray, labels: np.ndarray, loss_kind: str, focal_gamma: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(classes, labels, sum of the loss over the valid pixels) of a batch, where the predictor computes."""
+    targets = torch.from_numpy(labels)
+    if isinstance(predict, TorchPredictor):
+        logits = predict.logits(images)
+        targets = targets.to(logits.device)
+        classes, loss = classes_and_loss_sum(loss_kind, logits, targets, focal_gamma)
+    else:  # its classes are its own, as those that an ONNX graph gives
+        logits, classes = predict(images)
+        targets = targets.to(logits.device)
+        loss = loss_sum(loss_kind, logits, targets, focal_gamma)
+    return classes, targets, loss
+
+
+def _batches(split: Split, batch_size: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(index of the first frame, images, labels) of each batch, copied: memory does not grow with the split."""
+    arrays = split.images, split.labels
+    for start in range(0, len(split), batch_size):
+        images, labels = (np.array(array[start : start + batch_size]) for array in arrays)
+        following = np.arange(start + batch_size, min(start + 2 * batch_size, len(split)))
+        for array in arrays:
+            release(array)
+            # The system fetches the next batch from the disk while this one is computed.
+            will_read(array, following, np.zeros_like(following), split.size_px[0])
+        yield start, images, labels

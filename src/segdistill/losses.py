@@ -1,7 +1,8 @@
 """Label losses and distillation losses.
 
 Shapes: B batch, C classes, H/W pixels of the label, h/w cells of the logits' own grid.
-All losses are means, so that their scale depends neither on the batch, nor on the crop, nor on how much is void.
+All losses are means, so that their scale depends neither on the batch, nor on the crop, nor on how much is void; those
+named `_sum` are what the means are made of, for an evaluation that comes piece by piece.
 """
 
 from __future__ import annotations
@@ -13,18 +14,30 @@ from torch import Tensor
 IGNORE = 255
 
 
+def _valid_pixels(labels_BHW: Tensor) -> Tensor:
+    return (labels_BHW != IGNORE).sum().clamp(min=1)
+
+
+def cross_entropy_sum(logits_BCHW: Tensor, labels_BHW: Tensor) -> Tensor:
+    """Cross entropy, summed over the valid pixels."""
+    return F.cross_entropy(logits_BCHW.float(), labels_BHW, ignore_index=IGNORE, reduction="sum")
+
+
 def cross_entropy(logits_BCHW: Tensor, labels_BHW: Tensor) -> Tensor:
     """Mean cross entropy over the valid pixels; 0 (with zero gradient) where every pixel is void."""
-    valid = (labels_BHW != IGNORE).sum().clamp(min=1)
-    return F.cross_entropy(logits_BCHW.float(), labels_BHW, ignore_index=IGNORE, reduction="sum") / valid
+    return cross_entropy_sum(logits_BCHW, labels_BHW) / _valid_pixels(labels_BHW)
+
+
+def focal_sum(logits_BCHW: Tensor, labels_BHW: Tensor, gamma: float) -> Tensor:
+    """Focal loss, summed over the valid pixels."""
+    nll_BHW = F.cross_entropy(logits_BCHW.float(), labels_BHW, ignore_index=IGNORE, reduction="none")
+    weight_BHW = (-torch.expm1(-nll_BHW)).clamp(min=0) ** gamma if gamma else torch.ones_like(nll_BHW)
+    return (weight_BHW * nll_BHW).sum()
 
 
 def focal(logits_BCHW: Tensor, labels_BHW: Tensor, gamma: float) -> Tensor:
     """Focal loss -(1 - p)^gamma log p, mean over the valid pixels (Lin et al., arXiv:1708.02002, without alpha)."""
-    nll_BHW = F.cross_entropy(logits_BCHW.float(), labels_BHW, ignore_index=IGNORE, reduction="none")
-    weight_BHW = (-torch.expm1(-nll_BHW)).clamp(min=0) ** gamma if gamma else torch.ones_like(nll_BHW)
-    valid = (labels_BHW != IGNORE).sum().clamp(min=1)
-    return (weight_BHW * nll_BHW).sum() / valid
+    return focal_sum(logits_BCHW, labels_BHW, gamma) / _valid_pixels(labels_BHW)
 
 
 def kl(student_BChw: Tensor, teacher_BChw: Tensor, temperature: float) -> Tensor:
@@ -62,12 +75,17 @@ def sigmoid_kl(student_BChw: Tensor, teacher_BChw: Tensor, temperature: float, c
 DISTILLATION = {"kl": kl, "channel_kl": channel_kl, "sigmoid_kl": sigmoid_kl}
 
 
-def label_loss(kind: str, logits_BCHW: Tensor, labels_BHW: Tensor, focal_gamma: float) -> Tensor:
-    """The label loss named in params: cross_entropy or focal."""
+def label_loss_sum(kind: str, logits_BCHW: Tensor, labels_BHW: Tensor, focal_gamma: float) -> Tensor:
+    """The label loss named in params, cross_entropy or focal, summed over the valid pixels."""
     if kind == "focal":
-        return focal(logits_BCHW, labels_BHW, focal_gamma)
+        return focal_sum(logits_BCHW, labels_BHW, focal_gamma)
     assert kind == "cross_entropy", kind
-    return cross_entropy(logits_BCHW, labels_BHW)
+    return cross_entropy_sum(logits_BCHW, labels_BHW)
+
+
+def label_loss(kind: str, logits_BCHW: Tensor, labels_BHW: Tensor, focal_gamma: float) -> Tensor:
+    """The mean of `label_loss_sum` over the valid pixels: what is trained with."""
+    return label_loss_sum(kind, logits_BCHW, labels_BHW, focal_gamma) / _valid_pixels(labels_BHW)
 
 
 def mixed(label: Tensor, distillation: Tensor | None, alpha: float, temperature: float) -> Tensor:

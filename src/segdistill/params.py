@@ -85,7 +85,9 @@ class TeacherLogitsParams(Section):
     kinds: tuple[TeacherKind, ...] = Field(description="what students of this sweep learn from, one folder each")
     views: Count = Field(description="K crop views per train frame; every student draws its crops from them")
     stride: Literal[4, 8, 16] = Field(description="input pixels per stored logit, each way")
-    dtype: Literal["float16", "float32"] = Field(description="stored precision")
+    dtype: Literal["float16", "uint8", "float32"] = Field(
+        description="stored precision; uint8 has a scale for each class of each row"
+    )
     batch_size: Count = Field(description="crops per forward pass of the teacher")
 
 

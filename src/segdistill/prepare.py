@@ -15,17 +15,13 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-from PIL import Image
-
-from segdistill.cityscapes import CLASS_NAMES, CLASSES, IGNORE, TRAIN_ID_OF_LABEL_ID
+from segdistill.cityscapes import CLASS_NAMES, IGNORE
 from segdistill.errors import raise_together
 from segdistill.files import atomic_directory, write_json
 from segdistill.frame_source import DataParams, Frame, FrameError, FrameSource, open_source
+from segdistill.frame_writer import Chunk, FrameFacts, FrameWriter, allocate
 from segdistill.progress import Progress
 
 CHUNK_FRAMES = 4  # small, so that the last worker at work is not alone for long
@@ -49,15 +45,15 @@ def prepare(data: DataParams, seed: int, out: Path, workers: int | None = None) 
         keep = folder if size_px and not faults else None
         if keep:
             for split, members in frames.items():
-                _allocate(folder / split, len(members), size_px)
+                allocate(folder / split, len(members), size_px)
         chunks = [
-            _Chunk(split, first, members[first : first + CHUNK_FRAMES])
+            Chunk(split, first, members[first : first + CHUNK_FRAMES])
             for split, members in frames.items()
             for first in range(0, len(members), CHUNK_FRAMES)
         ]
         processes = max(1, min(workers or len(os.sched_getaffinity(0)), len(chunks)))
-        read: dict[str, list[_FrameFacts]] = {split: [] for split in frames}
-        writer = _Writer(source, size_px, data.size_px is not None, keep)
+        read: dict[str, list[FrameFacts]] = {split: [] for split in frames}
+        writer = FrameWriter(source, size_px, data.size_px is not None, keep)
         progress = Progress("prepare", len(listed), unit="frame")
         with progress, _mapped(writer, chunks, processes) as results:
             for chunk, facts in zip(chunks, results, strict=True):
@@ -120,86 +116,8 @@ def _first_size(source: FrameSource, frames: list[Frame]) -> tuple[int, int] | N
     return None
 
 
-def _allocate(folder: Path, frames: int, size_px: tuple[int, int]) -> None:
-    """Create both arrays of one split. OSError when the disk cannot hold them: a mapped write would die of SIGBUS."""
-    folder.mkdir()
-    for name, shape in (("images", (frames, *size_px, 3)), ("labels", (frames, *size_px))):
-        path = folder / f"{name}.npy"
-        np.lib.format.open_memmap(path, "w+", np.uint8, shape)
-        if not hasattr(os, "posix_fallocate"):  # macOS has none
-            continue
-        with path.open("r+b") as file:
-            try:
-                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-            except OSError as error:
-                raise OSError(error.errno, f"{error.strerror} ({path.stat().st_size} bytes)", str(path)) from None
-
-
-class _Chunk(NamedTuple):
-    """Frames whose rows follow one another in the arrays of `split`."""
-
-    split: str
-    first_row: int
-    frames: list[Frame]
-
-
-class _FrameFacts(NamedTuple):
-    """What one frame adds to the index: its checksum and valid pixels per class (CLASSES,), or its faults."""
-
-    checksum: str
-    pixels: np.ndarray | int
-    faults: list[str]
-
-
-@dataclass(frozen=True)
-class _Writer:
-    """Reads frames and stores them; the part of the work that is handed to other processes."""
-
-    source: FrameSource
-    size_px: tuple[int, int] | None  # (H, W) to store; None when no frame is readable
-    resize: bool  # else a frame of another size is a fault
-    folder: Path | None  # None checks the frames and stores nothing
-
-    def __call__(self, chunk: _Chunk) -> list[_FrameFacts]:
-        images = labels = None
-        if self.folder:
-            # Mapped anew for each chunk: pages that are done with leave this process's memory.
-            images, labels = (
-                np.load(self.folder / chunk.split / f"{name}.npy", mmap_mode="r+") for name in ("images", "labels")
-            )
-        facts = []
-        for row, frame in enumerate(chunk.frames, chunk.first_row):
-            try:
-                image, label_ids, checksum = self._fitted(frame)
-            except FrameError as error:
-                facts.append(_FrameFacts("", 0, error.faults))
-                continue
-            # Pillow maps and counts bytes in C; np.take and np.bincount widen them to 64 bits first.
-            train_ids = Image.fromarray(label_ids).point(TRAIN_ID_OF_LABEL_ID.tolist())
-            if self.folder:
-                images[row] = image
-                labels[row] = train_ids
-            facts.append(_FrameFacts(checksum, np.array(train_ids.histogram()[:CLASSES]), []))
-        return facts
-
-    def _fitted(self, frame: Frame) -> tuple[np.ndarray, np.ndarray, str]:
-        """Image, label ids and checksum of `frame` at the size to store; raises FrameError."""
-        image, label_ids, checksum = self.source.read(frame)
-        if image.shape[:2] == self.size_px:
-            return image, label_ids, checksum
-        if not self.resize:
-            found, first = list(image.shape[:2]), list(self.size_px)
-            sizes = f"size {found}, but the first frame has {first}; data.size_px can resize all"
-            raise FrameError([f"{self.source.path_of(frame)}: {sizes}"])
-        width_height = self.size_px[::-1]
-        # Pillow widens the bilinear filter when it reduces, so that every pixel of the source counts.
-        image = np.asarray(Image.fromarray(image).resize(width_height, Image.Resampling.BILINEAR))
-        label_ids = np.asarray(Image.fromarray(label_ids).resize(width_height, Image.Resampling.NEAREST))
-        return image, label_ids, checksum
-
-
 def _index(
-    source: str, size_px: tuple[int, int], frames: dict[str, list[Frame]], read: dict[str, list[_FrameFacts]]
+    source: str, size_px: tuple[int, int], frames: dict[str, list[Frame]], read: dict[str, list[FrameFacts]]
 ) -> dict:
     """The content of index.json; InputError when a split has no pixel of any class, so nothing to learn or score."""
     splits, fingerprinted, faults = {}, [list(size_px)], []
@@ -224,11 +142,11 @@ def _index(
     }
 
 
-_writer: _Writer | None = None  # of this worker process: sent once, not with every chunk
+_writer: FrameWriter | None = None  # of this worker process: sent once, not with every chunk
 
 
 @contextmanager
-def _mapped(writer: _Writer, chunks: list[_Chunk], processes: int) -> Iterator[Iterator[list[_FrameFacts]]]:
+def _mapped(writer: FrameWriter, chunks: list[Chunk], processes: int) -> Iterator[Iterator[list[FrameFacts]]]:
     """Yield the results of `writer` for all `chunks`, in order, computed in this process or in several others."""
     if processes == 1:
         yield map(writer, chunks)
@@ -241,7 +159,7 @@ def _mapped(writer: _Writer, chunks: list[_Chunk], processes: int) -> Iterator[I
         pool.shutdown(cancel_futures=True)
 
 
-def _start_worker(writer: _Writer) -> None:
+def _start_worker(writer: FrameWriter) -> None:
     global _writer
     _writer = writer
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends the others
@@ -254,5 +172,5 @@ def _exit_with_parent() -> None:
     os._exit(1)
 
 
-def _run_chunk(chunk: _Chunk) -> list[_FrameFacts]:
+def _run_chunk(chunk: Chunk) -> list[FrameFacts]:
     return _writer(chunk)

@@ -17,11 +17,13 @@ class Confusion:
         self.counts = torch.zeros(classes, classes, dtype=torch.int64)
 
     def add(self, predicted: Tensor, labels: Tensor) -> None:
-        """Count `predicted` against `labels`, uint8 or int64 tensors of one shape."""
-        labels = labels.flatten().long()
-        pairs = labels * self.classes + predicted.flatten().long()
-        pairs = pairs[labels != IGNORE]
-        self.counts += torch.bincount(pairs, minlength=self.classes**2).reshape(self.classes, -1).cpu()
+        """Count `predicted` against `labels`, uint8 or int64 tensors of one shape on one device."""
+        # A row for each value of a byte, void among them: pairs fit in 16 bits, and void is cut off after counting.
+        pair_dtype = torch.int16 if 256 * self.classes < 2**15 else torch.int32
+        pairs = labels.flatten().to(pair_dtype, copy=True).mul_(self.classes).add_(predicted.flatten())
+        counts = torch.bincount(pairs, minlength=256 * self.classes).reshape(256, -1).cpu()
+        assert not counts[self.classes : IGNORE].any(), "a label that is neither a class nor void"
+        self.counts += counts[: self.classes]
 
     def figures(self) -> dict:
         """overall_acc, mean_acc, freqw_acc, mean_iou and class_iou, as the design defines them.

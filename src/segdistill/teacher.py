@@ -15,7 +15,7 @@ from segdistill.evaluate import TorchPredictor, evaluate, spread
 from segdistill.files import write_json
 from segdistill.metrics_file import figures_on_disk
 from segdistill.nets.adapters import load_state
-from segdistill.nets.registry import build
+from segdistill.nets.registry import build_to_load
 from segdistill.params import Params
 from segdistill.progress import write_curve
 from segdistill.provenance import file_sha256, git_revision
@@ -37,7 +37,7 @@ def check_teacher(params: Params, models: Path = Path("models"), metrics: Path =
     classes = len(data.class_names)
     curve, scratch = [], None
     if teacher.checkpoint is not None:
-        net = build(teacher.arch, classes, teacher.output_stride)
+        net = build_to_load(teacher.arch, classes, teacher.output_stride)
         load_state(net, read_weights(teacher.checkpoint, "teacher.checkpoint"), source=teacher.checkpoint)
     else:
         net, curve, scratch = _trained(params, data)

@@ -18,6 +18,7 @@ from segdistill.crops import CropBatch, CropBatches
 from segdistill.errors import InputError
 from segdistill.losses import DISTILLATION, label_loss, mixed
 from segdistill.nets.resize import upsample
+from segdistill.optimizer import SGD, ParameterGroup
 from segdistill.params import TrainingParams
 from segdistill.progress import CurveFile, Progress
 from segdistill.schedules import lr_at
@@ -86,14 +87,14 @@ def train(job: Job, scratch: Scratch) -> list[dict]:
     return curve
 
 
-def update(job: Job, optimizer: torch.optim.Optimizer, step: int, batch: CropBatch) -> tuple[float, Tensor]:
+def update(job: Job, optimizer: SGD, step: int, batch: CropBatch) -> tuple[float, Tensor]:
     """One optimizer step on one batch: its learning rate, and (loss, label loss, distillation loss) before it (3,)."""
-    lr = _set_lr(optimizer, job, step)
+    lr = _lr(job, step)
     losses = _losses(job.net, batch, job)
     _check_finite(losses, job, step, lr)
     losses[0].backward()
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.step(lr)
+    optimizer.zero_grad()
     return lr, torch.stack([loss.detach() for loss in losses])
 
 
@@ -101,23 +102,18 @@ def _due(done: int, every_steps: int, steps: int) -> bool:
     return done == steps or (every_steps > 0 and done % every_steps == 0)
 
 
-def sgd(net: nn.Module, settings: TrainingParams) -> torch.optim.Optimizer:
+def sgd(net: nn.Module, settings: TrainingParams) -> SGD:
     """SGD over the backbone and the rest, each at its own factor of the learning rate."""
-    backbone = {id(parameter) for parameter in net.backbone.parameters()}
-    groups = [
-        {
-            "params": [p for p in net.parameters() if id(p) in backbone],
-            "lr": 0.0,
-            "factor": settings.backbone_lr_factor,
-        },
-        {"params": [p for p in net.parameters() if id(p) not in backbone], "lr": 0.0, "factor": 1.0},
-    ]
-    return torch.optim.SGD(groups, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=True)
+    backbone, rest = {}, {}
+    for name, parameter in net.named_parameters():
+        (backbone if name.startswith("backbone.") else rest)[name] = parameter
+    groups = [ParameterGroup(backbone, settings.backbone_lr_factor), ParameterGroup(rest, 1.0)]
+    return SGD(groups, settings.momentum, settings.weight_decay)
 
 
-def _set_lr(optimizer: torch.optim.Optimizer, job: Job, step: int) -> float:
+def _lr(job: Job, step: int) -> float:
     settings = job.settings
-    lr = lr_at(
+    return lr_at(
         step,
         schedule=settings.schedule,
         lr=job.lr,
@@ -126,9 +122,6 @@ def _set_lr(optimizer: torch.optim.Optimizer, job: Job, step: int) -> float:
         gamma=settings.gamma,
         poly_power=settings.poly_power,
     )
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group["factor"]
-    return lr
 
 
 def _losses(net: nn.Module, batch: CropBatch, job: Job) -> tuple[Tensor, Tensor, Tensor]:
@@ -176,18 +169,16 @@ def _curve_row(done: int, lr: float, sums: Tensor, curve: list[dict], holdout_me
     return {"step": done, "lr": lr, **losses, "holdout_mean_iou": holdout_mean_iou}
 
 
-def _state(net: nn.Module, optimizer: torch.optim.Optimizer, done: int, sums: Tensor, curve: list[dict]) -> dict:
+def _state(net: nn.Module, optimizer: SGD, done: int, sums: Tensor, curve: list[dict]) -> dict:
     return {"step": done, "net": net.state_dict(), "optimizer": optimizer.state_dict(), "sums": sums, "curve": curve}
 
 
-def _resume(
-    net: nn.Module, optimizer: torch.optim.Optimizer, scratch: Scratch, job: Job
-) -> tuple[int, Tensor, list[dict]]:
+def _resume(net: nn.Module, optimizer: SGD, scratch: Scratch, job: Job) -> tuple[int, Tensor, list[dict]]:
     """(first step, sums since the last point of the curve, curve), after loading what `scratch` holds."""
     state = scratch.load()
     if state is None:
         return 0, torch.zeros(3, dtype=torch.float64), []
     net.load_state_dict(state["net"])
-    optimizer.load_state_dict(state["optimizer"])
+    optimizer.load_state_dict(state["optimizer"], source=str(scratch.folder))
     print(f"{job.name}: goes on after step {state['step']} of {job.settings.steps}", file=sys.stderr)
     return state["step"], state["sums"], state["curve"]

@@ -100,7 +100,7 @@ def train_net(
         settings.flip_probability,
         settings.jitter,
     )
-    cached = teaching if teaching is not None and teaching.logits is not None else None
+    cached = teaching.stored if teaching is not None else None
     crops = CropBatches(
         data.train, batches, origins_of(facts), tuple(facts["crop_px"]), cached, pinned=compute.device.type == "cuda"
     )

@@ -88,6 +88,25 @@ def test_focal_loss_is_told_where_it_is_trained_with(split):
     assert found == pytest.approx(float((-((1 - own) ** 2) * np.log(own)).mean()), rel=1e-6)
 
 
+def test_classes_are_scored_as_they_come(split):
+    """Those of an ONNX file are made by its own graph; what its logits say is not asked."""
+    predictor = FakePredictor()
+    predictor.logits = -predictor.logits
+    accuracy, iou = by_hand(predictor.classes.numpy(), split.labels)
+    figures = evaluate(predictor, split, CLASSES, 2).figures
+    assert figures["overall_acc"] == pytest.approx(accuracy)
+    assert figures["class_iou"] == pytest.approx(iou)
+
+
+def test_arrays_on_disk_and_in_memory_give_the_same(split, tmp_path):
+    mapped = []
+    for name in ("images", "labels"):
+        np.save(tmp_path / f"{name}.npy", getattr(split, name))
+        mapped.append(np.load(tmp_path / f"{name}.npy", mmap_mode="r"))
+    on_disk = evaluate(FakePredictor(), Split(*mapped, split.names), CLASSES, 2).figures
+    assert on_disk == evaluate(FakePredictor(), split, CLASSES, 2).figures
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 5, 100])
 def test_batch_size_does_not_matter(split, batch_size):
     teacher = FakePredictor().classes.numpy()[::-1]
@@ -131,13 +150,30 @@ def test_nothing_valid_has_no_figures(split):
     assert figures["mean_loss"] is figures["overall_acc"] is figures["mean_iou"] is None
 
 
+def a_net() -> torch.nn.Module:
+    torch.manual_seed(0)
+    parts = torch.nn.Conv2d(3, CLASSES, 2, 2), torch.nn.BatchNorm2d(CLASSES), torch.nn.Dropout(0.5)
+    return torch.nn.Sequential(*parts).train()
+
+
 def test_a_torch_net_predicts_in_eval_mode(split):
-    net = torch.nn.Sequential(torch.nn.Conv2d(3, CLASSES, 2, 2), torch.nn.BatchNorm2d(CLASSES), torch.nn.Dropout(0.5))
-    logits, classes = TorchPredictor(net.train(), COMPUTE)(split.images[:2])
+    net = a_net()
+    logits, classes = TorchPredictor(net, COMPUTE)(split.images[:2])
     with torch.no_grad():
         expected = net.eval()(normalised(torch.from_numpy(split.images[:2])))
     assert torch.equal(logits, expected)
     assert torch.equal(classes, upsample(expected, SIZE_PX).argmax(1).to(torch.uint8))
+
+
+@pytest.mark.parametrize("loss_kind", ["cross_entropy", "focal"])
+def test_a_torch_net_is_scored_by_what_it_predicts(split, loss_kind):
+    predictor = TorchPredictor(a_net(), COMPUTE)
+    found = evaluate(predictor, split, CLASSES, 2, loss_kind=loss_kind, focal_gamma=2.0, keep=[4])
+    plain = evaluate(
+        lambda images: predictor(images), split, CLASSES, 2, loss_kind=loss_kind, focal_gamma=2.0, keep=[4]
+    )
+    assert found.figures == plain.figures
+    assert np.array_equal(found.classes[4], plain.classes[4])
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 7, 100, 500])

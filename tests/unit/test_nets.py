@@ -16,7 +16,7 @@ from torch import nn
 from segdistill.errors import InputError
 from segdistill.nets import registry
 from segdistill.nets.backbones import BACKBONES
-from segdistill.nets.registry import ARCHS, build, native_stride
+from segdistill.nets.registry import ARCHS, build, build_to_load, native_stride
 from segdistill.nets.resize import upsample
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -151,6 +151,25 @@ def test_backbone_computes_torchvisions_classifier_between_its_pixels(name):
     assert relative_error(out[:, :, ::2, ::2], expected) < 1e-5
 
 
+@pytest.mark.parametrize(("name", "output_stride"), [("resnet50", 8), ("resnet50", 16), ("resnet101", 8)])
+def test_resnet_equals_torchvisions(name, output_stride):
+    from torchvision.models import get_model
+
+    torch.manual_seed(0)
+    dilated = [False, output_stride == 8, True]
+    theirs = shuffle_batch_norms(get_model(name, weights=None, replace_stride_with_dilation=dilated))
+    ours = BACKBONES[name](output_stride).eval()
+    of_theirs = dict(theirs.named_parameters())
+    for weight_name, weight in ours.named_parameters():
+        if weight.numel() > 10_000:  # drawn from the same distribution
+            assert weight.std().item() == pytest.approx(of_theirs[weight_name].std().item(), rel=0.05)
+    ours.load_state_dict({key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")})
+    images = torch.randn(1, 3, 65, 98)
+    with torch.no_grad():
+        found, wanted = ours(images)[1], nn.Sequential(*list(theirs.children())[:-2])(images)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("arch", TORCHVISION_ARCHS)
 def test_wrapped_network_equals_torchvisions(arch):
     from torchvision.models import get_model
@@ -163,6 +182,19 @@ def test_wrapped_network_equals_torchvisions(arch):
     images = torch.randn(1, 3, 65, 98)
     with torch.no_grad():
         torch.testing.assert_close(upsample(ours(images), (65, 98)), theirs(images)["out"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_a_network_to_load_weights_into_draws_nothing_and_takes_them_all(arch):
+    torch.manual_seed(0)
+    drawn = build(arch, classes=5)
+    before = torch.get_rng_state()
+    loaded = build_to_load(arch, classes=5)
+    assert torch.equal(torch.get_rng_state(), before)
+    loaded.load_state_dict(drawn.state_dict())
+    expected = drawn.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in loaded.state_dict().items())
+    assert dict(loaded.named_buffers()).keys() <= expected.keys()  # else one would keep what was in memory
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -234,7 +266,7 @@ def test_output_stride_that_cannot_be_built_is_refused(arch, output_stride, allo
 
 
 def test_torchvision_is_imported_where_it_is_used():
-    """It costs a second at the start of every stage that does not need it."""
+    """It costs as much as torch at the start of every stage that does not need it."""
     for path in sorted(Path(registry.__file__).parent.glob("*.py")):
         at_the_top = [
             node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)

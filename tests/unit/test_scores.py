@@ -50,6 +50,30 @@ def test_counting_in_parts_equals_counting_at_once():
     assert whole.counts.sum() == (labels != 255).sum()
 
 
+@pytest.mark.parametrize("classes", [1, 19, 127, 128, 255])
+def test_every_pair_has_its_own_place(classes):
+    rng = np.random.default_rng(2)
+    labels, predicted = rng.integers(0, classes, (2, 64, 64)).astype(np.uint8)
+    labels[0], predicted[0] = classes - 1, classes - 1
+    labels[1] = 255
+    confusion = Confusion(classes)
+    confusion.add(torch.from_numpy(predicted), torch.from_numpy(labels))
+    expected = np.zeros((classes, classes), np.int64)
+    np.add.at(expected, (labels[labels != 255], predicted[labels != 255]), 1)
+    assert np.array_equal(confusion.counts.numpy(), expected)
+
+
+def test_counting_leaves_its_arguments_as_they_are():
+    labels = torch.tensor([0, 1, 255], dtype=torch.int16)
+    Confusion(2).add(torch.tensor([0, 0, 1]), labels)
+    assert labels.tolist() == [0, 1, 255]
+
+
+def test_a_label_that_is_no_class_is_a_fault_of_ours():
+    with pytest.raises(AssertionError, match="neither a class nor void"):
+        figures([[0]], [[3]], classes=3)
+
+
 def test_official_evaluator_gives_the_same_on_the_same_files(tmp_path):
     pytest.importorskip("cityscapesscripts")
     from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as official  # noqa: N813

@@ -21,7 +21,9 @@ from segdistill.nets.resize import upsample
 from segdistill.params import TeacherLogitsParams
 from segdistill.provenance import file_sha256
 from segdistill.rng import Batches
-from segdistill.teacher_cache import Teaching, build_cache, geometry, origins_of
+from segdistill.stored_logits import LOGITS, SCALE
+from segdistill.teacher_cache import Teaching, geometry, origins_of
+from segdistill.teacher_logits import build_cache
 from segdistill.transforms import cut, normalised
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -42,6 +44,18 @@ CHANGES = {  # what else a cache may have been made from
 
 def logits_params(dtype="float16", stride=STRIDE, kinds=("views",)) -> TeacherLogitsParams:
     return TeacherLogitsParams(kinds=kinds, views=VIEWS, stride=stride, dtype=dtype, batch_size=4)
+
+
+def stored_logits(teaching: Teaching) -> np.ndarray:
+    """All logits of a cache as they lie on disk."""
+    return np.array(np.load(teaching.folder / LOGITS))
+
+
+def floats(teaching: Teaching, flip_probability: float = 0.0) -> np.ndarray:
+    """The logits of a planned batch as the loss gets them, float32 (B, h, w, C)."""
+    plan = plan_of(flip_probability)
+    crops = teaching.stored.cut(plan, origins_of(teaching.facts)[plan.frames, plan.views])
+    return crops.floats(COMPUTE.device).permute(0, 2, 3, 1).numpy()
 
 
 def facts_of(split: Split, stride: int = STRIDE) -> dict:
@@ -118,7 +132,7 @@ def plan_of(flip_probability: float):
 
 
 def test_stored_logits_are_the_live_teachers_on_the_same_crop(opened):
-    stored = np.array(opened.open("views").logits).reshape(-1, 8, 12, CLASSES)
+    stored = stored_logits(opened.open("views")).reshape(-1, 8, 12, CLASSES)
     live = live_logits(opened.open("online").live_teacher(COMPUTE), all_views(opened.split, opened.facts))
     expected = upsample(live, (8, 12)).permute(0, 2, 3, 1).numpy()
     assert expected.std() > 0.01
@@ -126,7 +140,7 @@ def test_stored_logits_are_the_live_teachers_on_the_same_crop(opened):
 
 
 def test_stored_logits_name_the_same_classes(opened):
-    stored = torch.from_numpy(np.array(opened.open("views").logits)).flatten(0, 1).permute(0, 3, 1, 2).float()
+    stored = torch.from_numpy(stored_logits(opened.open("views"))).flatten(0, 1).permute(0, 3, 1, 2).float()
     live = live_logits(opened.open("online").live_teacher(COMPUTE), all_views(opened.split, opened.facts))
     classes, expected = (upsample(upsample(x, (8, 12)), CROP_PX).argmax(1) for x in (stored, live))
     assert len(expected.unique()) > 1
@@ -134,35 +148,32 @@ def test_stored_logits_name_the_same_classes(opened):
 
 
 def test_views_of_a_frame_differ(opened):
-    logits = opened.open("views").logits
+    logits = stored_logits(opened.open("views"))
     assert not any(np.array_equal(frame[0], frame[1]) for frame in logits)
 
 
 @pytest.mark.parametrize("kind", ["views", "frame"])
 def test_a_flipped_cut_is_the_mirror_of_the_unflipped(opened, kind):
-    teaching, flipped, plain = opened.open(kind), plan_of(1.0), plan_of(0.0)
-    origins = origins_of(opened.facts)[plain.frames, plain.views]
-    assert np.array_equal(teaching.cut(flipped, origins), teaching.cut(plain, origins)[:, :, ::-1])
+    assert np.array_equal(floats(opened.open(kind), 1.0), floats(opened.open(kind))[:, :, ::-1])
 
 
 def test_a_cut_gives_the_planned_views(opened):
     teaching, plan = opened.open("views"), plan_of(0.0)
-    found = teaching.cut(plan, origins_of(opened.facts)[plan.frames, plan.views])
-    assert np.array_equal(found, teaching.logits[plan.frames, plan.views])
+    assert np.array_equal(floats(teaching), stored_logits(teaching)[plan.frames, plan.views].astype(np.float32))
 
 
 def test_a_cut_of_frames_is_a_window_of_the_whole_frames_logits(opened):
     teaching, plan = opened.open("frame"), plan_of(0.0)
-    origins = origins_of(opened.facts)[plan.frames, plan.views]
-    found = teaching.cut(plan, origins)
-    for slot, (frame, (top, left)) in enumerate(zip(plan.frames, origins // STRIDE, strict=True)):
-        assert np.array_equal(found[slot], teaching.logits[frame, top : top + 8, left : left + 12])
+    origins = origins_of(opened.facts)[plan.frames, plan.views] // STRIDE
+    whole, found = stored_logits(teaching), floats(teaching)
+    for slot, (frame, (top, left)) in enumerate(zip(plan.frames, origins, strict=True)):
+        assert np.array_equal(found[slot], whole[frame, top : top + 8, left : left + 12].astype(np.float32))
 
 
 def test_frame_logits_are_the_live_teachers_on_whole_frames(opened):
     live = live_logits(opened.open("online").live_teacher(COMPUTE), np.array(opened.split.images))
     expected = upsample(live, (12, 20)).permute(0, 2, 3, 1).numpy()
-    stored = np.array(opened.open("frame").logits, np.float32)
+    stored = stored_logits(opened.open("frame")).astype(np.float32)
     np.testing.assert_allclose(stored, expected, rtol=2**-10, atol=1e-4)
 
 
@@ -173,7 +184,7 @@ def test_online_gives_the_teacher_itself(opened):
     saved = build(ARCH, CLASSES).eval()
     crops = np.array(opened.split.images[:, :32, :48])
     assert not teacher.training
-    assert teaching.logits is None
+    assert teaching.stored is None
     assert torch.equal(live_logits(teacher, crops), live_logits(COMPUTE.place(saved), crops))
 
 
@@ -191,41 +202,60 @@ def test_every_kind_carries_the_class_maps_and_the_teachers_hash(opened, kind):
 
 def test_float32_keeps_every_bit(opened, tmp_path):
     build_cache("views", tmp_path / "views", opened.split, opened.facts, logits_params("float32"), COMPUTE)
-    stored = Teaching("views", opened.facts, tmp_path / "views").logits
+    stored = stored_logits(Teaching("views", opened.facts, tmp_path / "views"))
     assert stored.dtype == np.float32
-    assert np.array_equal(stored.astype(np.float16), opened.open("views").logits)
+    assert np.array_equal(stored.astype(np.float16), stored_logits(opened.open("views")))
+
+
+@pytest.mark.parametrize("flip_probability", [0.0, 1.0, 0.5])
+@pytest.mark.parametrize("kind", ["views", "frame"])
+def test_uint8_is_float32_to_half_a_step(opened, tmp_path, kind, flip_probability):
+    for dtype in ("float32", "uint8"):
+        build_cache(kind, tmp_path / dtype, opened.split, opened.facts, logits_params(dtype), COMPUTE)
+    exact, coarse = (Teaching(kind, opened.facts, tmp_path / dtype) for dtype in ("float32", "uint8"))
+    whole, scale = stored_logits(exact), np.load(coarse.folder / SCALE)
+    assert stored_logits(coarse).dtype == np.uint8
+    assert scale.shape == (*whole.shape[:-2], 2, CLASSES)
+    # A step spreads the range of a row over 255 levels; rounding it to float16 may widen it a little.
+    half_step = 1.01 * np.ptp(whole, axis=-2).max() / 255 / 2
+    expected, found = floats(exact, flip_probability), floats(coarse, flip_probability)
+    assert not np.array_equal(found, expected)
+    assert np.abs(found - expected).max() <= half_step
 
 
 def test_the_size_of_a_forward_pass_does_not_matter(opened, tmp_path):
     params = logits_params("float32").model_copy(update={"batch_size": 1})
     for name, each in (("one", params), ("four", logits_params("float32"))):
         build_cache("views", tmp_path / name, opened.split, opened.facts, each, COMPUTE)
-    one, four = (Teaching("views", opened.facts, tmp_path / name).logits for name in ("one", "four"))
+    one, four = (np.load(tmp_path / name / LOGITS) for name in ("one", "four"))
     np.testing.assert_allclose(one, four, rtol=1e-4, atol=1e-4)
 
 
 def test_a_coarser_stride_stores_a_smaller_grid(opened, tmp_path):
     facts = facts_of(opened.split, stride=8)
     build_cache("views", tmp_path / "views", opened.split, facts, logits_params(stride=8), COMPUTE)
-    assert Teaching("views", facts, tmp_path / "views").logits.shape == (FRAMES, VIEWS, 4, 6, CLASSES)
+    teaching = Teaching("views", facts, tmp_path / "views")
+    assert stored_logits(teaching).shape == (FRAMES, VIEWS, 4, 6, CLASSES)
+    assert floats(teaching).shape == (6, 4, 6, CLASSES)
 
 
-def test_the_same_teacher_gives_the_same_bytes(opened, tmp_path, project):
-    build_cache("views", tmp_path / "views", opened.split, opened.facts, logits_params(), COMPUTE)
-    for file in (project / "data" / "teacher_logits" / "views").iterdir():
-        assert (tmp_path / "views" / file.name).read_bytes() == file.read_bytes()
+@pytest.mark.parametrize("dtype", ["float16", "uint8"])
+def test_the_same_teacher_gives_the_same_bytes(opened, tmp_path, dtype):
+    for name in ("one", "two"):
+        build_cache("views", tmp_path / name, opened.split, opened.facts, logits_params(dtype), COMPUTE)
+    assert {file.name for file in (tmp_path / "one").iterdir()} >= {LOGITS, "manifest.json", "val_classes.npz"}
+    for file in (tmp_path / "one").iterdir():
+        assert (tmp_path / "two" / file.name).read_bytes() == file.read_bytes()
 
 
+@pytest.mark.parametrize("dtype", ["float16", "uint8"])
 @pytest.mark.parametrize("kind", ["views", "frame"])
 @pytest.mark.parametrize("teacher", [{"spoil": float("nan")}, {"scale": 1e12}])
-def test_logits_that_are_not_finite_leave_no_cache(opened, tmp_path, monkeypatch, kind, teacher):
+def test_logits_that_are_not_finite_leave_no_cache(opened, tmp_path, monkeypatch, kind, teacher, dtype):
     write_teacher(tmp_path / "models" / "teacher", **teacher)
     monkeypatch.chdir(tmp_path)
-    with (
-        np.errstate(over="ignore"),
-        pytest.raises(InputError, match="logit of frame street0 is not finite as float16; no cache written"),
-    ):
-        build_cache(kind, tmp_path / "out" / kind, opened.split, opened.facts, logits_params(), COMPUTE)
+    with pytest.raises(InputError, match=f"logit of frame street0 is not finite as {dtype}; no cache written"):
+        build_cache(kind, tmp_path / "out" / kind, opened.split, opened.facts, logits_params(dtype), COMPUTE)
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -240,21 +270,61 @@ def test_a_cache_of_another_kind_is_refused(opened, copied):
         Teaching("frame", opened.facts, copied)
 
 
-def test_a_cache_that_fits_is_opened(opened, copied):
-    assert Teaching("views", opened.facts, copied).logits.shape == (FRAMES, VIEWS, 8, 12, CLASSES)
+@pytest.fixture
+def in_8_bits(opened, tmp_path):
+    """A cache of views as uint8, that may be spoilt."""
+    build_cache("views", tmp_path / "uint8", opened.split, opened.facts, logits_params("uint8"), COMPUTE)
+    return tmp_path / "uint8"
 
 
-@pytest.mark.parametrize("kept_bytes", [0, 50, 3000])
-def test_truncated_logits_are_refused(opened, copied, kept_bytes):
-    whole = (copied / "logits.npy").read_bytes()
-    (copied / "logits.npy").write_bytes(whole[:kept_bytes])
-    with pytest.raises(InputError, match=r"logits\.npy: unreadable"):
+def test_a_cache_that_fits_is_opened(opened, copied, in_8_bits):
+    for folder in (copied, in_8_bits):
+        assert floats(Teaching("views", opened.facts, folder)).shape == (6, 8, 12, CLASSES)
+
+
+@pytest.mark.parametrize("name", [LOGITS, SCALE])
+@pytest.mark.parametrize("kept_bytes", [0, 50, 300])
+def test_truncated_arrays_are_refused(opened, in_8_bits, name, kept_bytes):
+    whole = (in_8_bits / name).read_bytes()
+    assert len(whole) > 400
+    (in_8_bits / name).write_bytes(whole[:kept_bytes])
+    with pytest.raises(InputError, match=rf"{name}: unreadable .*; run: dvc repro teacher-logits"):
+        Teaching("views", opened.facts, in_8_bits)
+
+
+def test_an_array_with_bytes_behind_it_is_refused(opened, copied):
+    with (copied / LOGITS).open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(InputError, match=r"logits\.npy: unreadable \(\d+ bytes, its header describes \d+\)"):
         Teaching("views", opened.facts, copied)
 
 
+@pytest.mark.parametrize("name", [LOGITS, SCALE])
+def test_a_missing_array_is_refused(opened, in_8_bits, name):
+    (in_8_bits / name).unlink()
+    with pytest.raises(InputError, match=f"{name}: unreadable"):
+        Teaching("views", opened.facts, in_8_bits)
+
+
 def test_logits_of_another_shape_are_refused(opened, copied):
-    np.save(copied / "logits.npy", np.zeros((FRAMES, VIEWS, 8, 12, CLASSES + 1), np.float16))
-    with pytest.raises(InputError, match="its manifest says otherwise"):
+    np.save(copied / LOGITS, np.zeros((FRAMES, VIEWS, 8, 12, CLASSES + 1), np.float16))
+    with pytest.raises(
+        InputError, match=r"holds float16 \[3, 2, 8, 12, 7\], its manifest says float16 \[3, 2, 8, 12, 6"
+    ):
+        Teaching("views", opened.facts, copied)
+
+
+def test_logits_of_another_precision_are_refused(opened, copied, in_8_bits):
+    shutil.copyfile(copied / LOGITS, in_8_bits / LOGITS)
+    with pytest.raises(InputError, match=r"holds float16 .*, its manifest says uint8"):
+        Teaching("views", opened.facts, in_8_bits)
+
+
+def test_a_manifest_that_describes_no_arrays_is_refused(opened, copied):
+    manifest = json.loads((copied / "manifest.json").read_text())
+    del manifest["arrays"]
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="its manifest describes no arrays"):
         Teaching("views", opened.facts, copied)
 
 
@@ -277,5 +347,4 @@ def test_images_and_logits_are_cut_at_the_same_places(opened):
     cut(opened.split.images, plan.frames, origins, plan.flips, CROP_PX, images)
     live = live_logits(opened.open("online").live_teacher(COMPUTE), images)
     expected = upsample(live, (8, 12)).permute(0, 2, 3, 1).numpy()
-    found = opened.open("views").cut(plan, origins).astype(np.float32)
-    np.testing.assert_allclose(found, expected, rtol=2**-10, atol=1e-4)
+    np.testing.assert_allclose(floats(opened.open("views")), expected, rtol=2**-10, atol=1e-4)

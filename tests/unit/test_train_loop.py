@@ -23,6 +23,7 @@ from segdistill.nets.resize import upsample
 from segdistill.params import TrainingParams
 from segdistill.rng import Batches, view_origins
 from segdistill.scratch import Scratch, TrainingStoppedError
+from segdistill.stored_logits import StoredCrops
 from segdistill.train_loop import CURVE_COLUMNS, Distillation, Job, train
 from segdistill.transforms import cut, normalised
 
@@ -91,7 +92,7 @@ class FailingBatches(CropBatches):
             yield step, batch
 
 
-class StoredLogits:
+class LogitsOfATeacher:
     """The logits of a teacher on each planned crop, NaN for the plans with a seed in `nan_for`."""
 
     def __init__(self, teacher: nn.Module, split: Split, nan_for: set[int] = frozenset()) -> None:
@@ -102,7 +103,10 @@ class StoredLogits:
         images = np.empty((len(plan.frames), *CROP_PX, 3), np.uint8)
         cut(self.split.images, plan.frames, origins, plan.flips, CROP_PX, images)
         logits = self.teacher(normalised(torch.from_numpy(images))).permute(0, 2, 3, 1).numpy()
-        return logits * np.nan if plan.seed in self.nan_for else logits
+        return StoredCrops(torch.from_numpy(logits * np.nan if plan.seed in self.nan_for else logits))
+
+    def will_read(self, plan, origins):
+        return 0
 
 
 def origins() -> np.ndarray:
@@ -150,7 +154,7 @@ def killed() -> None:
 
 def distilled(alpha=0.4, method="kl", temperature=2.0, kl_at="stride", live_teacher=None, nan_for=frozenset()) -> dict:
     """Arguments of a job that learns from a stored or a live teacher."""
-    cached = None if live_teacher else StoredLogits(TinyNet(seed=9), make_split(), nan_for)
+    cached = None if live_teacher else LogitsOfATeacher(TinyNet(seed=9), make_split(), nan_for)
     return {"distillation": Distillation(alpha, method, temperature, kl_at, live_teacher), "cached": cached}
 
 
@@ -331,7 +335,8 @@ def test_distributions_are_compared_where_params_say(tmp_path, kl_at, size):
     batch = job.batches.load(0)
     with torch.no_grad():
         student = TinyNet(dropout=0.0)(normalised(batch.images))
-    student, teacher = (upsample(x.double(), size).log_softmax(1) for x in (student, batch.logits.permute(0, 3, 1, 2)))
+    teacher = batch.teacher_logits(COMPUTE.device)
+    student, teacher = (upsample(x.double(), size).log_softmax(1) for x in (student, teacher))
     expected = (teacher.exp() * (teacher - student)).sum(1).mean().item()
     given = distilled(temperature=1.0, kl_at=kl_at)
     _, curve = run(tmp_path, net=TinyNet(dropout=0.0), jitter=0.0, steps=1, **given)

@@ -1,8 +1,8 @@
-"""MobileNetV2 as the public DeepLabV3Plus-PyTorch checkpoints expect it.
+"""MobileNetV2 as the public DeepLabV3Plus-PyTorch checkpoints expect it, and as torchvision builds it.
 
-It differs from torchvision's in where zeros are padded: not at all in the first convolution, and at the INPUT of each
-inverted residual rather than before its depthwise convolution. The border is then expanded and normalised like any
-pixel, so weights trained one way lose accuracy when run the other way.
+They differ in where zeros are padded. The public one does not pad in the first convolution, and pads the INPUT of each
+inverted residual rather than its depthwise convolution. The border is then expanded and normalised like any pixel, so
+weights trained one way lose accuracy when run the other way.
 
 Shapes: B batch, C channels, H/W pixels; low-level features at stride 4, the output at the output stride.
 """
@@ -46,14 +46,17 @@ def conv_bn_relu6(
 class InvertedResidual(nn.Module):
     """Expand, depthwise 3x3, project; the input is added where the shapes agree."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, stride: int, dilation: int, expand_ratio: int) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, *, stride: int, dilation: int, expand_ratio: int, pads_input: bool
+    ) -> None:
         super().__init__()
         hidden = in_channels * expand_ratio
         self.adds_input = stride == 1 and in_channels == out_channels
         # The first convolution of the block pads for its 3x3: a 1x1 convolution without bias maps padded zeros to
         # zeros, so this equals padding the block's input and spares an operation.
         expands = expand_ratio != 1
-        layers = [conv_bn_relu6(in_channels, hidden, 1, padding=dilation)] if expands else []
+        pads_first = expands and pads_input
+        layers = [conv_bn_relu6(in_channels, hidden, 1, padding=dilation if pads_first else 0)] if expands else []
         self.conv = nn.Sequential(
             *layers,
             conv_bn_relu6(
@@ -61,7 +64,7 @@ class InvertedResidual(nn.Module):
                 hidden,
                 3,
                 stride=stride,
-                padding=0 if expands else dilation,
+                padding=0 if pads_first else dilation,
                 dilation=dilation,
                 groups=hidden,
             ),
@@ -82,7 +85,8 @@ class PaddedMobileNetV2(nn.Module):
 
     def __init__(self, output_stride: int) -> None:
         super().__init__()
-        blocks = nn.Sequential(conv_bn_relu6(3, STEM_CHANNELS, 3, stride=2), *_inverted_residuals(output_stride))
+        stem = conv_bn_relu6(3, STEM_CHANNELS, 3, stride=2)
+        blocks = nn.Sequential(stem, *_inverted_residuals(output_stride, pads_input=True))
         # Slices of a Sequential keep their numbers: the public keys are high_level_features.4 to .17.
         self.low_level_features = blocks[:LOW_LEVEL_BLOCKS]
         self.high_level_features = blocks[LOW_LEVEL_BLOCKS:]
@@ -94,7 +98,28 @@ class PaddedMobileNetV2(nn.Module):
         return low, self.high_level_features(low)
 
 
-def _inverted_residuals(output_stride: int) -> list[InvertedResidual]:
+class TorchvisionMobileNetV2(nn.Module):
+    """torchvision's MobileNetV2 under its names, without its last 1x1 convolution, dilated from the output stride on.
+
+    Written out because importing torchvision's takes nearly as long as importing torch: it loads torch's compiler.
+    """
+
+    low_channels = 24
+    out_channels = 320
+
+    def __init__(self, output_stride: int) -> None:
+        super().__init__()
+        stem = conv_bn_relu6(3, STEM_CHANNELS, 3, stride=2, padding=1)
+        self.features = nn.Sequential(stem, *_inverted_residuals(output_stride, pads_input=False))
+        init_fan_out(self)
+
+    def forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """images_BCHW -> low-level features (24 channels, stride 4) and output (320 channels, output stride)."""
+        low = self.features[:LOW_LEVEL_BLOCKS](images_BCHW)
+        return low, self.features[LOW_LEVEL_BLOCKS:](low)
+
+
+def _inverted_residuals(output_stride: int, pads_input: bool) -> list[InvertedResidual]:
     """All blocks; once the output stride is reached, strides turn into dilation."""
     blocks: list[InvertedResidual] = []
     channels, current_stride, dilation = STEM_CHANNELS, 2, 1
@@ -114,6 +139,7 @@ def _inverted_residuals(output_stride: int) -> list[InvertedResidual]:
                     stride=first_stride if index == 0 else 1,
                     dilation=first_dilation if index == 0 else dilation,
                     expand_ratio=expand_ratio,
+                    pads_input=pads_input,
                 )
             )
             channels = out_channels

@@ -8,7 +8,10 @@ Shapes: B batch, C classes (images: 3), H/W pixels, h/w at the native stride.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from segdistill.archs import ARCHS, Arch
 from segdistill.errors import InputError
@@ -56,6 +59,24 @@ def build(arch: str, classes: int, output_stride: int = 16) -> nn.Module:
         return TorchvisionNet(arch, classes)
     backbone = BACKBONES[spec.backbone](output_stride)
     return SegmentationNet(backbone, HEADS[spec.head](backbone, classes, output_stride))
+
+
+def build_to_load(arch: str, classes: int, output_stride: int = 16) -> nn.Module:
+    """The network named `arch` for weights that are loaded next: its own hold whatever was in memory."""
+    with _Undrawn():
+        return build(arch, classes, output_stride)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves tensors as they are where random numbers would be drawn, most of the time that building a net takes."""
+
+    DRAWS = (nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.normal_, Tensor.uniform_, Tensor.normal_)
+
+    def __torch_function__(self, function: Callable, types: object, args: tuple = (), kwargs: dict | None = None):
+        kwargs = kwargs or {}
+        if function in self.DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
 
 
 def native_stride(arch: str, output_stride: int = 16) -> int:
