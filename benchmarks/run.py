@@ -1,47 +1,91 @@
-"""Measure the claims and write benchmarks/results.json and a table: python benchmarks/run.py. Nothing else may run."""
+"""Measure the claims about speed. Writes results.json and the tables of the documents. Let nothing else run meanwhile.
+
+python benchmarks/run.py                # all of it
+python benchmarks/run.py --only steps   # one part, beside what results.json holds
+"""
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import importlib
+import os
+import time
 from pathlib import Path
 
-import step_cost
+from rows import Row
+from table import write_table
 
-from segdistill.compute import choose
-from segdistill.files import write_json
+from segdistill.errors import told_plainly
+from segdistill.files import read_json, write_json
 from segdistill.provenance import git_revision, package_versions, processor
 
-RESULTS = Path(__file__).parent / "results.json"
+HERE = Path(__file__).parent
+PARTS = (
+    "startup",
+    "steps",
+    "sweep",
+    "ways",
+    "loading",
+    "evaluation",
+    "preparing",
+    "memory",
+    "cache_precision",
+    "dvc_cost",
+)
 
 
-def table(rows: list[dict]) -> str:
-    """The rows as a Markdown table."""
-    lines = ["| # | what | measured | 10th to 90th percentile | target |", "|---|---|---:|---|---|"]
-    for row in rows:
-        target = "-" if row["target"] is None else f"at most {row['target']}"
-        spread = " to ".join(map(str, row["spread"]))
-        lines.append(f"| {row['row']} | {row['what']} | {row['value']} | {spread} | {target} |")
-    return "\n".join(lines)
+def measured(part: str, quick: bool) -> dict:
+    """Conditions and rows of one part, with the seconds it took."""
+    started = time.perf_counter()
+    conditions, rows = importlib.import_module(part).measure(quick)
+    taken_s = round(time.perf_counter() - started)
+    print(f"{part}: {taken_s} s, load average {os.getloadavg()[0]:.1f}", flush=True)
+    return {"conditions": conditions | {"measured_in_s": taken_s}, "rows": [row._asdict() for row in rows]}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9, help="timed rounds over all kinds of step")
-    rounds = parser.parse_args().rounds
-    compute = choose("auto", "auto", 0)
-    conditions, rows = step_cost.measure(compute, rounds)
-    conditions |= {
+def machine() -> dict:
+    """What all parts have in common."""
+    return {
         "processor": processor(),
-        "device": str(compute.device),
-        "precision": str(compute.dtype),
-        "threads": compute.threads,
-        "versions": package_versions("torch", "numpy", "segdistill"),
+        "threads": len(os.sched_getaffinity(0)),
+        "versions": package_versions("torch", "torchvision", "onnxruntime", "numpy", "pillow", "dvc", "segdistill"),
         "git_revision": git_revision(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
-    write_json(RESULTS, {"conditions": conditions, "rows": rows})
-    print(table(rows))
+
+
+def gathered(parts: dict[str, dict]) -> dict:
+    """The results file: conditions of the machine and of each part, and the rows of all parts, in order of PARTS."""
+    present = [part for part in PARTS if part in parts]
+    return {
+        "conditions": machine() | {part: parts[part]["conditions"] for part in present},
+        "rows": [row | {"part": part} for part in present for row in parts[part]["rows"]],
+    }
+
+
+def parts_of(results: dict) -> dict[str, dict]:
+    """What an earlier results file holds, part by part."""
+    rows: dict[str, list] = {}
+    for row in results["rows"]:
+        rows.setdefault(row["part"], []).append({key: row[key] for key in Row._fields})
+    return {part: {"conditions": results["conditions"][part], "rows": own} for part, own in rows.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="measure these parts, keep the figures of the others")
+    parser.add_argument("--quick", action="store_true", help="a trial of the code: figures that mean little")
+    parser.add_argument("--out", type=Path, default=HERE / "results.json")
+    parser.add_argument("--documents", type=Path, default=HERE.parent, help="folder of README.md and docs/")
+    given = parser.parse_args()
+    with told_plainly():
+        parts = parts_of(read_json(given.out)) if given.only and given.out.exists() else {}
+        for part in given.only or PARTS:
+            parts[part] = measured(part, given.quick)
+            write_json(given.out, gathered(parts))
+        write_table(given.documents / "README.md", gathered(parts), with_target_only=True)
+        write_table(given.documents / "docs" / "benchmarks.md", gathered(parts))
 
 
 if __name__ == "__main__":

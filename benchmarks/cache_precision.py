@@ -1,0 +1,164 @@
+"""What each stored form of the logits takes and what it loses, against float32 (5-form-...).
+
+    python benchmarks/cache_precision.py --weights models/teacher/teacher.safetensors --prepared data/prepared
+
+With a teacher of yours it measures its logits on crops of its train frames; without, those of a small network that is
+trained for a minute on the synthetic city. Logits of a network that was hardly trained mean nothing: they are huge.
+
+Shapes: B crops, h/w cells of the logits' grid, C classes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from our_loop import default_settings
+from rows import Row
+from streets import QUICK, streets_on_disk
+from torch import nn
+
+from segdistill.checkpoint import load_net
+from segdistill.cityscapes import CLASSES
+from segdistill.compute import Compute
+from segdistill.crops import CropBatches
+from segdistill.dataset import Split, open_split
+from segdistill.nets.registry import build
+from segdistill.rng import Batches, view_origins
+from segdistill.scratch import Scratch
+from segdistill.stored_logits import quantised
+from segdistill.teacher_logits import logits_on_grid
+from segdistill.train_loop import Job, train
+from segdistill.transforms import cut
+
+STRIDE, LEVELS = 4, 255
+COMPUTE = Compute(torch.device("cpu"), torch.float32, 1)
+NET, STEPS = "deeplabv3_mobilenet_lite", 200
+
+
+def as_float16(logits_BhwC: np.ndarray) -> tuple[np.ndarray, float]:
+    return logits_BhwC.astype(np.float16).astype(np.float32), 2 * logits_BhwC.shape[-1]
+
+
+def as_kept(logits_BhwC: np.ndarray) -> tuple[np.ndarray, float]:
+    """What `teacher_logits.dtype: uint8` stores."""
+    stored, scale = quantised(logits_BhwC)
+    offset, step = scale.astype(np.float32)[:, :, :1], scale.astype(np.float32)[:, :, 1:]
+    vectors = stored.size // stored.shape[-1]
+    return offset + step * stored, (stored.nbytes + scale.nbytes) / vectors
+
+
+def with_scale_over(axes: tuple[int, ...]) -> Callable[[np.ndarray], tuple[np.ndarray, float]]:
+    """uint8 with one float16 offset and step for all values along `axes`."""
+
+    def form(logits_BhwC: np.ndarray) -> tuple[np.ndarray, float]:
+        offset = logits_BhwC.min(axes, keepdims=True).astype(np.float16).astype(np.float32)
+        step = ((logits_BhwC.max(axes, keepdims=True) - offset) / LEVELS).astype(np.float16).astype(np.float32)
+        stored = np.rint((logits_BhwC - offset) / np.where(step > 0, step, 1)).clip(0, LEVELS)
+        classes = logits_BhwC.shape[-1]
+        return offset + step * stored, classes + 4 * offset.size / (logits_BhwC.size // classes)
+
+    return form
+
+
+FORMS = {
+    "float16": ("float16", as_float16),
+    "uint8": ("uint8, a scale for each class of each row (kept)", as_kept),
+    "uint8-cell": ("uint8, a scale for each cell", with_scale_over((3,))),
+    "uint8-class": ("uint8, a scale for each class of each view", with_scale_over((1, 2))),
+    "uint8-global": ("uint8, a scale for each class of all views", with_scale_over((0, 1, 2))),
+}
+
+
+def losses(exact_BhwC: np.ndarray, stored_BhwC: np.ndarray) -> dict:
+    """Mean KL(float32 || stored) over the cells at T = 1 and T = 4, in float64, and the largest error of a logit."""
+
+    def kl(temperature: float) -> float:
+        exact, stored = (
+            (torch.from_numpy(logits).double() / temperature).log_softmax(-1) for logits in (exact_BhwC, stored_BhwC)
+        )
+        return (exact.exp() * (exact - stored)).sum(-1).mean().item()
+
+    largest = float(np.abs(exact_BhwC - stored_BhwC).max())
+    return {"kl_t1": kl(1.0), "kl_t4": kl(4.0), "max_abs_error": largest}
+
+
+def rows_of(logits_BhwC: np.ndarray) -> list[Row]:
+    """Bytes per logit vector, and what is lost, of each form."""
+    rows = []
+    for name, (what, form) in FORMS.items():
+        stored, vector_bytes = form(logits_BhwC)
+        lost = losses(logits_BhwC, stored)
+        told = f"; {_short(lost['kl_t4'])} at T=4, no logit is off by more than {_short(lost['max_abs_error'])}"
+        rows.append(
+            Row(f"5-form-{name}-bytes", f"{what}: of a logit vector", round(vector_bytes, 2), None, "bytes", None)
+        )
+        rows.append(
+            Row(
+                f"5-form-{name}-kl",
+                f"{what}: mean KL from float32, T=1{told}",
+                _short(lost["kl_t1"]),
+                None,
+                "nats",
+                None,
+            )
+        )
+    return rows
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.2g}")
+
+
+def logits_of(net: nn.Module, split: Split, crop_px: tuple[int, int], frames: int) -> np.ndarray:
+    """Logits float32 (B, h, w, C) of two crops of each of `frames` frames, spread over the split."""
+    chosen = np.unique(np.linspace(0, len(split) - 1, frames).astype(int)).repeat(2)
+    origins = view_origins(0, len(split), 2, split.size_px, crop_px, STRIDE)[chosen, np.arange(len(chosen)) % 2]
+    images = np.empty((len(chosen), *crop_px, 3), np.uint8)
+    cut(split.images, chosen, origins, np.zeros(len(chosen), bool), crop_px, images)
+    grid = (crop_px[0] // STRIDE, crop_px[1] // STRIDE)
+    parts = [logits_on_grid(net, images[first : first + 4], grid, COMPUTE) for first in range(0, len(images), 4)]
+    return np.concatenate(parts)
+
+
+def trained_net(split: Split, crop_px: tuple[int, int], steps: int) -> nn.Module:
+    """A small network after `steps` steps on the labels of `split`."""
+    torch.manual_seed(0)
+    origins = view_origins(0, len(split), 64, split.size_px, crop_px, 1)
+    batches = Batches(0, "precision", len(split), 64, 4, flip_probability=0.5, jitter=0.0)
+    own = {"steps": steps, "batch_size": 4, "schedule": "poly", "evaluate_every_steps": 0, "log_every_steps": steps}
+    settings = default_settings().model_copy(update=own | {"checkpoint_every_steps": steps})
+    crops = CropBatches(split, batches, origins, crop_px)
+    job = Job("precision", build(NET, CLASSES), crops, settings, 0.02, COMPUTE)
+    with tempfile.TemporaryDirectory() as folder, Scratch("precision", "benchmark", Path(folder)) as scratch:
+        train(job, scratch)
+    return job.net.eval()
+
+
+def measure(quick: bool) -> tuple[dict, list[Row]]:
+    """Conditions and rows, of the small network."""
+    split, crop_px, steps = streets_on_disk(QUICK.frame_px, QUICK.frames).split, (128, 256), 4 if quick else STEPS
+    net = trained_net(split, (128, 128), steps)
+    conditions = {"network": NET, "steps": steps, "crop_px": list(crop_px), "data": "synthetic city"}
+    return conditions, rows_of(logits_of(net, split, crop_px, len(split)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", type=Path, required=True, help="a teacher of ours, .safetensors")
+    parser.add_argument("--prepared", type=Path, default=Path("data/prepared"))
+    parser.add_argument("--crop-px", type=int, nargs=2, default=(96, 128), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--frames", type=int, default=32, help="frames that two crops each are taken from")
+    given = parser.parse_args()
+    net, _ = load_net(given.weights)
+    logits = logits_of(net, open_split("train", given.prepared), tuple(given.crop_px), given.frames)
+    for row in rows_of(logits):
+        print(f"{row.value:>10g} {row.unit:<6} {row.what}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""Peak memory of a training on all of Cityscapes, 2,975 frames of 1024x2048, over that on a resident batch (11).
+
+The arrays are mapped from sparse files of the full size: they take no disk, but a hole that is read takes a page of the
+system's cache, and of the process's memory, as data would. Each training is a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import torch
+from our_loop import FROM_CACHE, STUDENT, default_settings
+from rows import Row, ratio_row
+from streets import ON_CPU, QUICK, STRIDE, Sizes
+
+from segdistill.cityscapes import CLASSES
+from segdistill.compute import choose
+from segdistill.crops import CropBatches
+from segdistill.dataset import Split
+from segdistill.mapped import open_array
+from segdistill.nets.registry import build
+from segdistill.rng import Batches, view_origins
+from segdistill.scratch import Scratch
+from segdistill.stored_logits import LOGITS, StoredLogits
+from segdistill.train_loop import Job, train
+
+FRAMES, VIEWS = 2975, 8  # of the train split; crop views of each
+SAMPLES_PER_S = 50
+
+
+def measure(quick: bool) -> tuple[dict, list[Row]]:
+    """Conditions, and rows 11 (all of the process's memory) and 11-anon (what no file stands behind)."""
+    sizes, steps, rounds = (QUICK, 2, 1) if quick else (ON_CPU, 24, 3)
+    peaks = {"mapped": [], "resident": []}
+    with tempfile.TemporaryDirectory(prefix="segdistill-bench-") as folder:
+        mapped_bytes = _write_sparse(Path(folder), sizes)
+        for _ in range(rounds):
+            for kind, found in peaks.items():
+                found.append(_in_a_process(kind, folder, quick, steps))
+    all_mib, anon_mib = (
+        {kind: np.array([peak[which] for peak in found]) / 2**20 for kind, found in peaks.items()}
+        for which in ("rss", "anon")
+    )
+    what = "peak memory of distilling on 2,975 frames of 1024x2048 / on a resident batch"
+    rows = [
+        ratio_row("11", what, all_mib["mapped"] / all_mib["resident"], "at most 1.2"),
+        ratio_row("11-anon", f"{what}, without pages of files", anon_mib["mapped"] / anon_mib["resident"]),
+    ]
+    conditions = {
+        "student": STUDENT,
+        "frame_px": list(sizes.frame_px),
+        "crop_px": list(sizes.crop_px),
+        "batch": sizes.batch,
+        "steps": steps,
+        "mapped_gb": round(mapped_bytes / 1e9, 1),
+        "resident_peak_mib": round(float(np.median(all_mib["resident"]))),
+        "mapped_peak_mib": round(float(np.median(all_mib["mapped"]))),
+    }
+    return conditions, rows
+
+
+def _shapes(sizes: Sizes, frames: int) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+    grid = (sizes.crop_px[0] // STRIDE, sizes.crop_px[1] // STRIDE)
+    return {
+        "images.npy": (np.dtype(np.uint8), (frames, *sizes.frame_px, 3)),
+        "labels.npy": (np.dtype(np.uint8), (frames, *sizes.frame_px)),
+        LOGITS: (np.dtype(np.float16), (frames, VIEWS, *grid, CLASSES)),
+    }
+
+
+def _write_sparse(folder: Path, sizes: Sizes) -> int:
+    """Write the arrays as files that are one hole each, and return their bytes."""
+    for name, (dtype, shape) in _shapes(sizes, FRAMES).items():
+        np.lib.format.open_memmap(folder / name, "w+", dtype, shape)
+    return sum((folder / name).stat().st_size for name in _shapes(sizes, FRAMES))
+
+
+def _in_a_process(kind: str, folder: str, quick: bool, steps: int) -> dict:
+    command = [sys.executable, __file__, kind, folder, str(steps), *(["--quick"] if quick else [])]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _job(kind: str, folder: Path, sizes: Sizes, steps: int) -> Job:
+    """A training on the mapped arrays, or on arrays in memory that hold no more than a batch of crops."""
+    if kind == "mapped":
+        frames, frame_px = FRAMES, sizes.frame_px
+        arrays = [open_array(folder / name, "") for name in _shapes(sizes, frames)]
+    else:
+        frames, frame_px = sizes.batch, sizes.crop_px
+        small = sizes._replace(frame_px=frame_px)
+        arrays = [np.zeros(shape, dtype) for dtype, shape in _shapes(small, frames).values()]
+    images, labels, logits = arrays
+    stored = StoredLogits(logits, None, logits.shape[2:4], STRIDE)
+    settings = default_settings().model_copy(
+        update={"steps": steps, "batch_size": sizes.batch, "evaluate_every_steps": 0, "checkpoint_every_steps": steps}
+    )
+    crops = CropBatches(
+        Split(images, labels, tuple(map(str, range(frames)))),
+        Batches(0, "memory", frames, VIEWS, sizes.batch, flip_probability=0.5, jitter=0.0),
+        view_origins(0, frames, VIEWS, frame_px, sizes.crop_px, STRIDE),
+        sizes.crop_px,
+        stored,
+    )
+    torch.manual_seed(0)
+    return Job("memory", build(STUDENT, CLASSES), crops, settings, 0.01, choose("cpu", "auto", 0), FROM_CACHE)
+
+
+class _Peaks:
+    """Highest memory of this process while the context lasts, in bytes: rss all of it, anon without pages of files."""
+
+    def __enter__(self) -> _Peaks:
+        self.highest = {"rss": 0, "anon": 0}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(1 / SAMPLES_PER_S):
+            lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+            kib = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.endswith(" kB")}
+            for key, field in (("rss", "VmRSS"), ("anon", "RssAnon")):
+                self.highest[key] = max(self.highest[key], 1024 * kib[field])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="one training, for `measure`")
+    parser.add_argument("kind", choices=("mapped", "resident"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("steps", type=int)
+    parser.add_argument("--quick", action="store_true")
+    given = parser.parse_args()
+    scratch_root = given.folder / f"scratch-{os.getpid()}"
+    with Scratch("memory", "benchmark", scratch_root) as scratch, _Peaks() as peaks:
+        train(_job(given.kind, given.folder, QUICK if given.quick else ON_CPU, given.steps), scratch)
+    print(json.dumps(peaks.highest))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""The cache of teacher logits on paper, from rates measured here: bytes, hours to build, minutes to hash.
+
+    python benchmarks/scaling.py                             # measure and print the tables of docs/scaling.md
+    python benchmarks/scaling.py --write                     # and put them into that page
+    python benchmarks/scaling.py --teacher-crops-per-s 40    # the teacher's rate on another machine
+
+Let nothing else run meanwhile. N frames of 1024x2048, K views of 768x768 pixels each, 19 classes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from our_loop import TEACHER, a_teacher
+from table import put_between
+
+from segdistill.cityscapes import CLASSES
+from segdistill.compute import choose
+from segdistill.errors import told_plainly
+from segdistill.provenance import processor
+from segdistill.rng import view_origins
+from segdistill.stored_logits import LogitsWriter
+from segdistill.teacher_cache import stored_shape
+from segdistill.teacher_logits import logits_on_grid
+
+PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"
+FRAME_PX, CROP_PX = (1024, 2048), (768, 768)
+TRAIN_FRAMES = 2975  # of Cityscapes, finely annotated
+SIZES = (TRAIN_FRAMES, 20_000, 100_000)
+FORMS = {("float16", 4): "float16 /4", ("uint8", 4): "uint8 /4", ("float16", 8): "float16 /8", ("uint8", 8): "uint8 /8"}
+STEPS, BATCH = 60_000, 16  # of one run of profiles/cityscapes.yaml, both phases
+
+
+class Rates(NamedTuple):
+    """What was measured: crops per second, and bytes per second."""
+
+    teacher_crops_per_s: float
+    uint8_crops_per_s: float
+    write_bytes_per_s: float
+    md5_bytes_per_s: float
+    drawn_frames_per_s: float
+    where: str
+
+
+def cache_bytes(frames: int, views: int, dtype: str, stride: int) -> int:
+    """Bytes of the stored logits, as `LogitsWriter` lays them out."""
+    facts = {"crop_px": CROP_PX, "stride": stride, "frames": frames, "views": views}
+    *lead, height, width, classes = stored_shape("views", facts, CLASSES)
+    rows = int(np.prod(lead)) * height
+    scale_bytes = rows * 2 * classes * 2 if dtype == "uint8" else 0
+    return rows * width * classes * np.dtype(dtype).itemsize + scale_bytes
+
+
+def measured(teacher_crops_per_s: float | None) -> Rates:
+    """Time each part of the work on this machine."""
+    compute = choose("auto", "auto", 0)
+    busy = os.getloadavg()[0]
+    where = (
+        f"{processor()}, {compute.threads} threads, {str(compute.dtype).removeprefix('torch.')}, load {busy:.1f} before"
+    )
+    images = np.random.default_rng(0).integers(0, 256, (1, *CROP_PX, 3), np.uint8)
+    grid = (CROP_PX[0] // 4, CROP_PX[1] // 4)
+    if teacher_crops_per_s is None:
+        net = a_teacher(compute)
+        if compute.device.type == "cuda":
+            images = images.repeat(8, axis=0)
+        teacher_crops_per_s = len(images) / _seconds(lambda: logits_on_grid(net, images, grid, compute))
+    else:
+        where += "; the teacher's rate was given"
+    with tempfile.TemporaryDirectory(prefix="segdistill-bench-") as folder:
+        crop = np.random.default_rng(0).standard_normal((1, *grid, CLASSES), np.float32)
+        with LogitsWriter(Path(folder), "uint8", crop.shape) as writer:
+            uint8_s = _seconds(lambda: writer.append(crop))
+        block = np.random.default_rng(0).bytes(2**28)
+        write_s = _seconds(lambda: _write(Path(folder) / "block", block))
+    return Rates(
+        teacher_crops_per_s,
+        1 / uint8_s,
+        len(block) / write_s,
+        len(block) / _seconds(lambda: hashlib.md5(block, usedforsecurity=False).digest()),
+        1000 / _seconds(lambda: view_origins(0, 1000, 8, FRAME_PX, CROP_PX, 4)),
+        where,
+    )
+
+
+def _seconds(work: Callable[[], object], rounds: int = 3) -> float:
+    """The median of `rounds` calls, after one that is not counted."""
+    taken_s = []
+    for number in range(rounds + 1):
+        started = time.perf_counter()
+        work()
+        if number:
+            taken_s.append(time.perf_counter() - started)
+    return float(np.median(taken_s))
+
+
+def _write(path: Path, block: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def tables(rates: Rates) -> str:
+    """The rates, and what follows from them, as Markdown."""
+    lines = [
+        f"Measured: {rates.where}.",
+        "",
+        f"Teacher ({TEACHER}) {rates.teacher_crops_per_s:.3g} crops/s; packing to uint8 and writing "
+        f"{rates.uint8_crops_per_s:.3g} crops/s; disk {rates.write_bytes_per_s / 1e6:.0f} MB/s written; MD5 "
+        f"{rates.md5_bytes_per_s / 1e6:.0f} MB/s; views of {rates.drawn_frames_per_s:.0f} frames drawn in a second.",
+        "",
+        f"{TRAIN_FRAMES:,} frames; hours of the teacher, minutes to write and to hash float16 at stride 4:",
+        "",
+        "| K | " + " | ".join(f"{name} GB" for name in FORMS.values()) + " | teacher h | write min | MD5 min |",
+        "|---:|" + "---:|" * (len(FORMS) + 3),
+    ]
+    for views in (2, 4, 8, 16):
+        stored = [cache_bytes(TRAIN_FRAMES, views, *form) for form in FORMS]
+        lines.append(f"| {views} | " + " | ".join(f"{size / 1e9:.1f}" for size in stored) + _times(views, rates) + " |")
+    lines += [
+        "",
+        f"K = 8, stride 4, more frames; teacher forwards of the cache, over those of a live teacher in one run of "
+        f"{STEPS:,} steps of {BATCH} crops:",
+        "",
+        "| N | images and labels GB | float16 GB | uint8 GB | teacher h | forwards | / live, 1 run | / live, 8 runs "
+        "| MD5 h, uint8 | s to draw the views |",
+        "|---:|" + "---:|" * 9,
+    ]
+    return "\n".join([*lines, *(_row_of_size(frames, rates) for frames in SIZES)])
+
+
+def _times(views: int, rates: Rates) -> str:
+    stored = cache_bytes(TRAIN_FRAMES, views, "float16", 4)
+    teacher_h = TRAIN_FRAMES * views / rates.teacher_crops_per_s / 3600
+    write_min, md5_min = (stored / rate / 60 for rate in (rates.write_bytes_per_s, rates.md5_bytes_per_s))
+    return f" | {_hours(teacher_h)} | {write_min:.1f} | {md5_min:.1f}"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
+
+
+def _row_of_size(frames: int, rates: Rates) -> str:
+    forwards, live = frames * 8, STEPS * BATCH
+    packed = cache_bytes(frames, 8, "uint8", 4)
+    cells = (
+        f"{frames:,}",
+        f"{frames * FRAME_PX[0] * FRAME_PX[1] * 4 / 1e9:.0f}",
+        f"{cache_bytes(frames, 8, 'float16', 4) / 1e9:.0f}",
+        f"{packed / 1e9:.0f}",
+        _hours(forwards / rates.teacher_crops_per_s / 3600),
+        f"{forwards:,}",
+        f"{forwards / live:.3f}",
+        f"{forwards / live / 8:.3f}",
+        f"{packed / rates.md5_bytes_per_s / 3600:.2f}",
+        f"{frames / rates.drawn_frames_per_s:.1f}",
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher-crops-per-s", type=float, help="instead of measuring it here")
+    parser.add_argument("--write", action="store_true", help=f"also write the tables into {PAGE.name}")
+    given = parser.parse_args()
+    with told_plainly():
+        text = tables(measured(given.teacher_crops_per_s))
+        print(text)
+        if given.write:
+            put_between(PAGE, "measured", text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""How long a stage takes from the start of its process to its first useful work, beside a bare `import torch`.
+
+Each stage is started as `dvc repro` starts it, in a small workspace where what it reads has been made, and ended at the
+call that begins its work (first_work.py). The page cache is warm. Every process is timed to its end.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import yaml
+from first_work import REACHED
+from rows import Row, ratio_row, seconds_in_turn
+
+ROOT = Path(__file__).resolve().parent.parent
+ROUNDS = 7
+TORCH = "import torch"
+RUN = ("--run", "taught")
+
+# Stage, its arguments, and the call that begins its work.
+STAGES: dict[str, tuple[tuple[str, ...], str]] = {
+    "prepare": ((), "segdistill.frame_source:SyntheticFrames.read"),
+    "teacher-check": ((), "segdistill.train_loop:update"),
+    "teacher-logits": (("--kind", "views"), "segdistill.teacher_logits:logits_on_grid"),
+    "distill": (RUN, "segdistill.train_loop:update"),
+    "steplr-finetune": (RUN, "segdistill.train_loop:update"),
+    "export-onnx": (RUN, "segdistill.export:write_float32"),
+    "benchmark": ((), "segdistill.benchmark:_onnx_files"),
+    "report": ((), "segdistill.summary:summarise"),
+}
+WITHOUT_TORCH = ("prepare", "report")
+READ_BY_OTHERS = ("prepare", "teacher-check", "teacher-logits", "distill", "steplr-finetune")
+
+
+def small_params() -> dict:
+    """The networks of profiles/default.yaml on a few small frames: start-up does not depend on what comes after it."""
+    params = yaml.safe_load((ROOT / "profiles" / "default.yaml").read_text(encoding="utf-8"))
+    params["data"] |= {"size_px": [32, 64], "synthetic": {"train_frames": 10, "val_frames": 2}}
+    for section in ("teacher", "distill"):
+        params[section] |= {"steps": 1, "batch_size": 2, "crop_px": [32, 32], "evaluate_every_steps": 0}
+    params["teacher_logits"] |= {"views": 1, "dtype": "float32"}  # after one step logits are too large for float16
+    params["finetune"]["steps"] = 1
+    params["tracking"]["live"] = False  # its process is another one, and outlives what is timed
+    params["runs"] = {
+        "taught": {"alpha": 0.3, "lr": 0.01, "teacher": "views"},
+        "vanilla": {"alpha": 0.0, "lr": 0.01, "teacher": "none"},
+    }
+    return params
+
+
+class Workspace:
+    """A folder where every stage finds what it reads."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, hooks = folder / "workspace", folder / "hooks"
+        for made in (self.folder, hooks):
+            made.mkdir()
+        shutil.copyfile(Path(__file__).with_name("first_work.py"), hooks / "sitecustomize.py")
+        (self.folder / "params.yaml").write_text(yaml.safe_dump(small_params(), sort_keys=False), encoding="utf-8")
+        self.environment = os.environ | {"PYTHONPATH": str(hooks), "MLFLOW_DISABLE_TELEMETRY": "true"}
+        # Bytecode is kept, as Python does unless told otherwise; all that is timed has run before.
+        self.environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        for stage in READ_BY_OTHERS:
+            self._run(self._command(stage), {}, expected=(0,))
+
+    def started(self, stage: str) -> Callable[[], None]:
+        """A call that starts `stage` and returns when it came to its first useful work."""
+        command, first_work = self._command(stage), STAGES[stage][1]
+        # prepare may read its first frame in a worker process, which then ends its parent.
+        return lambda: self._run(command, {"FIRST_WORK": first_work}, expected=(REACHED, -signal.SIGTERM))
+
+    def bare(self, statement: str) -> Callable[[], None]:
+        """A call that starts Python, does `statement` and ends as a measured stage does."""
+        command = [sys.executable, "-c", f"{statement}; import os; os._exit({REACHED})"]
+        return lambda: self._run(command, {}, expected=(REACHED,))
+
+    def _command(self, stage: str) -> list[str]:
+        return [sys.executable, str(ROOT / "stages" / f"{stage.replace('-', '_')}.py"), *STAGES[stage][0]]
+
+    def _run(self, command: list[str], extra: dict[str, str], expected: tuple[int, ...]) -> None:
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=self.environment | extra,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        if done.returncode not in expected:
+            raise RuntimeError(f"{' '.join(command)}: exit code {done.returncode}\n{done.stderr[-2000:]}")
+
+
+def measure(quick: bool) -> tuple[dict, list[Row]]:
+    """Conditions and rows: the median over rounds of each stage's seconds over those of `import torch` of its round."""
+    rounds = 1 if quick else ROUNDS
+    with tempfile.TemporaryDirectory() as folder:
+        workspace = Workspace(Path(folder))
+        kinds = {TORCH: workspace.bare(TORCH)} | {stage: workspace.started(stage) for stage in STAGES}
+        taken_s = seconds_in_turn(kinds, rounds, warmup=0 if quick else 1)
+    ratios = {stage: taken_s[stage] / taken_s[TORCH] for stage in STAGES}
+    slowest = max((stage for stage in STAGES if stage not in WITHOUT_TORCH), key=lambda name: np.median(ratios[name]))
+    rows = [
+        ratio_row(
+            "12",
+            f"start-up of a torch stage, the slowest ({slowest}) / bare import torch",
+            ratios[slowest],
+            "at most 1.5",
+        )
+    ]
+    rows += [ratio_row(f"12-{stage}", f"start-up of {stage} / bare import torch", ratios[stage]) for stage in STAGES]
+    slower = max(WITHOUT_TORCH, key=lambda name: np.median(taken_s[name]))
+    seconds = ratio_row("12-s", f"start-up of prepare and report, the slower ({slower})", taken_s[slower], "at most 1")
+    rows.append(seconds._replace(unit="s"))
+    conditions = {f"{name}_s": round(float(np.median(taken)), 3) for name, taken in taken_s.items()}
+    return {"rounds": rounds, "page_cache": "warm", **conditions}, rows

@@ -1,0 +1,223 @@
+"""What a training step costs: ours against the usual loop (1), against itself without a teacher (2), and bare (3).
+
+All of it runs in one process, a few steps of each kind in turn, from frames of 1024x2048 on disk. Where there is a GPU,
+the rows are measured on both: `1-gpu` and so on are of 768x768 crops, batch 16.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from our_loop import FROM_CACHE, STUDENT, TEACHER, OurLoop, bare_steps, default_settings, next_steps
+from rows import Row, ratio_row, seconds_in_turn
+from streets import ON_CPU, ON_GPU, QUICK, Sizes, streets_on_disk
+from torch import nn
+from usual_loop import WORKERS, AsPublished, StreetFiles, UsualLoop
+
+from segdistill.cityscapes import CLASSES
+from segdistill.compute import choose
+from segdistill.crops import CropBatch, CropBatches
+from segdistill.nets.registry import build
+from segdistill.provenance import package_versions
+from segdistill.scratch import Scratch
+from segdistill.train_loop import train
+
+PEER = "segmentation-models-pytorch"
+
+
+class Plan(NamedTuple):
+    """How long to measure: steps of a stretch and counted rounds, of each comparison."""
+
+    usual: tuple[int, int]
+    cached: tuple[int, int]
+    whole: tuple[int, int]
+
+
+FULL = Plan(usual=(3, 3), cached=(3, 10), whole=(5, 10))
+FULL_GPU = Plan(usual=(16, 5), cached=(20, 10), whole=(50, 10))
+TRIAL = Plan(usual=(1, 1), cached=(1, 2), whole=(2, 2))
+
+
+def measure(quick: bool) -> tuple[dict, list[Row]]:
+    """Conditions and rows 1, 2 and 3."""
+    conditions, rows = _on("cpu", QUICK if quick else ON_CPU, TRIAL if quick else FULL)
+    if torch.cuda.is_available():
+        more, gpu_rows = _on("cuda", QUICK if quick else ON_GPU, TRIAL if quick else FULL_GPU)
+        torch.use_deterministic_algorithms(False)  # what choosing CUDA turned on
+        conditions["gpu"] = more | {"name": torch.cuda.get_device_name()}
+        rows += gpu_rows
+    return conditions, rows
+
+
+def _on(device: str, sizes: Sizes, plan: Plan) -> tuple[dict, list[Row]]:
+    compute = choose(device, "auto", 0)
+    # The profile for a CPU, or the one for a GPU, with its intervals of curve and checkpoints.
+    settings = default_settings("default" if device == "cpu" else "cityscapes")
+    ours = OurLoop(streets_on_disk(sizes.frame_px, sizes.frames), sizes, compute, settings)
+    suffix, targets = ("", ("4", "1.05")) if device == "cpu" else ("-gpu", ("10", "1.1"))
+    usual_s, usual_rows = _usual_over_ours(ours, plan.usual, suffix, f"at least {targets[0]}")
+    cached_s, cached_rows = _cached_over_plain(ours, plan.cached, suffix)
+    whole_rows = _whole_over_bare(ours, plan.whole, suffix, f"at most {targets[1]}")
+    conditions = {
+        "student": STUDENT,
+        "teacher": TEACHER,
+        **{key: list(value) if isinstance(value, tuple) else value for key, value in sizes._asdict().items()},
+        "device": str(compute.device),
+        "our_precision": str(compute.dtype).removeprefix("torch."),
+        "png_bytes_per_frame": ours.streets.png_bytes_per_frame,
+        "usual_loop": f"{WORKERS} loader workers, float32, NCHW",
+        "usual_decoding_s_per_batch": round(_decoding_s(ours), 4),
+        "peer": package_versions(PEER) or f"{PEER} is not installed: rows 1-smp are left out",
+        "seconds_per_step": usual_s | cached_s,
+    }
+    return conditions, usual_rows + cached_rows + whole_rows
+
+
+def _usual_over_ours(ours: OurLoop, plan: tuple[int, int], suffix: str, target: str) -> tuple[dict, list[Row]]:
+    """Rows 1, 1-smp and 2-live, and the median seconds of each kind of step."""
+    steps, rounds = plan
+    kinds = {name: loop.epoch for name, loop in _usual_loops(ours, steps)}
+    kinds["ours"] = next_steps(ours.job("ours", FROM_CACHE), steps)
+    kinds["ours, no teacher"] = next_steps(ours.job("plain"), steps)
+    kinds["ours, live teacher"] = next_steps(ours.job("live", ours.live()), steps)
+    taken_s = seconds_in_turn(kinds, rounds)
+    (height, width), frame_px = ours.sizes.crop_px, ours.sizes.frame_px
+    of = f"{height}x{width} crops, batch {ours.sizes.batch}, from {frame_px[0]}x{frame_px[1]} frames on disk"
+    what = f"distillation step, MobileNetV2 from ResNet-101, both DeepLabV3+, {of}: usual loop / ours"
+    against_usual = ratio_row(f"1{suffix}", what, taken_s["usual"] / taken_s["ours"], target)
+    live = taken_s["ours, live teacher"] / taken_s["ours, no teacher"]
+    if against_usual.met is False:
+        limit = (
+            f"ours is the student's own arithmetic; the teacher's pass alone would be {np.median(live) - 1:.2f} of it"
+        )
+        against_usual = against_usual._replace(note=limit)
+    rows = [against_usual]
+    if "usual, peer's nets" in kinds:
+        what = f"the same, the usual loop on the nets of {PEER} / ours"
+        rows.append(ratio_row(f"1-smp{suffix}", what, taken_s["usual, peer's nets"] / taken_s["ours"]))
+    rows.append(ratio_row(f"2-live{suffix}", "distillation step with the live teacher / vanilla step, ours both", live))
+    return {name: round(float(np.median(taken)) / steps, 4) for name, taken in taken_s.items()}, rows
+
+
+def _usual_loops(ours: OurLoop, steps: int) -> Iterator[tuple[str, UsualLoop]]:
+    """The usual loop on the nets of the library, and on those of the peer where it is installed."""
+
+    def loop(student: nn.Module, teacher: nn.Module) -> UsualLoop:
+        return UsualLoop(student, teacher, ours.streets.png_pairs, ours.sizes, steps, ours.compute.device)
+
+    yield "usual", loop(AsPublished(build(STUDENT, CLASSES)), AsPublished(build(TEACHER, CLASSES)))
+    if importlib.util.find_spec("segmentation_models_pytorch"):
+        from segmentation_models_pytorch import DeepLabV3Plus
+
+        nets = (DeepLabV3Plus(name, encoder_weights=None, classes=CLASSES) for name in ("mobilenet_v2", "resnet101"))
+        yield "usual, peer's nets", loop(*nets)
+
+
+def _cached_over_plain(ours: OurLoop, plan: tuple[int, int], suffix: str) -> tuple[dict, list[Row]]:
+    """Rows 2 and 2-full, and the median seconds of a plain step."""
+    steps, rounds = plan
+    full = FROM_CACHE._replace(kl_at="full")
+    jobs = {"plain": ours.job("plain"), "cached": ours.job("cached", FROM_CACHE), "full": ours.job("full", full)}
+    taken_s = seconds_in_turn({name: next_steps(job, steps) for name, job in jobs.items()}, rounds)
+    what = "distillation step from cached logits / vanilla training step, ours both"
+    return {"ours, kl_at full": round(float(np.median(taken_s["full"])) / steps, 4)}, [
+        ratio_row(f"2{suffix}", what, taken_s["cached"] / taken_s["plain"], "at most 1.05"),
+        ratio_row(f"2-full{suffix}", f"{what}, KL at full resolution", taken_s["full"] / taken_s["plain"]),
+    ]
+
+
+class Alternating:
+    """Batches of a training that makes way for `other` before each `every` steps, and what both took, in seconds.
+
+    A stretch of the training holds all that belongs to it: its first batch is cut while nothing else goes on, which
+    is slightly more than a training pays that runs through.
+    """
+
+    def __init__(self, batches: CropBatches, every: int, other: Callable[[], None]) -> None:
+        self.batches, self.every, self.other = batches, every, other
+        self.training_s: list[float] = []
+        self.other_s: list[float] = []
+
+    def steps(self, first: int, end: int) -> Iterator[tuple[int, CropBatch]]:
+        """As CropBatches.steps; `other` has the first and the last turn."""
+        self._take_turn()
+        for start in range(first, end, self.every):
+            started = time.perf_counter()
+            yield from self.batches.steps(start, min(start + self.every, end))
+            self.training_s.append(time.perf_counter() - started)
+            self._take_turn()
+
+    def names(self, step: int) -> list[str]:
+        """As CropBatches.names."""
+        return self.batches.names(step)
+
+    def _take_turn(self) -> None:
+        gc.collect()
+        started = time.perf_counter()
+        self.other()
+        self.other_s.append(time.perf_counter() - started)
+
+
+class TimedScratch(Scratch):
+    """Scratch that notes the seconds of each checkpoint."""
+
+    def __init__(self, *given: object) -> None:
+        super().__init__(*given)
+        self.saves_s: list[float] = []
+
+    def save(self, state: dict) -> None:
+        started = time.perf_counter()
+        super().save(state)
+        self.saves_s.append(time.perf_counter() - started)
+
+
+def _whole_over_bare(ours: OurLoop, plan: tuple[int, int], suffix: str, target: str) -> list[Row]:
+    """Rows 3 and 3-checkpoint: `train` itself, stretch by stretch, each between two stretches of bare steps.
+
+    Every stretch saves once, so that each holds a checkpoint; its seconds are then charged at the profile's interval.
+    """
+    steps, rounds = plan
+    log_every, save_every = ours.settings.log_every_steps, ours.settings.checkpoint_every_steps
+    job = ours.job(
+        "whole",
+        steps=steps * (rounds + 1),
+        log_every_steps=min(log_every, steps),
+        checkpoint_every_steps=steps,
+        evaluate_every_steps=0,
+    )
+    turns = Alternating(job.batches, steps, bare_steps(ours.job("bare"), steps))
+    with (
+        tempfile.TemporaryDirectory(dir=ours.streets.folder) as folder,
+        TimedScratch("bench", "key", folder) as scratch,
+    ):
+        train(job._replace(batches=turns), scratch)
+    bare_s = np.asarray(turns.other_s)
+    between_s = (bare_s[:-1] + bare_s[1:])[1:] / 2  # the first stretch warms up
+    saves_s = np.asarray(scratch.saves_s)[1:]
+    charged_s = np.median(saves_s) * steps / save_every
+    whole = (np.asarray(turns.training_s)[1:] - saves_s + charged_s) / between_s
+    what = f"whole training step (loader, loss, curve, progress, a checkpoint every {save_every} steps) / bare step"
+    low, high = (round(1000 * float(np.quantile(saves_s, q)), 1) for q in (0.1, 0.9))
+    median_ms = round(1000 * float(np.median(saves_s)), 1)
+    return [
+        ratio_row(f"3{suffix}", what, whole, target),
+        Row(f"3-checkpoint{suffix}", "one checkpoint, synced to disk", median_ms, None, "ms", (low, high)),
+    ]
+
+
+def _decoding_s(ours: OurLoop) -> float:
+    """Seconds in which one process alone makes a batch from PNG files, median of five."""
+    files, taken_s = StreetFiles(ours.streets.png_pairs, ours.sizes.crop_px, ours.sizes.batch), []
+    for _ in range(5):
+        started = time.perf_counter()
+        for index in range(len(files)):
+            files[index]
+        taken_s.append(time.perf_counter() - started)
+    return float(np.median(taken_s))

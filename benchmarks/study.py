@@ -1,0 +1,168 @@
+"""The students that are compared: where the crops and the logits of each come from, and what it scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from segdistill.checkpoint import load_net, net_facts, save_net
+from segdistill.class_maps import ClassMapArchive
+from segdistill.crops import CropBatches
+from segdistill.dataset import PREPARED, Split
+from segdistill.evaluate import TorchPredictor, evaluate
+from segdistill.losses import kl
+from segdistill.params import Params, RunSettings
+from segdistill.rng import Batches, view_origins
+from segdistill.teacher_cache import Teaching, geometry, origins_of
+from segdistill.teacher_logits import build_cache
+from segdistill.train_loop import Distillation
+from segdistill.training_job import Data, compute_of, initial_net, train_net
+from segdistill.transforms import normalised
+
+SETTLING_BATCHES = 40
+START_STEPS = 500  # of the common start of all arms
+TEACHER = Path("models/teacher")
+FIGURES = ("mean_iou", "overall_acc", "teacher_agreement", "mean_loss", "crop_kl")
+ANEW = 1024  # places per frame that crops are drawn from when nothing is stored for them
+
+
+class Arm(NamedTuple):
+    """What a student of this arm learns from; `steps_share` of the steps of the others."""
+
+    teacher: str
+    views: int = ANEW
+    kl_at: str = "stride"
+    dtype: str = "float16"
+    steps_share: float = 1.0
+
+
+def arms(live_over_cached: float) -> dict[str, Arm]:
+    """All arms, the control first. `live_over_cached`: time of a live step over that of a cached one."""
+    return {
+        "control": Arm("none"),
+        "views-8": Arm("views", 8),
+        "live": Arm("online"),
+        "views-4": Arm("views", 4),
+        "frame": Arm("frame"),
+        "live-clock": Arm("online", steps_share=1 / live_over_cached),
+        "views-2": Arm("views", 2),
+        "views-16": Arm("views", 16),
+        "views-8-full": Arm("views", 8, kl_at="full"),
+        "views-8-uint8": Arm("views", 8, dtype="uint8"),
+    }
+
+
+class Study:
+    """The prepared streets, the trained teacher, and the caches that the arms need."""
+
+    def __init__(self, params: Params, alpha: float, every: int, caches: Path) -> None:
+        self.params, self.alpha, self.caches = params, alpha, caches
+        self.data, self.compute = Data(PREPARED), compute_of(params)
+        train = self.data.train
+        self.teacher = self.compute.place(load_net(TEACHER / "teacher.safetensors")[0]).eval()
+        self.data.train = Split(train.images[::every], train.labels[::every], train.names[::every])
+
+    def facts(self, arm: Arm) -> dict:
+        """The geometry of the crops of `arm`."""
+        stride, crop_px = self.params.teacher_logits.stride, self.params.distill.crop_px
+        return geometry(self.data.train, self.data.fingerprint, self.params.seed, crop_px, arm.views, stride)
+
+    def teaching(self, arm: Arm) -> Teaching | None:
+        """The teacher's logits for `arm`, computed on first use."""
+        if arm.teacher == "none":
+            return None
+        folder = self.caches / f"{arm.teacher}-{arm.views}-{arm.dtype}"
+        if not folder.exists():
+            stored = self.params.teacher_logits.model_copy(update={"dtype": arm.dtype})
+            build_cache(arm.teacher, folder, self.data.train, self.facts(arm), stored, self.compute)
+        return Teaching(arm.teacher, self.facts(arm), folder)
+
+    def settings(self, arm: Arm, seed: int, steps: int) -> RunSettings:
+        """One training of `arm`. The rate falls to 0, so that what is scored is no moment of a noisy path."""
+        own = {"schedule": "poly", "steps": steps, "kl_at": arm.kl_at, "evaluate_every_steps": 0}
+        run = {"alpha": self.alpha, "lr": 0.01, "teacher": arm.teacher, "seed": seed}
+        return RunSettings(**(self.params.distill.model_dump() | own | run))
+
+    def start(self) -> Path:
+        """Weights that all arms start from, trained without a teacher on first use: the part of ImageNet's weights."""
+        weights = self.caches / "start.safetensors"
+        if not weights.exists():
+            arm = Arm("none")
+            settings = self.settings(arm, self.params.seed, START_STEPS)
+            classes = len(self.data.class_names)
+            net = initial_net(settings.student, classes, settings.output_stride, "random", self.params.seed, "start")
+            job = {"lr": settings.lr, "seed": self.params.seed, "params": self.params, "data": self.data}
+            train_net("distill/start", net, settings, self.facts(arm), start="random", **job)
+            save_net(weights, net, net_facts(settings.student, classes, settings.output_stride))
+        return weights
+
+    def train(self, name: str, arm: Arm, seed: int, steps: int) -> dict:
+        """Train one student of `arm` from the common start and score it on val."""
+        steps = round(steps * arm.steps_share)
+        settings, teaching = self.settings(arm, seed, steps), self.teaching(arm)
+        net = initial_net(
+            settings.student, len(self.data.class_names), settings.output_stride, str(self.start()), seed, "start"
+        )
+        distillation = teaching and Distillation(
+            self.alpha, settings.method, settings.temperature, arm.kl_at, teaching.live_teacher(self.compute)
+        )
+        job = {"lr": settings.lr, "seed": seed, "start": "common", "params": self.params, "data": self.data}
+        _, scratch = train_net(
+            f"distill/{name}-{seed}",
+            net,
+            settings,
+            self.facts(arm),
+            **job,
+            teaching=teaching,
+            distillation=distillation,
+        )
+        figures, _ = evaluate(
+            TorchPredictor(net, self.compute),
+            self.data.val,
+            len(self.data.class_names),
+            batch_size=4,
+            teacher_classes=ClassMapArchive(TEACHER / "val_classes.npz"),
+        )
+        scratch.clear()
+        figures["crop_kl"] = self.crop_kl(net)
+        return {"arm": name, "seed": seed, "steps": steps} | {figure: figures[figure] for figure in FIGURES}
+
+    def batches(self, arm: Arm, seed: int, batch_size: int) -> Iterator[Tensor]:
+        """Images of SETTLING_BATCHES further batches of what `arm` is trained on, normalised (B, 3, H, W)."""
+        facts, frames = self.facts(arm), len(self.data.train)
+        draws = Batches(seed, "settling", frames, arm.views, batch_size, flip_probability=0.5, jitter=0.0)
+        crops = CropBatches(self.data.train, draws, origins_of(facts), tuple(facts["crop_px"]))
+        return (batch.inputs(self.compute.device) for _, batch in crops.steps(0, SETTLING_BATCHES))
+
+    @torch.inference_mode()
+    def crop_kl(self, net: nn.Module) -> float:
+        """Mean KL(teacher || student) over one crop of each val frame, of the size that students are trained on."""
+        val, crop_px = self.data.val, self.params.distill.crop_px
+        corners = view_origins(1, len(val), 1, val.size_px, crop_px, stride=4)[:, 0]
+        student, divergence = self.compute.place(net).eval(), []
+        for frame, (top, left) in enumerate(corners):
+            crop = np.array(val.images[frame, top : top + crop_px[0], left : left + crop_px[1]])
+            pixels = normalised(torch.from_numpy(crop)[None])
+            divergence.append(float(kl(student(pixels), self.teacher(pixels), 1.0)))
+        return float(np.mean(divergence))
+
+
+@torch.no_grad()
+def settle_batch_norm(net: nn.Module, batches: Iterator[Tensor]) -> None:
+    """Take the statistics of batch norm anew, as plain means over `batches` (Wu and Johnson, arXiv:2105.07576).
+
+    Running averages of batches of 4 differ from one moment to the next by more than the arms do.
+    """
+    layers = [layer for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None
+    net.train()
+    for pixels in batches:
+        net(pixels)
+    net.eval()

@@ -1,0 +1,133 @@
+"""What a sweep of eight students costs with the teacher's one pass, against eight plain trainings (row 4).
+
+A sweep is too long to run here, and it is a sum: its parts are measured side by side in one process and added up.
+
+    sweep   = start-up + teacher crops * s + 8 * (start-up + steps * cached step)
+    vanilla =                                8 * (start-up + steps * plain step)
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from typing import NamedTuple
+
+import numpy as np
+from our_loop import FROM_CACHE, STUDENT, TEACHER, OurLoop, a_teacher, default_settings, next_steps
+from rows import Row, ratio_row, seconds_in_turn
+from streets import ON_CPU, QUICK, STRIDE, streets_on_disk
+
+from segdistill.compute import choose
+from segdistill.rng import Batches
+from segdistill.teacher_logits import logits_on_grid
+
+RUNS, STEPS, VIEWS, MOST = 8, 500, 8, 1.10
+DATA_SETS = {"": ("CamVid's size", 330), "-cityscapes": ("Cityscapes", 2975)}  # suffix of the row: name, train frames
+MANY_STEPS = 30_000  # of a run in the profile for Cityscapes
+TEACHER_BATCH = 8  # crops per forward pass, as the profiles have it
+
+
+class Costs(NamedTuple):
+    """Seconds of the teacher per crop, of a plain and a cached step (per round, or one median), and of a start."""
+
+    teacher_crop_s: np.ndarray
+    plain_step_s: np.ndarray
+    cached_step_s: np.ndarray
+    start_s: float
+
+    def median(self) -> Costs:
+        """The same with one figure for all rounds."""
+        return Costs(*(np.median(part) for part in self))
+
+    def sweep_over_vanilla(self, crops: int, steps: int) -> np.ndarray:
+        """The sweep's ratio when the teacher sees `crops` crops and every run takes `steps` steps."""
+        sweep_s = self.start_s + crops * self.teacher_crop_s + RUNS * (self.start_s + steps * self.cached_step_s)
+        return sweep_s / (RUNS * (self.start_s + steps * self.plain_step_s))
+
+    def steps_for(self, ratio: float, crops: int) -> float:
+        """The number of steps at which the ratio has fallen to `ratio`; infinite where it never does."""
+        gained_s = RUNS * (ratio * self.plain_step_s - self.cached_step_s)  # per step
+        once_s = self.start_s + crops * self.teacher_crop_s + RUNS * (1 - ratio) * self.start_s
+        return once_s / gained_s if gained_s > 0 else float("inf")
+
+
+def drawn_views(frames: int, batch: int, steps: int) -> int:
+    """How many of the views a run of `steps` steps draws, counted; all runs of one seed draw the same."""
+    batches = Batches(0, "distill", frames, VIEWS, batch, flip_probability=0.5, jitter=0.0)
+    plans = [batches.plan(step) for step in range(steps)]
+    return len({pair for plan in plans for pair in zip(plan.frames.tolist(), plan.views.tolist(), strict=True)})
+
+
+def measure(quick: bool) -> tuple[dict, list[Row]]:
+    """Conditions and the rows 4."""
+    sizes = QUICK if quick else ON_CPU
+    compute = choose("cpu", "auto", 0)
+    ours = OurLoop(streets_on_disk(sizes.frame_px, sizes.frames), sizes, compute, default_settings())
+    costs = _costs(ours, steps=1, rounds=1, starts=1) if quick else _costs(ours, steps=3, rounds=5, starts=3)
+    typical = costs.median()
+    rows = [row for suffix in DATA_SETS for row in _rows(costs, suffix, sizes.batch)]
+    conditions = {
+        "student": STUDENT,
+        "teacher": TEACHER,
+        "crop_px": list(sizes.crop_px),
+        "batch": sizes.batch,
+        "runs": RUNS,
+        "steps": STEPS,
+        "views": VIEWS,
+        **{name: round(float(value), 4) for name, value in typical._asdict().items()},
+    }
+    return conditions, rows
+
+
+def _costs(ours: OurLoop, steps: int, rounds: int, starts: int) -> Costs:
+    """The parts, measured in turn."""
+    crops = np.asarray(ours.streets.split.images[:, : ours.sizes.crop_px[0], : ours.sizes.crop_px[1]])
+    crops = np.resize(crops, (TEACHER_BATCH, *crops.shape[1:]))
+    teacher, grid = a_teacher(ours.compute), tuple(side // STRIDE for side in ours.sizes.crop_px)
+    taken_s = seconds_in_turn(
+        {
+            "teacher": lambda: logits_on_grid(teacher, crops, grid, ours.compute),
+            "plain": next_steps(ours.job("plain"), steps),
+            "cached": next_steps(ours.job("cached", FROM_CACHE), steps),
+        },
+        rounds,
+    )
+    per_step = (taken_s[kind] / steps for kind in ("plain", "cached"))
+    return Costs(taken_s["teacher"] / TEACHER_BATCH, *per_step, _start_s(starts))
+
+
+def _start_s(starts: int) -> float:
+    """Seconds in which a process comes to where a training could begin, median of a few."""
+    taken_s = []
+    for _ in range(starts):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import segdistill.student"], check=True)
+        taken_s.append(time.perf_counter() - started)
+    return float(np.median(taken_s))
+
+
+def _rows(costs: Costs, suffix: str, batch: int) -> list[Row]:
+    """One data set: all views, only those drawn, and the steps at which the target is met."""
+    name, frames = DATA_SETS[suffix]
+    typical, crops, drawn = costs.median(), frames * VIEWS, drawn_views(frames, batch, STEPS)
+    steps = typical.steps_for(MOST, crops)
+    pass_steps = crops * typical.teacher_crop_s / typical.plain_step_s
+    what = f"sweep of {RUNS} runs with the teacher's pass / {RUNS} vanilla runs, {STEPS} steps each, {name}"
+    limit = (
+        f"the pass over {frames:,} frames x {VIEWS} views costs as much as {pass_steps:,.0f} of the students' "
+        f"{RUNS * STEPS:,} steps; with {MANY_STEPS:,} steps each the ratio is "
+        f"{typical.sweep_over_vanilla(crops, MANY_STEPS):.3f}"
+    )
+    rows = [
+        ratio_row(f"4{suffix}", what, costs.sweep_over_vanilla(crops, STEPS), f"at most {MOST:g}", limit),
+        ratio_row(
+            f"4-drawn{suffix}",
+            f"{what}, were only the {drawn:,} views computed that these steps draw",
+            costs.sweep_over_vanilla(drawn, STEPS),
+        ),
+    ]
+    if np.isfinite(steps):
+        what = f"steps of each run from which the sweep over {name} costs at most {MOST:g}"
+        rows.append(Row(f"4-steps{suffix}", what, int(np.ceil(steps)), None, "steps", None))
+    return rows

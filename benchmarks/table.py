@@ -1,0 +1,51 @@
+"""Figures as a Markdown table, and their place in a document."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rows import Row
+
+from segdistill.errors import InputError
+from segdistill.files import write_text
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as Markdown; a missed target stands with what limits it."""
+    lines = ["| # | what | measured | 10th to 90th percentile | target |", "|---|---|---:|---|---|"]
+    for row in rows:
+        unit = "" if row.unit == "ratio" else f" {row.unit}"
+        spread = "" if row.spread is None else f"{row.spread[0]:g} to {row.spread[1]:g}"
+        target = row.target or ""
+        if row.met is False:
+            target += " (missed)"
+        note = f"; {row.note}" if row.note else ""
+        lines.append(f"| {row.row} | {row.what}{note} | {row.value:g}{unit} | {spread} | {target} |")
+    return "\n".join(lines)
+
+
+def write_table(document: Path, results: dict, with_target_only: bool = False) -> None:
+    """Put the table of `results` where `document` marks a place for it.
+
+    `with_target_only` leaves out the rows that no target is set for.
+    """
+    rows = [Row(**{key: row[key] for key in Row._fields}) for row in results["rows"]]
+    rows = [row for row in rows if row.target or not with_target_only]
+    conditions = results["conditions"]
+    versions = ", ".join(f"{name} {version}" for name, version in conditions["versions"].items())
+    below = f"{conditions['processor']}, {conditions['threads']} cores; {versions}; {conditions['date']}."
+    put_between(document, "benchmarks", f"{table(rows)}\n\n{below}")
+
+
+def put_between(document: Path, name: str, text: str) -> None:
+    """Replace what stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->`; nothing else of it changes.
+
+    Raises:
+        InputError: the document does not have these marks once.
+    """
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    page = document.read_text(encoding="utf-8")
+    if page.count(begin) != 1 or page.count(end) != 1:
+        raise InputError(f"{document}: needs one {begin} and one {end}, where the figures belong")
+    head, tail = page.split(begin)[0], page.split(end)[1]
+    write_text(document, f"{head}{begin}\n{text}\n{end}{tail}")

@@ -1,0 +1,184 @@
+"""Ways to make a training step cheaper, each against the library's own plain step: what is kept, and what is not.
+
+The teacher's forward pass is tried in another form, too: it is what the one pass over the data costs.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+import unittest.mock
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from our_loop import FROM_CACHE, STUDENT, TEACHER, OurLoop, a_teacher, default_settings, finish, next_steps
+from rows import Row, ratio_row, seconds_in_turn
+from streets import ON_CPU, QUICK, streets_on_disk
+from torch import Tensor, nn
+from usual_loop import AsPublished
+
+from segdistill.compute import choose
+from segdistill.train_loop import Job, sgd, update
+
+COMPILERS = ("g++", "clang++", "c++")
+OPTIMIZER_STEPS = 5  # of a stretch: one alone is too short to time
+
+
+def measure(quick: bool) -> tuple[dict, list[Row]]:
+    """Conditions and the rows w-...; torch.compile is left out of a quick trial, for it takes a minute to start."""
+    sizes = QUICK if quick else ON_CPU
+    compute = choose("cpu", "auto", 0)
+    ours = OurLoop(streets_on_disk(sizes.frame_px, sizes.frames), sizes, compute, default_settings())
+    steps, rounds = (1, 1) if quick else (2, 7)
+    rows = _step_rows(ours, steps, rounds) + _optimizer_rows(ours, rounds) + _teacher_rows(ours, rounds)
+    compiler = next(filter(shutil.which, COMPILERS), None)
+    if compiler and not quick:
+        rows += _compile_rows(ours, steps, rounds)
+    conditions = {
+        "student": STUDENT,
+        "teacher": TEACHER,
+        "crop_px": list(sizes.crop_px),
+        "batch": sizes.batch,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "compiler": compiler or "none: torch.compile is left out",
+    }
+    return conditions, rows
+
+
+class Nchw(nn.Module):
+    """A net that is fed in NCHW memory, and holds its weights so."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net.to(memory_format=torch.contiguous_format)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """images_BCHW -> logits_BChw."""
+        return self.net(images_BCHW.contiguous())
+
+
+class WrittenOut(AsPublished):
+    """The public code's forward pass, up to the logits at stride 4: it resizes, joins, and convolves all channels."""
+
+    forward = AsPublished.at_stride_4
+
+
+def _step_rows(ours: OurLoop, steps: int, rounds: int) -> list[Row]:
+    """What changes a whole step, measured in turn with it."""
+    other = torch.float32 if ours.compute.dtype == torch.bfloat16 else torch.bfloat16
+    jobs = {"plain": ours.job("plain"), "cached": ours.job("cached", FROM_CACHE)}
+    nchw, head, other_dtype = ours.job("nchw"), ours.job("head"), ours.job("dtype")
+    jobs |= {
+        "nchw": nchw._replace(net=Nchw(nchw.net).train()),
+        "head": head._replace(net=WrittenOut(head.net).train()),
+        "dtype": other_dtype._replace(compute=ours.compute._replace(dtype=other)),
+        "full": ours.job("full", FROM_CACHE._replace(kl_at="full")),
+        "jitter": ours.job("jitter", jitter=0.2),
+    }
+    kinds = {name: next_steps(job, steps) for name, job in jobs.items()}
+    kinds["in line"] = _steps_in_line(ours.job("in line"), steps)
+    taken_s = seconds_in_turn(kinds, rounds)
+    dtypes = " / ".join(str(dtype).removeprefix("torch.") for dtype in (other, ours.compute.dtype))
+    return [
+        ratio_row(row, f"training step, {what}", taken_s[way] / taken_s[base])
+        for row, way, base, what in (
+            ("w-nchw", "nchw", "plain", "NCHW / channels last"),
+            ("w-head", "head", "plain", "decoder as published / as the library computes it"),
+            ("w-precision", "dtype", "plain", f"{dtypes} (autocast)"),
+            ("w-kl-full", "full", "cached", "KL at full resolution / on the stored grid"),
+            ("w-jitter", "jitter", "plain", "colour jitter 0.2 / none"),
+            ("w-loader", "in line", "plain", "batches cut between the steps / by a thread, one step ahead"),
+        )
+    ]
+
+
+def _steps_in_line(job: Job, steps: int) -> Callable[[], None]:
+    """As next_steps, without the loader's thread."""
+    optimizer, taken = sgd(job.net, job.settings), iter(range(10**9))
+
+    def take() -> None:
+        for _ in range(steps):
+            step = next(taken)
+            update(job, optimizer, step, job.batches.load(step))
+        finish(job.compute)
+
+    return take
+
+
+def _optimizer_rows(ours: OurLoop, rounds: int) -> list[Row]:
+    """torch's own forms of SGD against the library's, on one set of gradients."""
+
+    lr = 1e-6
+    torch_settings = {"lr": lr, "momentum": ours.settings.momentum, "weight_decay": ours.settings.weight_decay}
+
+    def net() -> nn.Module:
+        made = ours.job("optimizer").net
+        for parameter in made.parameters():
+            parameter.grad = torch.full_like(parameter, 1e-3)
+        return made
+
+    def several(step: Callable[[], None]) -> Callable[[], None]:
+        def take() -> None:
+            for _ in range(OPTIMIZER_STEPS):
+                step()
+            finish(ours.compute)
+
+        return take
+
+    def torch_sgd(**form: bool) -> Callable[[], None]:
+        return several(torch.optim.SGD(net().parameters(), **torch_settings, **form).step)
+
+    own = sgd(net(), ours.settings)
+    kinds = {
+        "ours": several(lambda: own.step(lr)),
+        "fused": torch_sgd(fused=True),
+        "foreach": torch_sgd(foreach=True),
+        "plain": torch_sgd(foreach=False),
+    }
+    taken_s = seconds_in_turn(kinds, 3 * rounds)
+    return [
+        ratio_row(f"w-sgd-{name}", f"optimizer step, torch's {name} SGD / ours", taken_s[name] / taken_s["ours"])
+        for name in ("fused", "foreach", "plain")
+    ]
+
+
+def _teacher_rows(ours: OurLoop, rounds: int) -> list[Row]:
+    """The teacher's forward pass, eager and as torch freezes it for inference, with batch norm folded."""
+    inputs, teacher = ours.job("inputs").batches.load(0).inputs(ours.compute.device), a_teacher(ours.compute)
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces that it will replace tracing one day
+        frozen = torch.jit.optimize_for_inference(torch.jit.trace(teacher, inputs, check_trace=False))
+        for _ in range(2):  # the first calls of a frozen net are spent on optimising it
+            frozen(inputs)
+        taken_s = seconds_in_turn({"eager": lambda: teacher(inputs), "frozen": lambda: frozen(inputs)}, rounds)
+    what = "teacher's forward pass, traced and frozen with batch norm folded / eager"
+    return [ratio_row("w-teacher-frozen", what, taken_s["frozen"] / taken_s["eager"])]
+
+
+def _compile_rows(ours: OurLoop, steps: int, rounds: int) -> list[Row]:
+    """torch.compile of the student from an empty cache: what it saves, what it takes to start, when that is earned."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        unittest.mock.patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=folder),
+    ):
+        job = ours.job("compiled")
+        job.net.compile()
+        compiled = next_steps(job, 1)
+        started = time.perf_counter()
+        compiled()
+        start_s = time.perf_counter() - started
+        kinds = {"compiled": next_steps(job, steps), "plain": next_steps(ours.job("plain"), steps)}
+        taken_s = seconds_in_turn(kinds, rounds)
+    saved_s = float(np.median(taken_s["plain"] - taken_s["compiled"])) / steps
+    rows = [
+        ratio_row("w-compile", "training step, student compiled / eager", taken_s["compiled"] / taken_s["plain"]),
+        Row("w-compile-start", "first step of a compiled student", round(start_s, 1), None, "s", None),
+    ]
+    if saved_s > 0:
+        what = "steps of a run after which compiling has paid"
+        rows.append(Row("w-compile-pays", what, round(start_s / saved_s), None, "steps", None))
+    return rows
