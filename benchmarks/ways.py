@@ -33,7 +33,7 @@ def measure(quick: bool) -> tuple[dict, list[Row]]:
     sizes = QUICK if quick else ON_CPU
     compute = choose("cpu", "auto", 0)
     ours = OurLoop(streets_on_disk(sizes.frame_px, sizes.frames), sizes, compute, default_settings())
-    steps, rounds = (1, 1) if quick else (2, 7)
+    steps, rounds = (1, 1) if quick else (2, 5)
     rows = _step_rows(ours, steps, rounds) + _optimizer_rows(ours, rounds) + _teacher_rows(ours, rounds)
     compiler = next(filter(shutil.which, COMPILERS), None)
     if compiler and not quick:

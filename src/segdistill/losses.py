@@ -1,6 +1,6 @@
 """Label losses and distillation losses.
 
-Shapes: B batch, C classes, H/W pixels of the label, h/w cells of the logits' own grid.
+Shapes: B batch, C classes, H/W pixels of the label, P = B * H * W, h/w cells of the logits' own grid.
 All losses are means, so that their scale depends neither on the batch, nor on the crop, nor on how much is void; those
 named `_sum` are what the means are made of, for an evaluation that comes piece by piece.
 """
@@ -18,9 +18,19 @@ def _valid_pixels(labels_BHW: Tensor) -> Tensor:
     return (labels_BHW != IGNORE).sum().clamp(min=1)
 
 
+def _nll(logits_BCHW: Tensor, labels_BHW: Tensor) -> Tensor:
+    """-log softmax of each pixel's class, 0 where it is void, (P,).
+
+    Pixels are rows: channels-last logits are used as they lie, where a softmax over the second of four dimensions
+    copies them there and back. Summed by torch, not by the kernel, which on a GPU would do it in no fixed order.
+    """
+    rows_PC = logits_BCHW.float().permute(0, 2, 3, 1).flatten(0, 2)
+    return F.cross_entropy(rows_PC, labels_BHW.flatten(), ignore_index=IGNORE, reduction="none")
+
+
 def cross_entropy_sum(logits_BCHW: Tensor, labels_BHW: Tensor) -> Tensor:
     """Cross entropy, summed over the valid pixels."""
-    return F.cross_entropy(logits_BCHW.float(), labels_BHW, ignore_index=IGNORE, reduction="sum")
+    return _nll(logits_BCHW, labels_BHW).sum()
 
 
 def cross_entropy(logits_BCHW: Tensor, labels_BHW: Tensor) -> Tensor:
@@ -30,9 +40,9 @@ def cross_entropy(logits_BCHW: Tensor, labels_BHW: Tensor) -> Tensor:
 
 def focal_sum(logits_BCHW: Tensor, labels_BHW: Tensor, gamma: float) -> Tensor:
     """Focal loss, summed over the valid pixels."""
-    nll_BHW = F.cross_entropy(logits_BCHW.float(), labels_BHW, ignore_index=IGNORE, reduction="none")
-    weight_BHW = (-torch.expm1(-nll_BHW)).clamp(min=0) ** gamma if gamma else torch.ones_like(nll_BHW)
-    return (weight_BHW * nll_BHW).sum()
+    nll_P = _nll(logits_BCHW, labels_BHW)
+    weight_P = (-torch.expm1(-nll_P)).clamp(min=0) ** gamma if gamma else torch.ones_like(nll_P)
+    return (weight_P * nll_P).sum()
 
 
 def focal(logits_BCHW: Tensor, labels_BHW: Tensor, gamma: float) -> Tensor:

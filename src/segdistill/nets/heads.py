@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from segdistill.nets.joined_conv import joined_conv3x3
+
 ASPP_CHANNELS = 256
 LOW_LEVEL_CHANNELS = 48
 DROPOUT = 0.1
@@ -112,9 +114,13 @@ class V3PlusHead(nn.Module):
 
     def forward(self, low_BChw: Tensor, out_BChw: Tensor) -> Tensor:
         """Low-level features and output -> logits_BChw at stride 4."""
-        low = self.project(low_BChw)
-        out = F.interpolate(self.aspp(out_BChw), size=low.shape[-2:], mode="bilinear", align_corners=False)
-        return self.classifier(torch.cat([low, out], dim=1))
+        low, deep = self.project(low_BChw), self.aspp(out_BChw)
+        conv = self.classifier[0]
+        # Not in a traced graph, which is for any size, nor on GPUs, whose plain convolutions are fast.
+        if isinstance(conv, nn.Conv2d) and deep.device.type == "cpu" and not torch.jit.is_tracing():
+            return self.classifier[1:](joined_conv3x3(low, deep, conv.weight))
+        deep = F.interpolate(deep, size=low.shape[-2:], mode="bilinear", align_corners=False)
+        return self.classifier(torch.cat([low, deep], dim=1))
 
 
 def _init_fan_in(module: nn.Module) -> None:
