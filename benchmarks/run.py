@@ -27,6 +27,7 @@ PARTS = (
     "sweep",
     "ways",
     "loading",
+    "latency",
     "evaluation",
     "preparing",
     "memory",

@@ -79,7 +79,7 @@ def _onnx_files(params: Params, name: str, models: Path, scratch: Path, size_px:
     write_float32(files["onnx_float32"], net, facts, params.export.opset, size_px)
     holdout = open_split("holdout")
     calibration = holdout.images[spread(len(holdout), params.export.calibration_images)]
-    write_int8(files["onnx_int8"], files["onnx_float32"], calibration)
+    write_int8(files["onnx_int8"], net, facts, params.export.opset, calibration)
     return files
 
 

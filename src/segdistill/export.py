@@ -30,7 +30,8 @@ def export_run(params: Params, run: str, models: Path = Path("models"), metrics:
     facts |= {"weights_sha256": file_sha256(folder / "finetuned.safetensors")}
     files = {"float32": folder / "student.onnx", "int8": folder / "student.int8.onnx"}
     write_float32(files["float32"], net, facts, export.opset, val.size_px)
-    write_int8(files["int8"], files["float32"], holdout.images[spread(len(holdout), export.calibration_images)])
+    calibration = holdout.images[spread(len(holdout), export.calibration_images)]
+    write_int8(files["int8"], net, facts, export.opset, calibration)
 
     compute = compute_of(params)._replace(device=torch.device("cpu"), dtype=torch.float32)
     scorer = _Scorer(params, run, TorchPredictor(net, compute), models / "teacher" / "val_classes.npz")

@@ -1,6 +1,6 @@
-"""ONNX files: the one module that knows onnx and onnxruntime.
+"""ONNX files of ours: written, checked and run.
 
-A file of ours is one graph for shipping and for checking: input `image` uint8 (N, H, W, 3) RGB, outputs `classes` uint8
+A file is one graph for shipping and for checking: input `image` uint8 (N, H, W, 3) RGB, outputs `classes` uint8
 (N, H, W) trainIds and `logits` float32 (N, C, h, w) on the net's own grid. Normalisation, upsampling and argmax are in
 the graph; the logits are an intermediate of it and cost nothing to name. N, H and W are dynamic.
 """
@@ -8,10 +8,8 @@ the graph; the logits are an intermediate of it and cost nothing to name. N, H a
 from __future__ import annotations
 
 import json
-import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,102 +21,62 @@ from torch import Tensor, nn
 
 from segdistill.errors import InputError
 from segdistill.files import atomic_file
-from segdistill.nets.resize import upsample
+from segdistill.nets.registry import native_stride
+from segdistill.onnx_classes import add_classes
+from segdistill.onnx_int8 import normalising, quantised
+from segdistill.onnx_net import ShippedNet
 from segdistill.transforms import MEAN, STD
 
 INPUT, OUTPUTS = "image", ("classes", "logits")
 _METADATA = "segdistill"
 
 
-class ShippedNet(nn.Module):
-    """A net from uint8 frames (N, H, W, 3) to classes uint8 (N, H, W) and logits (N, C, h, w)."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-        self.register_buffer("scale", (1 / (255 * torch.tensor(STD))).view(3, 1, 1), persistent=False)
-        self.register_buffer("shift", (-torch.tensor(MEAN) / torch.tensor(STD)).view(3, 1, 1), persistent=False)
-
-    def forward(self, image_NHW3: Tensor) -> tuple[Tensor, Tensor]:
-        pixels = image_NHW3.permute(0, 3, 1, 2).float() * self.scale + self.shift
-        logits = self.net(pixels)
-        classes = upsample(logits, image_NHW3.shape[1:3]).argmax(1).to(torch.uint8)
-        return classes, logits
-
-
 def write_float32(path: str | Path, net: nn.Module, facts: dict, opset: int, size_px: tuple[int, int]) -> None:
-    """Trace `net` into an ONNX file with `facts` as metadata, atomically; checked to be a valid model."""
+    """Write `net` as an ONNX file with `facts` as metadata, atomically; checked to be a valid model.
+
+    Args:
+        facts: of the net, as `net_facts` gives them, with whatever else the metadata is to hold.
+        size_px: (height, width) of the frames it is traced with; it runs at any size.
+    """
+    _write(path, _traced(ShippedNet(net), opset, size_px), facts)
+
+
+def write_int8(path: str | Path, net: nn.Module, facts: dict, opset: int, images: np.ndarray) -> None:
+    """Write `net` statically quantised to int8, ranges calibrated on `images` uint8 (N, H, W, 3); else as float32."""
+    traced = _traced(ShippedNet(net, from_bytes=True), opset, images.shape[1:3])
+    _write(path, quantised(traced, images), facts | {"quantised": "int8"})
+
+
+def _traced(net: ShippedNet, opset: int, size_px: tuple[int, int]) -> onnx.ModelProto:
+    """The model of `net`, from frames to logits."""
     example = torch.zeros(2, *size_px, 3, dtype=torch.uint8)
-    frame_axes = {0: "batch", 1: "height", 2: "width"}
-    logits_axes = {0: "batch", 2: "height_cells", 3: "width_cells"}
-    with warnings.catch_warnings(), atomic_file(path) as temporary:
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         # The tracing exporter: the same numbers as the dynamo one, in 0.5 s instead of a minute for these nets.
         warnings.simplefilter("ignore")
+        file = Path(folder) / "traced.onnx"
         torch.onnx.export(
-            ShippedNet(net).eval(),
+            net,
             (example,),
-            temporary,
+            file,
             dynamo=False,
             opset_version=opset,
             input_names=[INPUT],
-            output_names=list(OUTPUTS),
-            dynamic_axes={INPUT: frame_axes, "classes": frame_axes, "logits": logits_axes},
+            output_names=[OUTPUTS[1]],
+            dynamic_axes={
+                INPUT: {0: "batch", 1: "height", 2: "width"},
+                OUTPUTS[1]: {0: "batch", 2: "height_cells", 3: "width_cells"},
+            },
         )
-        model = onnx.load(temporary)
-        _describe(model, facts)
-        onnx.checker.check_model(model, full_check=True)
+        return onnx.load(file)
+
+
+def _write(path: str | Path, model: onnx.ModelProto, facts: dict) -> None:
+    """Complete a model from frames to logits, check it and save it."""
+    add_classes(model, native_stride(facts["arch"], facts["output_stride"]))
+    _describe(model, facts)
+    onnx.checker.check_model(model, full_check=True)
+    with atomic_file(path) as temporary:
         onnx.save(model, temporary)
-
-
-def write_int8(path: str | Path, float32: str | Path, images: np.ndarray) -> None:
-    """Quantise an ONNX file statically, its ranges calibrated on `images` uint8 (N, H, W, 3), atomically.
-
-    Unsigned activations and signed per-channel weights: what x86 multiplies in one instruction.
-    """
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    facts = read_metadata(float32)
-    with tempfile.TemporaryDirectory() as folder, atomic_file(path) as temporary, _quiet("root"):
-        simplified = Path(folder) / "simplified.onnx"
-        quant_pre_process(str(float32), str(simplified), skip_symbolic_shape=True)
-        quantize_static(
-            str(simplified),
-            str(temporary),
-            _CalibrationReader(images),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv", "Add", "Concat", "MaxPool", "GlobalAveragePool", "Relu", "Clip"],
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-        )
-        model = onnx.load(temporary)
-        _describe(model, facts | {"quantised": "int8"})
-        onnx.checker.check_model(model, full_check=True)
-        onnx.save(model, temporary)
-
-
-class _CalibrationReader:
-    def __init__(self, images: np.ndarray) -> None:
-        self._images: Iterator[np.ndarray] = iter(images)
-
-    def get_next(self) -> dict | None:
-        image = next(self._images, None)
-        return None if image is None else {INPUT: np.array(image)[None]}
-
-
-class _quiet:  # noqa: N801 - a context manager
-    """Keep a logger from telling what it tells about every model."""
-
-    def __init__(self, name: str) -> None:
-        self.logger = logging.getLogger(name)
-
-    def __enter__(self) -> None:
-        self.level = self.logger.level
-        self.logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        self.logger.setLevel(self.level)
 
 
 def _describe(model: onnx.ModelProto, facts: dict) -> None:
@@ -177,34 +135,26 @@ class OnnxPredictor:
 
 
 class ForwardSession:
-    """The net alone of an ONNX file of ours: normalised pixels (N, 3, H, W) to logits, cut from the graph in memory."""
+    """The net alone of an ONNX file of ours: normalised pixels (N, 3, H, W) to logits, cut from the graph in memory.
+
+    Where the file normalises in its first convolution, as int8 files do, the net starts from bytes.
+    """
 
     def __init__(self, path: str | Path, threads: int) -> None:
         model = onnx.load(path)
-        pixels = _normalised_pixels(model)
-        cut = onnx.utils.Extractor(onnx.shape_inference.infer_shapes(model)).extract_model([pixels], [OUTPUTS[1]])
+        chain = normalising(model.graph)
+        self._start = chain[-1].output[0] if chain else INPUT
+        typed = onnx.shape_inference.infer_shapes(model)
+        cut = onnx.utils.Extractor(typed).extract_model([self._start], [OUTPUTS[1]])
         self.session = _session(cut.SerializeToString(), threads)
         self._pixels: dict[tuple, np.ndarray] = {}
 
     def run(self, image_NHW3: np.ndarray) -> np.ndarray:
         """Logits of frames whose normalised pixels are made once per shape, outside of what is timed."""
+        if self._start == INPUT:
+            return self.session.run([OUTPUTS[1]], {INPUT: image_NHW3})[0]
         if image_NHW3.shape not in self._pixels:
             scaled = image_NHW3.astype(np.float32) / 255
             pixels = ((scaled - np.float32(MEAN)) / np.float32(STD)).transpose(0, 3, 1, 2)
             self._pixels[image_NHW3.shape] = np.ascontiguousarray(pixels)
-        name = self.session.get_inputs()[0].name
-        return self.session.run([OUTPUTS[1]], {name: self._pixels[image_NHW3.shape]})[0]
-
-
-def _normalised_pixels(model: onnx.ModelProto) -> str:
-    """The name of the tensor that the net itself starts from: the end of the chain of normalising operators."""
-    readers: dict[str, list] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    name = INPUT
-    while True:
-        chain = [node for node in readers[name] if node.op_type in {"Transpose", "Cast", "Mul", "Add"}]
-        if not chain:
-            return name
-        name = chain[0].output[0]
+        return self.session.run([OUTPUTS[1]], {self._start: self._pixels[image_NHW3.shape]})[0]

@@ -1,0 +1,170 @@
+"""Latency end to end, a uint8 frame in and its class map out: torch eager against our ONNX files and peers (6, 7).
+
+One frame of 512x1024 at a time; every engine on the same threads, all of one network in turn. The nets are untrained,
+with batch norm settled on the frames. Time depends on weights only where the graph takes classes: the more often those
+change from pixel to pixel, the longer (`mixed_blocks` in the conditions).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from rows import Row, ratio_row
+from streets import streets_on_disk
+from torch import nn
+from usual_loop import AsPublished
+
+from segdistill.checkpoint import net_facts
+from segdistill.cityscapes import CLASSES
+from segdistill.compute import choose
+from segdistill.nets.registry import build
+from segdistill.nets.resize import upsample
+from segdistill.onnx_file import OnnxPredictor, write_float32, write_int8
+from segdistill.provenance import package_versions
+from segdistill.timing import interleaved_ms
+from segdistill.transforms import MEAN, STD, normalised
+
+STUDENT, LIGHT = "deeplabv3plus_mobilenet", "deeplabv3_mobilenet_lite"
+TEACHERS = ("deeplabv3plus_resnet50", "deeplabv3plus_resnet101")
+FRAME_PX, QUICK_PX = (512, 1024), (128, 256)
+OPSET, EAGER = 18, ("eager, NCHW", "eager, channels-last")
+# Rows by network: its number, and the ratios that int8 and float32 are to reach.
+TARGETS = {
+    STUDENT: ("6", "at least 8", "at least 3"),
+    LIGHT: ("7-light", "at least 6.8", None),
+    **{teacher: (f"7-{teacher.split('_')[1]}", "at least 5.1", None) for teacher in TEACHERS},
+}
+Call = Callable[[np.ndarray], np.ndarray]
+
+
+def measure(quick: bool) -> tuple[dict, list[Row]]:
+    """Conditions and rows 6 and 7."""
+    threads = choose("cpu", "float32", 0).threads
+    frames = streets_on_disk(QUICK_PX if quick else FRAME_PX, 8).split.images
+    frames = np.array(frames[:4])
+    conditions: dict = {"frame_px": list(frames.shape[1:3]), "batch": 1, "p50_ms": {}, "mixed_blocks": {}}
+    rows: list[Row] = []
+    for arch in (STUDENT, LIGHT) if quick else TARGETS:
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            net = settled(arch, frames)
+            calls, files = _calls(net, arch, frames, Path(folder), threads)
+            rounds = 1 if quick else (6 if arch in TEACHERS else 15)
+            taken_ms = interleaved_ms(
+                {
+                    name: lambda number, call=call: call(frames[number % len(frames)][None])
+                    for name, call in calls.items()
+                },
+                rounds,
+                warmup=1 if quick else 2,
+            )
+            conditions["mixed_blocks"][arch] = mixed_blocks(OnnxPredictor(files["float32"], threads).classes(frames))
+        conditions["p50_ms"][arch] = {name: round(float(np.median(taken)), 1) for name, taken in taken_ms.items()}
+        rows += _rows(arch, taken_ms)
+    conditions["peers"] = package_versions("segmentation-models-pytorch", "openvino") or "none installed"
+    return conditions, rows
+
+
+def settled(arch: str, frames: np.ndarray) -> nn.Module:
+    """The network named `arch`, untrained, its batch norm with the statistics of `frames`."""
+    torch.manual_seed(0)
+    net = build(arch, CLASSES).train()
+    with torch.no_grad():
+        net(normalised(torch.from_numpy(frames[:2])))
+    return net.eval()
+
+
+def mixed_blocks(classes_NHW: np.ndarray) -> float:
+    """The share of 4x4 blocks that hold more than one class."""
+    frames, height, width = classes_NHW.shape
+    blocks = classes_NHW.reshape(frames, height // 4, 4, width // 4, 4)
+    return round(float((blocks.max((2, 4)) != blocks.min((2, 4))).mean()), 3)
+
+
+def _calls(net: nn.Module, arch: str, frames: np.ndarray, folder: Path, threads: int) -> tuple[dict[str, Call], dict]:
+    """Every engine of one network by its name, and its ONNX files by precision."""
+    facts = net_facts(arch, CLASSES, 16)
+    files = {"float32": folder / "float32.onnx", "int8": folder / "int8.onnx"}
+    write_float32(files["float32"], net, facts, OPSET, frames.shape[1:3])
+    write_int8(files["int8"], net, facts, OPSET, frames)
+    published = AsPublished(net).at_stride_4 if arch != LIGHT else net
+    calls = {EAGER[0]: eager(published, torch.contiguous_format), EAGER[1]: eager(published, torch.channels_last)}
+    calls |= {precision: OnnxPredictor(file, threads).classes for precision, file in files.items()}
+    if importlib.util.find_spec("openvino"):
+        calls |= {f"openvino {precision}": openvino_call(file, threads) for precision, file in files.items()}
+    if arch == STUDENT and importlib.util.find_spec("segmentation_models_pytorch"):
+        calls |= _smp_calls(frames, folder, threads)
+    return calls, files
+
+
+def eager(net: Callable, layout: torch.memory_format) -> Call:
+    """A net run by torch, as public code does: normalise, forward, upsample, argmax."""
+    mean, std = (torch.tensor(value).view(3, 1, 1) * 255 for value in (MEAN, STD))
+
+    @torch.inference_mode()
+    def call(image_1HW3: np.ndarray) -> np.ndarray:
+        pixels = torch.from_numpy(image_1HW3).permute(0, 3, 1, 2).float().contiguous(memory_format=layout)
+        logits = net(pixels.sub_(mean).div_(std))
+        return upsample(logits, image_1HW3.shape[1:3]).argmax(1).to(torch.uint8).numpy()
+
+    return call
+
+
+def openvino_call(file: Path, threads: int) -> Call:
+    """An ONNX file of ours run by OpenVINO, in float32 where the file is."""
+    import openvino
+
+    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    request = openvino.Core().compile_model(str(file), "CPU", settings).create_infer_request()
+    return lambda image_1HW3: request.infer({"image": image_1HW3})["classes"]
+
+
+def _smp_calls(frames: np.ndarray, folder: Path, threads: int) -> dict[str, Call]:
+    """The DeepLabV3+ MobileNetV2 of segmentation-models-pytorch: eager, and its export by torch run by onnxruntime."""
+    import segmentation_models_pytorch as smp
+
+    net = smp.DeepLabV3Plus("mobilenet_v2", encoder_weights=None, classes=CLASSES).eval()
+    file, example = folder / "smp.onnx", normalised(torch.from_numpy(frames[:1])).contiguous()
+    torch.onnx.export(net, (example,), file, dynamo=False, opset_version=OPSET, input_names=["pixels"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+    def exported(image_1HW3: np.ndarray) -> np.ndarray:
+        pixels = normalised(torch.from_numpy(image_1HW3)).contiguous().numpy()
+        return torch.from_numpy(session.run(None, {"pixels": pixels})[0]).argmax(1).to(torch.uint8).numpy()
+
+    return {"smp eager": eager(net, torch.contiguous_format), "smp onnx": exported}
+
+
+def _rows(arch: str, taken_ms: dict[str, np.ndarray]) -> list[Row]:
+    """Ratios of the faster eager form to each engine."""
+    number, int8_target, float32_target = TARGETS[arch]
+    usual = min(EAGER, key=lambda name: np.median(taken_ms[name]))
+    parts = {name: np.median(taken) for name, taken in taken_ms.items()}
+    note = f"{usual} takes {parts[usual]:.0f} ms, int8 {parts['int8']:.0f} ms, float32 {parts['float32']:.0f} ms"
+    rows = [
+        ratio_row(
+            number, f"{arch}: torch eager / our int8 ONNX", taken_ms[usual] / taken_ms["int8"], int8_target, note
+        ),
+        ratio_row(
+            f"{number}-float32",
+            f"{arch}: torch eager / our float32 ONNX",
+            taken_ms[usual] / taken_ms["float32"],
+            float32_target,
+        ),
+    ]
+    peers = [name for name in taken_ms if name not in (*EAGER, "int8", "float32")]
+    return rows + [
+        ratio_row(
+            f"{number}-{name.replace(' ', '-')}", f"{arch}: torch eager / {name}", taken_ms[usual] / taken_ms[name]
+        )
+        for name in peers
+    ]
