@@ -1,7 +1,7 @@
 """Does a student learn from cached views what it learns from the live teacher? Trained on real streets, seed by seed.
 
     cp benchmarks/parity.yaml params.yaml && dvc repro prepare teacher-check   # CamVid: docs/results-camvid.md
-    python benchmarks/parity.py --seconds-live 1.5                             # live step / cached step, as measured
+    python benchmarks/parity.py --live-over-cached 1.5                             # live step / cached step, in time
 
 Every arm trains the same student, from one common start, for the same steps on batches drawn by the same seed; what
 differs is where its crops and its teacher's logits come from. An arm and a seed are trained once: the results file is
@@ -59,7 +59,7 @@ def table(runs: list[dict], names: list[str], figure: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds-live", type=float, required=True, help="a live step over a cached one, in time")
+    parser.add_argument("--live-over-cached", type=float, required=True, help="a live step over a cached one, in time")
     parser.add_argument("--steps", type=int, default=150)
     # Few frames, seen often: as in a long training, every view is then repeated, and too few views can do harm.
     parser.add_argument("--every", type=int, default=4, help="train on every n-th frame")
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--caches", type=Path, default=Path("scratch/parity"))
     parser.add_argument("--out", type=Path, default=HERE / "parity.json")
     given = parser.parse_args()
-    study, known = Study(load_params(), given.alpha, given.every, given.caches), arms(given.seconds_live)
+    study, known = Study(load_params(), given.alpha, given.every, given.caches), arms(given.live_over_cached)
     results = read_json(given.out) if given.out.exists() else {"conditions": {}, "runs": []}
     for seed in given.seeds:
         for name in given.arms or known:
@@ -94,7 +94,7 @@ def conditions(study: Study, given: argparse.Namespace) -> dict:
         "batch": study.params.distill.batch_size,
         "alpha": given.alpha,
         "start_steps": START_STEPS,
-        "live_over_cached": given.seconds_live,
+        "live_over_cached": given.live_over_cached,
         "threads": study.compute.threads,
         "processor": processor(),
         "versions": package_versions("torch", "numpy", "segdistill"),

@@ -20,12 +20,13 @@ BLOCK = 4  # every native stride is a multiple of it
 _POINTS = "points = Identity (padded)"
 _REFINED = """
       refinement = Constant <value_ints = [{factor}]> ()
-      padded_hw = Shape <start = 2> (padded)
+      padded_n = Shape <end = 1> (padded)
+      padded_hw = Shape <start = 1, end = 3> (padded)
+      padded_c = Shape <start = 3> (padded)
       intervals = Sub (padded_hw, one)
       fine_intervals = Mul (intervals, refinement)
       point_shape_hw = Add (fine_intervals, one)
-      padded_nc = Shape <end = 2> (padded)
-      point_shape = Concat <axis = 0> (padded_nc, point_shape_hw)
+      point_shape = Concat <axis = 0> (padded_n, point_shape_hw, padded_c)
       points = Resize <mode = "linear", coordinate_transformation_mode = "align_corners"> (padded, , , point_shape)"""
 
 # Else: the frame is no multiple of the stride, cells and pixels do not line up, and plain upsampling it is.
@@ -40,17 +41,16 @@ classes_of (float[N, {classes}, h, w] logits, uint8[N, H, W, 3] image) => (uint8
   all_misfits_px = ReduceSum <keepdims = 0> (misfits_px)
   none = Constant <value_int = 0> ()
   fits = Equal (all_misfits_px, none)
+  logits_nhwc = Transpose <perm = [0, 2, 3, 1]> (logits)
   classes = If (fits) <
     then_branch = from_blocks () => (uint8[N, H, W] classes_from_blocks) {{
       zero = Constant <value_ints = [0]> ()
       one = Constant <value_ints = [1]> ()
       minus_one = Constant <value_ints = [-1]> ()
-      border = Constant <value_ints = [0, 0, 1, 1, 0, 0, 1, 1]> ()
-      padded = Pad <mode = "edge"> (logits, border)
+      border = Constant <value_ints = [0, 1, 1, 0, 0, 1, 1, 0]> ()
+      padded = Pad <mode = "edge"> (logits_nhwc, border)
       {points}
-      points_nhwc = Transpose <perm = [0, 2, 3, 1]> (points)
-      largest = ArgMax <axis = 3, keepdims = 0> (points_nhwc)
-      at_points = Cast <to = 2> (largest)
+      at_points = ArgMax <axis = 3, keepdims = 0> (points)
 
       hw = Constant <value_ints = [1, 2]> ()
       start = Constant <value_ints = [0, 0]> ()
@@ -94,7 +94,7 @@ classes_of (float[N, {classes}, h, w] logits, uint8[N, H, W, 3] image) => (uint8
       rows_of_logits = Constant <value_ints = [-1, {classes}]> ()
       rows_of_corners = Constant <value_ints = [4, -1]> ()
       rows_of_pixels = Constant <value_ints = [{pixels}, -1, {classes}]> ()
-      point_logits = Reshape (points_nhwc, rows_of_logits)
+      point_logits = Reshape (points, rows_of_logits)
       corner_logits = Gather <axis = 0> (point_logits, corners)
       corner_logits_4x = Reshape (corner_logits, rows_of_corners)
       pixel_logits_x = MatMul (bilinear_weights, corner_logits_4x)
@@ -102,11 +102,9 @@ classes_of (float[N, {classes}, h, w] logits, uint8[N, H, W, 3] image) => (uint8
       pixel_largest = ArgMax <axis = 2, keepdims = 0> (pixel_logits)
       pixel_classes = Cast <to = 2> (pixel_largest)
 
-      one_each = Constant <value_ints = [-1, 1]> ()
-      block_pixels = Constant <value_ints = [1, {pixels}]> ()
       side = Constant <value_ints = [{block}]> ()
-      corner_of_all = Reshape (corner, one_each)
-      uniform = Expand (corner_of_all, block_pixels)
+      corner_of_all = Reshape (corner, minus_one)
+      uniform = Gather <axis = 0> (uniform_blocks, corner_of_all)
       block_M1 = Unsqueeze (block, one)
       block_classes = Transpose <perm = [1, 0]> (pixel_classes)
       filled = ScatterND (uniform, block_M1, block_classes)
@@ -141,9 +139,9 @@ def add_classes(model: onnx.ModelProto, stride: int) -> None:
         stride: pixels per cell of frames that divide into cells, a multiple of BLOCK.
     """
     (logits,) = model.graph.output
-    factor = stride // BLOCK
+    classes, factor = logits.type.tensor_type.shape.dim[1].dim_value, stride // BLOCK
     text = _GRAPH.format(
-        classes=logits.type.tensor_type.shape.dim[1].dim_value,
+        classes=classes,
         stride=stride,
         points=_POINTS if factor == 1 else _REFINED.format(factor=factor),
         block=BLOCK,
@@ -151,7 +149,9 @@ def add_classes(model: onnx.ModelProto, stride: int) -> None:
         margin=stride // 2,
     )
     graph = parser.parse_graph(text)
+    uniform_blocks = np.repeat(np.arange(classes, dtype=np.uint8)[:, None], BLOCK * BLOCK, axis=1)
     model.graph.initializer.append(numpy_helper.from_array(_bilinear_weights(), "bilinear_weights"))
+    model.graph.initializer.append(numpy_helper.from_array(uniform_blocks, "uniform_blocks"))
     model.graph.node.extend(graph.node)
     model.graph.output.remove(logits)
     model.graph.output.extend([graph.output[0], logits])

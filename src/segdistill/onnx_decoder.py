@@ -68,8 +68,9 @@ def axis_products(size_in: Tensor, size_out: Tensor) -> tuple[Tensor, Tensor, Te
         return torch.minimum(((outputs.float() + 0.5) * ratio - 0.5).clamp(min=0), last.float())
 
     starts = torch.arange(blocks) * block_size
-    reach = ((block_size + 1).float() * ratio).floor().long() + 3
-    cells = sources(starts - 1).floor().long().unsqueeze(1) + torch.arange(reach)
+    first_cells = sources(starts - 1).floor().long()
+    reach = (sources(starts + block_size).floor().long() - first_cells).amax() + 2
+    cells = first_cells.unsqueeze(1) + torch.arange(reach)
     outputs = (starts.unsqueeze(1) + torch.arange(block_size)).unsqueeze(2) + torch.arange(-1, TAPS - 1)
     distance = (sources(outputs).unsqueeze(2) - cells.float()[:, None, :, None]).abs()
     inside = ((outputs >= 0) & (outputs < size_out)).float().unsqueeze(2)
