@@ -18,10 +18,12 @@ from torch import nn
 from segdistill.compute import Compute
 from segdistill.nets.resize import upsample
 from segdistill.onnx_file import ForwardSession, OnnxPredictor
+from segdistill.pixels import classes_of
 from segdistill.timing import interleaved_ms
 from segdistill.transforms import normalised
 
 Call = Callable[[np.ndarray], object]
+Argmax = Callable[[torch.Tensor, tuple[int, int]], torch.Tensor]  # logits (1, C, h, w) to classes uint8 (1, H, W)
 
 
 class Engine(NamedTuple):
@@ -32,8 +34,18 @@ class Engine(NamedTuple):
     how: str
 
 
-def torch_engine(net: nn.Module, compute: Compute, how: str = "eager float32") -> Engine:
-    """A net as torch runs it: `compute` gives device and precision."""
+def full_size_argmax(logits_1Chw: torch.Tensor, size_px: tuple[int, int]) -> torch.Tensor:
+    """Classes uint8 (1, H, W) the usual way: upsample, then argmax."""
+    return upsample(logits_1Chw, size_px).argmax(1).to(torch.uint8)
+
+
+def torch_engine(
+    net: nn.Module, compute: Compute, how: str = "eager float32", argmax: Argmax = full_size_argmax
+) -> Engine:
+    """A net as torch runs it: `compute` gives device and precision.
+
+    Pixels are channels-last in memory, as frames are. With planar ones eager torch takes longer.
+    """
 
     def finish() -> None:
         if compute.device.type == "cuda":
@@ -58,24 +70,28 @@ def torch_engine(net: nn.Module, compute: Compute, how: str = "eager float32") -
     @torch.inference_mode()
     def end_to_end(image_1HW3: np.ndarray) -> np.ndarray:
         found, size_px = logits(image_1HW3)
-        return upsample(found, size_px).argmax(1).to(torch.uint8).cpu().numpy()
+        return argmax(found, size_px).cpu().numpy()
 
     return Engine(forward, end_to_end, how)
 
 
 def best_torch_engine(net: nn.Module, compute: Compute, image_1HW3: np.ndarray) -> Engine:
-    """The fastest of what torch offers here without a compiler, found by trying: layouts, folding, bfloat16."""
+    """The fastest of what torch offers here without a compiler, found by trying: layouts, folding, bfloat16.
+
+    All of them with classes taken strip by strip, which is faster than at full size.
+    """
     plain = compute._replace(dtype=torch.float32)
-    candidates = {"channels-last float32": torch_engine(compute.place(net), plain)}
+    nets = {"channels-last float32": (compute.place(net), plain)}
     if compute.dtype == torch.bfloat16:
-        candidates["channels-last bfloat16 autocast"] = torch_engine(compute.place(net), compute)
+        nets["channels-last bfloat16 autocast"] = (compute.place(net), compute)
     frozen = _frozen(net, plain, image_1HW3)
     if frozen is not None:
-        candidates["traced, frozen, batch norm folded, oneDNN layouts, float32"] = torch_engine(frozen, plain)
+        nets["traced, frozen, batch norm folded, oneDNN layouts, float32"] = (frozen, plain)
+    candidates = {how: torch_engine(net, compute, how, classes_of) for how, (net, compute) in nets.items()}
     calls = {how: (lambda _, engine=engine: engine.end_to_end(image_1HW3)) for how, engine in candidates.items()}
     medians = {how: float(np.median(taken)) for how, taken in interleaved_ms(calls, rounds=7, warmup=3).items()}
     best = min(medians, key=medians.get)
-    return candidates[best]._replace(how=best)
+    return candidates[best]
 
 
 def _frozen(net: nn.Module, compute: Compute, image_1HW3: np.ndarray) -> nn.Module | None:
