@@ -1,9 +1,9 @@
 """Latency end to end, a uint8 frame in and its class map out: torch eager against our ONNX files and peers (6, 7).
 
 One frame of 512x1024 at a time; every engine on the same threads, all of one network in turn. Time depends on weights
-only where the graph takes classes: the more often those change from pixel to pixel, the longer. So of each untrained net
-the last layer is fitted to the labels of the frames; `mixed_blocks` in the conditions tells how mixed its classes are
-(a student trained on real streets: 0.18 of all blocks).
+only where the graph takes classes: the more often those change from pixel to pixel, the longer. So the last layer of
+each untrained net is fitted to the labels of the frames; `mixed_blocks` in the conditions tells how mixed its classes
+are (a student trained on real streets: 0.18 of all blocks).
 """
 
 from __future__ import annotations
