@@ -69,7 +69,7 @@ def measure(quick: bool) -> tuple[dict, list[Row]]:
             conditions["mixed_blocks"][arch] = mixed_blocks(OnnxPredictor(files["float32"], threads).classes(frames))
         conditions["p50_ms"][arch] = {name: round(float(np.median(taken)), 1) for name, taken in taken_ms.items()}
         rows += _rows(arch, taken_ms)
-    conditions["peers"] = package_versions("segmentation-models-pytorch", "openvino") or "none installed"
+    conditions["peers"] = package_versions("segmentation-models-pytorch") or "none installed"
     return conditions, rows
 
 
@@ -114,8 +114,6 @@ def _calls(net: nn.Module, arch: str, frames: np.ndarray, folder: Path, threads:
     published = AsPublished(net).at_stride_4 if arch != LIGHT else net
     calls = {EAGER[0]: eager(published, torch.contiguous_format), EAGER[1]: eager(published, torch.channels_last)}
     calls |= {precision: OnnxPredictor(file, threads).classes for precision, file in files.items()}
-    if importlib.util.find_spec("openvino"):
-        calls |= {f"openvino {precision}": openvino_call(file, threads) for precision, file in files.items()}
     if arch == STUDENT and importlib.util.find_spec("segmentation_models_pytorch"):
         calls |= _smp_calls(frames, folder, threads)
     return calls, files
@@ -132,20 +130,6 @@ def eager(net: Callable, layout: torch.memory_format) -> Call:
         return upsample(logits, image_1HW3.shape[1:3]).argmax(1).to(torch.uint8).numpy()
 
     return call
-
-
-def openvino_call(file: Path, threads: int) -> Call:
-    """An ONNX file of ours run by OpenVINO, in float32 where the file is."""
-    import openvino
-
-    settings = {
-        "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": "f32",
-        "PERFORMANCE_HINT": "LATENCY",
-        "ENABLE_CPU_PINNING": False,  # pinned threads wait for whatever else runs on their core
-    }
-    request = openvino.Core().compile_model(str(file), "CPU", settings).create_infer_request()
-    return lambda image_1HW3: request.infer({"image": image_1HW3})["classes"]
 
 
 def _smp_calls(frames: np.ndarray, folder: Path, threads: int) -> dict[str, Call]:
