@@ -66,9 +66,12 @@ class Streets:
         """What the crop views are a function of."""
         return geometry(self.split, self.fingerprint, 0, crop_px, VIEWS, STRIDE)
 
-    @functools.cache  # noqa: B019 - lives as long as the process that measures
     def stored_logits(self, crop_px: tuple[int, int], dtype: str = "float16") -> StoredLogits:
         """Stored logits of crops of that size; their values are random."""
+        return self._stored_logits(crop_px, dtype)
+
+    @functools.cache  # noqa: B019 - lives as long as the process that measures
+    def _stored_logits(self, crop_px: tuple[int, int], dtype: str) -> StoredLogits:
         folder = self.folder / f"teacher_logits_{crop_px[0]}x{crop_px[1]}_{dtype}"
         folder.mkdir()
         shape = stored_shape("views", self.facts(crop_px), CLASSES)
