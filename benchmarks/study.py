@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from segdistill.checkpoint import load_net, net_facts, save_net
 from segdistill.class_maps import ClassMapArchive
-from segdistill.crops import CropBatches
 from segdistill.dataset import PREPARED, Split
 from segdistill.evaluate import TorchPredictor, evaluate
 from segdistill.losses import kl
 from segdistill.params import Params, RunSettings
-from segdistill.rng import Batches, view_origins
-from segdistill.teacher_cache import Teaching, geometry, origins_of
+from segdistill.rng import view_origins
+from segdistill.teacher_cache import Teaching, geometry
 from segdistill.teacher_logits import build_cache
 from segdistill.train_loop import Distillation
 from segdistill.training_job import Data, compute_of, initial_net, train_net
 from segdistill.transforms import normalised
 
-SETTLING_BATCHES = 40
 START_STEPS = 500  # of the common start of all arms
 TEACHER = Path("models/teacher")
 FIGURES = ("mean_iou", "overall_acc", "teacher_agreement", "mean_loss", "crop_kl")
@@ -132,13 +129,6 @@ class Study:
         figures["crop_kl"] = self.crop_kl(net)
         return {"arm": name, "seed": seed, "steps": steps} | {figure: figures[figure] for figure in FIGURES}
 
-    def batches(self, arm: Arm, seed: int, batch_size: int) -> Iterator[Tensor]:
-        """Images of SETTLING_BATCHES further batches of what `arm` is trained on, normalised (B, 3, H, W)."""
-        facts, frames = self.facts(arm), len(self.data.train)
-        draws = Batches(seed, "settling", frames, arm.views, batch_size, flip_probability=0.5, jitter=0.0)
-        crops = CropBatches(self.data.train, draws, origins_of(facts), tuple(facts["crop_px"]))
-        return (batch.inputs(self.compute.device) for _, batch in crops.steps(0, SETTLING_BATCHES))
-
     @torch.inference_mode()
     def crop_kl(self, net: nn.Module) -> float:
         """Mean KL(teacher || student) over one crop of each val frame, of the size that students are trained on."""
@@ -150,19 +140,3 @@ class Study:
             pixels = normalised(torch.from_numpy(crop)[None])
             divergence.append(float(kl(student(pixels), self.teacher(pixels), 1.0)))
         return float(np.mean(divergence))
-
-
-@torch.no_grad()
-def settle_batch_norm(net: nn.Module, batches: Iterator[Tensor]) -> None:
-    """Take the statistics of batch norm anew, as plain means over `batches` (Wu and Johnson, arXiv:2105.07576).
-
-    Running averages of batches of 4 differ from one moment to the next by more than the arms do.
-    """
-    layers = [layer for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)]
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None
-    net.train()
-    for pixels in batches:
-        net(pixels)
-    net.eval()
