@@ -1,7 +1,8 @@
 """Does a student learn from cached views what it learns from the live teacher? Trained on real streets, seed by seed.
 
     cp benchmarks/parity.yaml params.yaml && dvc repro prepare teacher-check   # CamVid: docs/results-camvid.md
-    python benchmarks/parity.py --live-over-cached 1.5                             # live step / cached step, in time
+    python benchmarks/parity.py
+    python benchmarks/parity.py --time                                             # live step / cached step, in time
 
 Every arm trains the same student, from one common start, for the same steps on batches drawn by the same seed; what
 differs is where its crops and its teacher's logits come from. An arm and a seed are trained once: the results file is
@@ -59,7 +60,8 @@ def table(runs: list[dict], names: list[str], figure: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--live-over-cached", type=float, required=True, help="a live step over a cached one, in time")
+    parser.add_argument("--live-over-cached", type=float, help="a live step over a cached one, in time; else measured")
+    parser.add_argument("--time", action="store_true", help="only measure and print that")
     parser.add_argument("--steps", type=int, default=150)
     # Few frames, seen often: as in a long training, every view is then repeated, and too few views can do harm.
     parser.add_argument("--every", type=int, default=4, help="train on every n-th frame")
@@ -69,7 +71,15 @@ def main() -> None:
     parser.add_argument("--caches", type=Path, default=Path("scratch/parity"))
     parser.add_argument("--out", type=Path, default=HERE / "parity.json")
     given = parser.parse_args()
-    study, known = Study(load_params(), given.alpha, given.every, given.caches), arms(given.live_over_cached)
+    study = Study(load_params(), given.alpha, given.every, given.caches)
+    if given.live_over_cached is None or given.time:
+        given.live_over_cached = study.live_over_cached()
+        print(
+            f"a live step takes {given.live_over_cached:.2f} cached ones; threads: {study.compute.threads}", flush=True
+        )
+    if given.time:
+        return
+    known = arms(given.live_over_cached)
     results = read_json(given.out) if given.out.exists() else {"conditions": {}, "runs": []}
     for seed in given.seeds:
         for name in given.arms or known:

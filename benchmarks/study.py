@@ -7,18 +7,22 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from our_loop import NEVER, next_steps
+from rows import seconds_in_turn
 from torch import nn
 
 from segdistill.checkpoint import load_net, net_facts, save_net
 from segdistill.class_maps import ClassMapArchive
+from segdistill.crops import CropBatches
 from segdistill.dataset import PREPARED, Split
 from segdistill.evaluate import TorchPredictor, evaluate
 from segdistill.losses import kl
+from segdistill.nets.registry import build
 from segdistill.params import Params, RunSettings
-from segdistill.rng import view_origins
-from segdistill.teacher_cache import Teaching, geometry
+from segdistill.rng import Batches, view_origins
+from segdistill.teacher_cache import Teaching, geometry, origins_of
 from segdistill.teacher_logits import build_cache
-from segdistill.train_loop import Distillation
+from segdistill.train_loop import Distillation, Job
 from segdistill.training_job import Data, compute_of, initial_net, train_net
 from segdistill.transforms import normalised
 
@@ -97,6 +101,27 @@ class Study:
             train_net("distill/start", net, settings, self.facts(arm), start="random", **job)
             save_net(weights, net, net_facts(settings.student, classes, settings.output_stride))
         return weights
+
+    def live_over_cached(self, rounds: int = 15, stretch_steps: int = 3) -> float:
+        """Time of a step with the live teacher over one with cached logits: median of stretches taken in turn.
+
+        Times depend on the networks and sizes, not on what the teacher has learned.
+        """
+        kinds = {arm: next_steps(self._job(arms(1.0)[arm]), stretch_steps) for arm in ("live", "views-8")}
+        taken_s = seconds_in_turn(kinds, rounds)
+        return float(np.median(taken_s["live"] / taken_s["views-8"]))
+
+    def _job(self, arm: Arm) -> Job:
+        """A training of `arm` that is not begun."""
+        settings, teaching, facts = self.settings(arm, seed=0, steps=NEVER), self.teaching(arm), self.facts(arm)
+        batches = Batches(
+            0, "timed", len(self.data.train), arm.views, settings.batch_size, settings.flip_probability, settings.jitter
+        )
+        crops = CropBatches(self.data.train, batches, origins_of(facts), settings.crop_px, teaching.stored)
+        net = build(settings.student, len(self.data.class_names), settings.output_stride)
+        live = teaching.live_teacher(self.compute)
+        distillation = Distillation(self.alpha, settings.method, settings.temperature, arm.kl_at, live)
+        return Job("timed", self.compute.place(net).train(), crops, settings, settings.lr, self.compute, distillation)
 
     def train(self, name: str, arm: Arm, seed: int, steps: int) -> dict:
         """Train one student of `arm` from the common start and score it on val."""
