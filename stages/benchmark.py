@@ -1,9 +1,9 @@
 """benchmark: all students and the teacher -> metrics/benchmark.json, interleaved in one process."""
 
 from segdistill.benchmark import benchmark
-from segdistill.errors import told_plainly
 from segdistill.params_file import load_params
+from segdistill.stage_process import stage_process
 
 if __name__ == "__main__":
-    with told_plainly():
+    with stage_process():
         benchmark(load_params())

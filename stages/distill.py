@@ -2,14 +2,14 @@
 
 import argparse
 
-from segdistill.errors import told_plainly
 from segdistill.params_file import known_run, load_params
+from segdistill.stage_process import stage_process
 from segdistill.student import distill
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", required=True, help="a name under runs in params.yaml")
     run = parser.parse_args().run
-    with told_plainly():
+    with stage_process():
         params = load_params()
         distill(params, known_run(params, run))

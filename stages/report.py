@@ -2,20 +2,22 @@
 
 from pathlib import Path
 
-from segdistill.errors import told_plainly
 from segdistill.params_file import load_params
 from segdistill.report import write_report
 from segdistill.report.terminal import print_summary
+from segdistill.scratch import clear_removed
+from segdistill.stage_process import stage_process
 from segdistill.summary import summarise, write_summary
 from segdistill.tracking import track
 
 METRICS, REPORT = Path("metrics"), Path("reports/index.html")
 
 if __name__ == "__main__":
-    with told_plainly():
+    with stage_process():
         params = load_params()
         summary = summarise(params, METRICS)
         write_summary(summary, METRICS)
         write_report(summary, METRICS, REPORT)
         track(params, METRICS)
+        clear_removed(params.runs)
         print_summary(summary, REPORT)

@@ -3,8 +3,8 @@
 import argparse
 
 from segdistill.dataset import PREPARED, open_split, read_index
-from segdistill.errors import told_plainly
 from segdistill.params_file import load_params
+from segdistill.stage_process import stage_process
 from segdistill.teacher_cache import FOLDER, geometry
 from segdistill.teacher_logits import build_cache
 from segdistill.training_job import compute_of
@@ -13,7 +13,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kind", required=True)
     kind = parser.parse_args().kind
-    with told_plainly():
+    with stage_process():
         params = load_params()
         train, fingerprint = open_split("train"), read_index(PREPARED)["fingerprint"]
         logits = params.teacher_logits

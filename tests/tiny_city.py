@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import yaml
+
 from segdistill.dataset import PREPARED, open_split, read_index
 from segdistill.params import Params
 from segdistill.params_file import load_params
@@ -40,3 +42,8 @@ def build_city(params: Params) -> None:
     facts = geometry(train, fingerprint, params.seed, params.distill.crop_px, logits.views, logits.stride)
     for kind in logits.kinds:
         build_cache(kind, FOLDER / kind, train, facts, logits, compute_of(params))
+
+
+def save_params(params: Params) -> None:
+    """Write params.yaml into the current folder, for stage scripts."""
+    Path("params.yaml").write_text(yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False))

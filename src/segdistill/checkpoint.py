@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from segdistill.errors import InputError
@@ -32,9 +32,9 @@ def net_facts(arch: str, classes: int, output_stride: int) -> dict:
 def save_net(path: str | Path, net: nn.Module, facts: dict) -> None:
     """Write the net's weights with `facts` (net_facts and more, JSON-like) in the header, atomically."""
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in net.state_dict().items()}
+    content = save(state, metadata={_HEADER: json.dumps(facts, sort_keys=True)})
     with atomic_file(path) as temporary:
-        save_file(state, temporary, metadata={_HEADER: json.dumps(facts, sort_keys=True)})
-        temporary.chmod(0o644)  # safetensors makes its files private
+        temporary.write_bytes(content)  # by us, because safetensors words a full disk in its own way
 
 
 def read_facts(path: str | Path) -> dict:

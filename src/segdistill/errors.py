@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class InputError(ValueError):
@@ -32,5 +35,6 @@ def told_plainly() -> Iterator[None]:
         sys.exit(1)
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
-        print(f"error: {name}{error.strerror or error}", file=sys.stderr)
+        remedy = "; free some space and run it again: what was finished is kept" if error.errno in _NO_SPACE else ""
+        print(f"error: {name}{error.strerror or error}{remedy}", file=sys.stderr)
         sys.exit(1)

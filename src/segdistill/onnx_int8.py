@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from segdistill.files import named_in_faults
+
 QUANTISED = ("Conv", "Add", "Concat", "MaxPool", "GlobalAveragePool", "Relu", "Clip", "Resize", "MatMul", "Gemm")
 # Bilinear weights at integer factors are multiples of 1/8 or 1/4, and 1/248 divides both: no rounding.
 WEIGHTS_SCALE = 1 / 248
@@ -27,7 +29,8 @@ def quantised(model: onnx.ModelProto, images: np.ndarray) -> onnx.ModelProto:
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    with tempfile.TemporaryDirectory() as folder, _quiet("root"):
+    place = Path(tempfile.gettempdir())  # the quantiser works from file to file
+    with named_in_faults(place), tempfile.TemporaryDirectory(dir=place) as folder, _quiet("root"):
         files = [str(Path(folder) / name) for name in ("traced.onnx", "simplified.onnx", "quantised.onnx")]
         onnx.save(model, files[0])
         quant_pre_process(files[0], files[1], skip_symbolic_shape=True)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from segdistill.files import atomic_file
+from segdistill.files import atomic_file, named_in_faults
 
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -22,7 +22,7 @@ class CurveFile:
         write_curve(path, columns, rows)
 
     def append(self, row: dict) -> None:
-        with self.path.open("a", newline="", encoding="utf-8") as stream:
+        with named_in_faults(self.path), self.path.open("a", newline="", encoding="utf-8") as stream:
             csv.DictWriter(stream, self.columns).writerow(row)
 
 

@@ -24,7 +24,8 @@ PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stag
 # The lowest layers, by module or package of segdistill; whatever is not named here is a procedure, of layer 3.
 # 0: facts, without torch. 1: pure torch. 2: things with state.
 LAYERS = {
-    0: "__init__ archs errors params params_file cityscapes provenance files metrics_file progress mapped",
+    0: """__init__ archs errors stage_process params params_file cityscapes provenance files metrics_file progress
+          mapped""",
     1: "rng transforms nets losses optimizer pixels scores schedules timing compute",
     2: """synthetic dataset frame_source png_file file_tree teacher_cache stored_logits checkpoint onnx_file onnx_net
           onnx_decoder onnx_classes onnx_int8 class_maps crops scratch evaluate engines summary tracking""",

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -95,6 +99,63 @@ def test_a_broken_folder_leaves_nothing(tmp_path):
         (temporary / "half").touch()
         raise BrokenError
     assert names(tmp_path) == []
+
+
+def dead_pid() -> int:
+    """The number of a process that has just ended."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    return ended.pid
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
+    pid = dead_pid()
+    (tmp_path / f".d.{pid}.part").mkdir()
+    (tmp_path / f".d.{pid}.part" / "half").touch()
+    (tmp_path / f".d.{pid}.old").mkdir()
+    (tmp_path / "d").mkdir()
+    with atomic_directory(tmp_path / "d") as temporary:
+        (temporary / "new").touch()
+    assert names(tmp_path) == ["d"]
+    (tmp_path / f".a.{pid}.part").touch()
+    write_text(tmp_path / "a", "whole")
+    assert names(tmp_path) == ["a", "d"]
+
+
+def test_what_others_are_writing_stays(tmp_path):
+    for name in (f".a.{os.getppid()}.part", ".a.b.part", f".b.{dead_pid()}.part", f".a.{dead_pid()}.txt"):
+        (tmp_path / name).touch()
+    before = names(tmp_path)
+    write_text(tmp_path / "a", "whole")
+    assert names(tmp_path) == sorted([*before, "a"])
+
+
+def test_a_folder_whose_replacing_was_cut_short_comes_back(tmp_path):
+    earlier = tmp_path / f".d.{dead_pid()}.old"
+    earlier.mkdir()
+    (earlier / "kept").touch()
+    with pytest.raises(BrokenError), atomic_directory(tmp_path / "d"):
+        raise BrokenError
+    assert names(tmp_path) == ["d"]
+    assert names(tmp_path / "d") == ["kept"]
+
+
+def full_disk() -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("atomic", [atomic_file, atomic_directory])
+def test_a_full_disk_names_the_output(tmp_path, atomic):
+    with pytest.raises(OSError, match="No space left") as error, atomic(tmp_path / "a"):
+        full_disk()
+    assert error.value.filename == str(tmp_path / "a")
+    assert names(tmp_path) == []
+
+
+def test_a_fault_of_another_file_keeps_its_name(tmp_path):
+    with pytest.raises(FileNotFoundError) as error, atomic_file(tmp_path / "a"):
+        (tmp_path / "b").read_bytes()
+    assert error.value.filename == str(tmp_path / "b")
 
 
 def test_json_comes_back(tmp_path):

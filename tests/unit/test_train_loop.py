@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -214,13 +212,6 @@ def test_an_outdated_state_is_removed(tmp_path):
     assert not (tmp_path / "distill" / "tiny" / "old").exists()
 
 
-def test_a_cleared_state_is_forgotten(tmp_path):
-    with Scratch("distill/tiny", "key", tmp_path) as scratch:
-        scratch.save({"step": 1})
-        scratch.clear()
-        assert scratch.load() is None
-
-
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_stop_it_saves_after_the_running_step(straight, tmp_path, signal_number):
     with pytest.raises(TrainingStoppedError, match=r"distill/tiny: stopped after step 3 of 8; dvc repro goes on"):
@@ -234,26 +225,6 @@ def test_signal_handlers_are_put_back(tmp_path):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     run(tmp_path)
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
-
-
-HOLDER = """
-import fcntl, sys
-held = open(sys.argv[1], "w")
-fcntl.flock(held, fcntl.LOCK_EX)
-print("held", flush=True)
-sys.stdin.read()
-"""
-
-
-def test_a_job_is_trained_by_one_process_at_a_time(tmp_path):
-    (tmp_path / "distill" / "tiny").mkdir(parents=True)
-    command = [sys.executable, "-c", HOLDER, str(tmp_path / "distill" / "tiny" / "lock")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline() == "held\n"
-        with pytest.raises(InputError, match="distill/tiny is being trained by another process"):
-            run(tmp_path)
-        other.communicate()
-    run(tmp_path, steps=1)
 
 
 def nan_at(step: int) -> dict:

@@ -1,0 +1,103 @@
+"""Ctrl-C, a killed DVC, two of them at once: a training goes on, to the same bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import psutil
+import pytest
+
+from checkout import Checkout
+
+pytestmark = pytest.mark.slow
+STAGE = "distill@vanilla"
+LIMIT_S = 120
+
+
+def wait_until(true: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not true():
+        assert time.monotonic() < deadline, f"waited {LIMIT_S} s: {what}"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    made = Checkout(tmp_path)
+    # Enough steps that every interruption meets a training.
+    made.params["distill"] |= {"steps": 100, "crop_px": [32, 64], "evaluate_every_steps": 50}
+    made.params["distill"] |= {"checkpoint_every_steps": 2}
+    made.params["tracking"]["live"] = False
+    made.save_params()
+    return made
+
+
+class Training:
+    """`dvc repro` of one training in the background, once it has saved something new."""
+
+    def __init__(self, checkout: Checkout, *options: str) -> None:
+        self.checkout, before = checkout, self._saved(checkout)
+        self.dvc = checkout.start("dvc", "repro", *options, STAGE)
+        wait_until(lambda: self._saved(checkout) - before or self.dvc.poll() is not None, "no checkpoint was written")
+        assert self.dvc.poll() is None, checkout.said.read_text()
+
+    @staticmethod
+    def _saved(checkout: Checkout) -> set[int]:
+        """When each state that is there was written."""
+        written = set()
+        for path in (checkout.folder / "scratch").rglob("state.pt"):
+            with contextlib.suppress(FileNotFoundError):  # the training has ended meanwhile
+                written.add(path.stat().st_mtime_ns)
+        return written
+
+    def end(self) -> tuple[int, str]:
+        """Exit code and all that was said, once it has ended."""
+        return self.dvc.wait(LIMIT_S), self.checkout.said.read_text()
+
+
+def stages_running(checkout: Checkout) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter(["cmdline", "cwd", "status"]):
+        command = process.info["cmdline"] or []
+        ended = process.info["status"] == psutil.STATUS_ZOMBIE
+        if "stages/distill.py" in command and process.info["cwd"] == str(checkout.folder) and not ended:
+            found.append(process)
+    return found
+
+
+def test_a_training_that_is_stopped_killed_and_disturbed_ends_with_the_same_bytes(checkout):
+    # Ctrl-C reaches every process of the terminal.
+    training = Training(checkout)
+    os.killpg(training.dvc.pid, signal.SIGINT)
+    code, said = training.end()
+    assert code != 0
+    assert said.count("error: distill/vanilla: stopped after step") == 1
+    assert "dvc repro goes on from there" in said
+    assert "Traceback" not in said
+
+    # A killed DVC: its stage ends by itself, after the step that it is in.
+    training = Training(checkout)
+    assert "distill/vanilla: goes on after step" in checkout.said.read_text()
+    assert len(stages_running(checkout)) == 1
+    training.dvc.kill()
+    training.dvc.wait()
+    wait_until(lambda: not stages_running(checkout), "the stage outlives its DVC")
+
+    # Two at once: the second ends with a line that says why, and the first is not disturbed.
+    training = Training(checkout)
+    second = checkout.call("dvc", "repro", STAGE)
+    assert training.dvc.poll() is None, "the first was over too soon to be disturbed"
+    assert second.returncode != 0
+    assert "ERROR: " in second.stderr
+    assert "lock" in second.stderr or "busy" in second.stderr, second.stderr
+    code, said = training.end()
+    assert code == 0, said
+    assert "distill/vanilla: goes on after step" in said
+    interrupted = checkout.lock()[STAGE]
+
+    assert checkout.dvc("repro", "--force", "--single-item", "--no-run-cache", STAGE) == [STAGE]
+    assert checkout.lock()[STAGE] == interrupted

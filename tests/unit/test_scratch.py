@@ -1,0 +1,106 @@
+"""The folder of an unfinished training: held by one process, whole or absent, and gone when nobody wants it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from segdistill.errors import InputError
+from segdistill.scratch import LOCK, Scratch, clear_removed
+
+JOB = "distill/tiny"
+HOLDER = """
+import fcntl, sys
+held = open(sys.argv[1], "w")
+fcntl.flock(held, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def held_elsewhere(folder: Path):
+    """Another process holds the lock of a job's folder; closing what is yielded ends it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-c", HOLDER, str(folder / LOCK)]
+    # Leaving closes what it reads, which ends it.
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        yield other.stdin
+
+
+def test_a_state_comes_back(tmp_path):
+    with Scratch(JOB, "key", tmp_path) as scratch:
+        assert scratch.load() is None
+        scratch.save({"step": 3, "net": {"w": torch.arange(4.0)}})
+    with Scratch(JOB, "key", tmp_path) as scratch:
+        state = scratch.load()
+    assert state["step"] == 3
+    assert torch.equal(state["net"]["w"], torch.arange(4.0))
+
+
+def test_a_cleared_state_is_forgotten(tmp_path):
+    with Scratch(JOB, "key", tmp_path) as scratch:
+        scratch.save({"step": 1})
+        scratch.clear()
+        assert scratch.load() is None
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[: len(whole) // 2], lambda _: b"", lambda _: b"no state"])
+def test_a_damaged_state_is_told_and_counts_as_none(tmp_path, capsys, damage):
+    with Scratch(JOB, "key", tmp_path) as scratch:
+        scratch.save({"step": 1})
+        file = scratch.folder / "state.pt"
+        file.write_bytes(damage(file.read_bytes()))
+        assert scratch.load() is None
+    told = capsys.readouterr().err
+    assert told.startswith(f"warning: {file}: unreadable")
+    assert told.endswith("distill/tiny starts from its first step\n")
+
+
+def test_a_job_that_another_process_trains_is_refused(tmp_path):
+    with (
+        held_elsewhere(tmp_path / JOB),
+        pytest.raises(InputError, match="distill/tiny is being trained by another process"),
+        Scratch(JOB, "key", tmp_path, patience_s=0.2),
+    ):
+        pass
+
+
+def test_a_job_waits_for_one_that_ends(tmp_path, capsys):
+    with held_elsewhere(tmp_path / JOB) as other:
+        threading.Timer(0.3, other.close).start()
+        with Scratch(JOB, "key", tmp_path, patience_s=30) as scratch:
+            assert scratch.folder.is_dir()
+    assert capsys.readouterr().err == "distill/tiny: waits for another process that is training it\n"
+
+
+def save(root: Path, job: str) -> Path:
+    with Scratch(job, "key", root) as scratch:
+        scratch.save({"step": 1})
+    return scratch.folder
+
+
+def test_what_removed_runs_left_goes(tmp_path):
+    kept = [save(tmp_path, job) for job in ("distill/here", "finetune/here", "teacher")]
+    gone = [save(tmp_path, job) for job in ("distill/removed", "finetune/removed")]
+    clear_removed(["here", "new"], tmp_path)
+    assert all(folder.exists() for folder in kept)
+    assert not any(folder.parent.exists() for folder in gone)
+
+
+def test_what_is_being_trained_stays(tmp_path):
+    folder = save(tmp_path, "distill/removed")
+    with held_elsewhere(folder.parent):
+        clear_removed([], tmp_path)
+        assert folder.exists()
+
+
+def test_nothing_to_clear_is_fine(tmp_path):
+    clear_removed(["here"], tmp_path / "none")
