@@ -27,6 +27,7 @@ from segdistill.cityscapes import CLASSES
 from segdistill.compute import Compute
 from segdistill.crops import CropBatches
 from segdistill.dataset import Split, open_split
+from segdistill.evaluate import TorchPredictor
 from segdistill.nets.registry import build
 from segdistill.rng import Batches, view_origins
 from segdistill.scratch import Scratch
@@ -121,7 +122,8 @@ def logits_of(net: nn.Module, split: Split, crop_px: tuple[int, int], frames: in
     images = np.empty((len(chosen), *crop_px, 3), np.uint8)
     cut(split.images, chosen, origins, np.zeros(len(chosen), bool), crop_px, images)
     grid = (crop_px[0] // STRIDE, crop_px[1] // STRIDE)
-    parts = [logits_on_grid(net, images[first : first + 4], grid, COMPUTE) for first in range(0, len(images), 4)]
+    teacher = TorchPredictor(net, COMPUTE)
+    parts = [logits_on_grid(teacher, images[first : first + 4], grid) for first in range(0, len(images), 4)]
     return np.concatenate(parts)
 
 

@@ -25,6 +25,7 @@ from table import put_between
 from segdistill.cityscapes import CLASSES
 from segdistill.compute import choose
 from segdistill.errors import told_plainly
+from segdistill.evaluate import TorchPredictor
 from segdistill.provenance import processor
 from segdistill.rng import view_origins
 from segdistill.stored_logits import LogitsWriter
@@ -69,10 +70,10 @@ def measured(teacher_crops_per_s: float | None) -> Rates:
     images = np.random.default_rng(0).integers(0, 256, (1, *CROP_PX, 3), np.uint8)
     grid = (CROP_PX[0] // 4, CROP_PX[1] // 4)
     if teacher_crops_per_s is None:
-        net = a_teacher(compute)
+        teacher = TorchPredictor(a_teacher(compute), compute)
         if compute.device.type == "cuda":
             images = images.repeat(8, axis=0)
-        teacher_crops_per_s = len(images) / _seconds(lambda: logits_on_grid(net, images, grid, compute))
+        teacher_crops_per_s = len(images) / _seconds(lambda: logits_on_grid(teacher, images, grid))
     else:
         where += "; the teacher's rate was given"
     with tempfile.TemporaryDirectory(prefix="segdistill-bench-") as folder:

@@ -27,7 +27,7 @@ RUN = ("--run", "taught")
 
 # Stage, its arguments, and the call that begins its work.
 STAGES: dict[str, tuple[tuple[str, ...], str]] = {
-    "prepare": ((), "segdistill.frame_source:SyntheticFrames.read"),
+    "prepare": ((), "segdistill.sources.synthetic:SyntheticFrames.read"),
     "teacher-check": ((), "segdistill.train_loop:update"),
     "teacher-logits": (("--kind", "views"), "segdistill.teacher_logits:logits_on_grid"),
     "distill": (RUN, "segdistill.train_loop:update"),

@@ -19,6 +19,7 @@ from rows import Row, ratio_row, seconds_in_turn
 from streets import ON_CPU, QUICK, STRIDE, streets_on_disk
 
 from segdistill.compute import choose
+from segdistill.evaluate import TorchPredictor
 from segdistill.rng import Batches
 from segdistill.teacher_logits import logits_on_grid
 
@@ -84,10 +85,11 @@ def _costs(ours: OurLoop, steps: int, rounds: int, starts: int) -> Costs:
     """The parts, measured in turn."""
     crops = np.asarray(ours.streets.split.images[:, : ours.sizes.crop_px[0], : ours.sizes.crop_px[1]])
     crops = np.resize(crops, (TEACHER_BATCH, *crops.shape[1:]))
-    teacher, grid = a_teacher(ours.compute), tuple(side // STRIDE for side in ours.sizes.crop_px)
+    teacher = TorchPredictor(a_teacher(ours.compute), ours.compute)
+    grid = tuple(side // STRIDE for side in ours.sizes.crop_px)
     taken_s = seconds_in_turn(
         {
-            "teacher": lambda: logits_on_grid(teacher, crops, grid, ours.compute),
+            "teacher": lambda: logits_on_grid(teacher, crops, grid),
             "plain": next_steps(ours.job("plain"), steps),
             "cached": next_steps(ours.job("cached", FROM_CACHE), steps),
         },

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from segdistill.cityscapes import PALETTE
+from segdistill.class_table import ClassTable
 from segdistill.files import write_json, write_text
+from segdistill.metrics_file import LEGEND
 from segdistill.params import Params
 from segdistill.params_file import load_params
 
@@ -20,6 +21,7 @@ RUNS = {
 }
 HEADER = "step,lr,loss,label_loss,distill_loss,holdout_mean_iou\n"
 SIZE_PX = (8, 16)
+TABLE = ClassTable(("road", "traffic light", "train"), (7, 19, 31), ((128, 64, 128), (250, 170, 30), (0, 80, 100)))
 
 
 def _timed(p50_ms: float) -> dict:
@@ -115,6 +117,7 @@ def write_metrics(metrics: Path) -> Path:
         write_text(folder / "finetune_curve.csv", HEADER + ("" if run == "light" else "6,0.01,0.5,0.75,0.25,0.5\n"))
         _picture(folder / "pictures" / "00003_student.png", coloured=False)
     _picture(metrics / "pictures" / "00003_image.png", coloured=True)
+    write_json(metrics / "pictures" / LEGEND, TABLE.facts())
     for name in ("truth", "teacher"):
         _picture(metrics / "pictures" / f"00003_{name}.png", coloured=False)
     return metrics
@@ -129,5 +132,5 @@ def _picture(path: Path, coloured: bool) -> None:
         picture = Image.fromarray(np.full((*SIZE_PX, 3), 90, np.uint8))
     else:
         picture = Image.fromarray(np.zeros(SIZE_PX, np.uint8))
-        picture.putpalette(PALETTE.tobytes())
+        picture.putpalette(TABLE.palette.tobytes())
     picture.save(path)

@@ -22,7 +22,10 @@ from segdistill.files import write_json
 from segdistill.onnx_file import write_float32, write_int8
 from segdistill.params import Params
 from segdistill.provenance import package_versions, processor
+from segdistill.teacher_folder import Teacher, is_composite, open_teacher
 from segdistill.timing import interleaved_ms, quantiles
+
+COMPOSITE_NETWORK = "composite_teacher"  # stands where the name of a network does
 
 
 def benchmark(params: Params, models: Path = Path("models"), out: Path = Path("metrics/benchmark.json")) -> None:
@@ -32,7 +35,11 @@ def benchmark(params: Params, models: Path = Path("models"), out: Path = Path("m
     networks: dict[str, str] = {}
     engines: dict[tuple[str, str], Engine] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        for name in ("teacher", *params.runs):
+        names = ["teacher", *params.runs]
+        if is_composite(models / "teacher"):
+            networks[names.pop(0)] = COMPOSITE_NETWORK
+            engines |= _composite_engines(open_teacher(models / "teacher", compute._replace(dtype=torch.float32)))
+        for name in names:
             weights = _weights(models, name)
             facts = read_facts(weights)
             networks[name] = f"{facts['arch']}_os{facts['output_stride']}"
@@ -43,6 +50,16 @@ def benchmark(params: Params, models: Path = Path("models"), out: Path = Path("m
         rows = _timed(engines, frames, params)
     conditions = _conditions(params, compute, frames)
     write_json(out, {"conditions": conditions, "networks": rows, "models": networks})
+
+
+def _composite_engines(teacher: Teacher) -> dict[tuple[str, str], Engine]:
+    """A teacher of several parts, as `teacher-logits` runs it: no other engine could run it whole."""
+    backend = "onnx_float32" if teacher.of_onnx_only else "torch"
+
+    def end_to_end(image_1HW3: np.ndarray) -> np.ndarray:
+        return teacher.predict(image_1HW3)[1].cpu().numpy()
+
+    return {(COMPOSITE_NETWORK, backend): Engine(teacher.predict.logits, end_to_end, teacher.described)}
 
 
 def _networks_of(engines: dict[tuple[str, str], Engine]) -> set[str]:

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
+from segdistill.class_table import ClassTable
 from segdistill.errors import InputError
 from segdistill.files import atomic_file
 from segdistill.nets.adapters import load_state
@@ -19,9 +20,12 @@ from segdistill.transforms import MEAN, STD
 _HEADER = "segdistill"
 
 
-def net_facts(arch: str, classes: int, output_stride: int) -> dict:
-    """The facts that rebuild a net and feed it as it was trained."""
-    return {
+def net_facts(arch: str, classes: int | ClassTable, output_stride: int) -> dict:
+    """The facts that rebuild a net and feed it as it was trained; of a table, also what its outputs stand for."""
+    table = {}
+    if isinstance(classes, ClassTable):
+        classes, table = len(classes), classes.facts()
+    return table | {
         "arch": arch,
         "classes": classes,
         "output_stride": output_stride,
@@ -53,6 +57,14 @@ def read_facts(path: str | Path) -> dict:
     if _HEADER not in header:
         raise InputError(f"{path}: its header does not say which network it holds; name the network instead")
     return json.loads(header[_HEADER])
+
+
+def own_facts(path: str | Path) -> dict:
+    """The header of a weights file, empty where it is none of ours: a foreign file says nothing about itself."""
+    try:
+        return read_facts(path)
+    except InputError:
+        return {}
 
 
 def read_state(path: str | Path) -> dict[str, torch.Tensor]:

@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from segdistill.class_table import IGNORE, ClassTable
 from segdistill.errors import InputError
+from segdistill.label_coding import IdCoding
 
 
 class Label(NamedTuple):
@@ -63,24 +65,23 @@ LABELS = (
     Label("license plate", -1, -1, "vehicle", (0, 0, 142)),
 )
 
-IGNORE = 255
 _EVALUATED = sorted((label for label in LABELS if 0 <= label.train_id < IGNORE), key=lambda label: label.train_id)
 CLASSES = len(_EVALUATED)
 CLASS_NAMES = tuple(label.name for label in _EVALUATED)
 
+TABLE = ClassTable(CLASS_NAMES, tuple(label.id for label in _EVALUATED), tuple(label.color for label in _EVALUATED))
+# What the official label images may hold; the ids of the table have no gaps.
+CODING = IdCoding(
+    {label.id: label.train_id for label in _EVALUATED}, (label.id for label in LABELS if label.train_id == IGNORE)
+)
+
 # Look-up tables, uint8 (256,): every possible pixel value has an entry, so that they can be applied unchecked.
 TRAIN_ID_OF_LABEL_ID = np.full(256, IGNORE, np.uint8)
-KNOWN_LABEL_ID = np.zeros(256, bool)
-LABEL_ID_OF_TRAIN_ID = np.zeros(256, np.uint8)  # what is no class becomes label id 0, "unlabeled"
-PALETTE = np.zeros((256, 3), np.uint8)  # RGB by trainId; what is no class is black
-for _label in LABELS:
-    if _label.id >= 0:
-        KNOWN_LABEL_ID[_label.id] = True
 for _label in _EVALUATED:
     TRAIN_ID_OF_LABEL_ID[_label.id] = _label.train_id
-    LABEL_ID_OF_TRAIN_ID[_label.train_id] = _label.id
-    PALETTE[_label.train_id] = _label.color
-for _table in (TRAIN_ID_OF_LABEL_ID, KNOWN_LABEL_ID, LABEL_ID_OF_TRAIN_ID, PALETTE):
+LABEL_ID_OF_TRAIN_ID = TABLE.label_id_of_class  # what is no class becomes label id 0, "unlabeled"
+PALETTE = TABLE.palette  # RGB by trainId; what is no class is black
+for _table in (TRAIN_ID_OF_LABEL_ID, LABEL_ID_OF_TRAIN_ID, PALETTE):
     _table.setflags(write=False)
 
 # <root>/leftImg8bit/<split>/<city>/<city>_<sequence>_<frame>_leftImg8bit.png, and the same under gtFine.

@@ -1,4 +1,4 @@
-"""Class maps on disk: all of val in one compressed archive, a few as coloured pictures."""
+"""Class maps on disk: all of val in one compressed archive, a few as coloured pictures with their legend."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from segdistill.cityscapes import PALETTE
-from segdistill.files import atomic_directory, atomic_file
+from segdistill.class_table import ClassTable
+from segdistill.files import atomic_directory, atomic_file, write_json
+from segdistill.metrics_file import LEGEND
 
 
 def write_archive(path: str | Path, class_maps: dict[int, np.ndarray]) -> None:
@@ -27,11 +28,15 @@ class ClassMapArchive:
         return self._maps[str(index)]
 
 
-def write_pictures(folder: str | Path, pictures: dict[str, np.ndarray]) -> None:
-    """Write pictures as PNG by name, atomically as a folder: RGB (H, W, 3), or class maps (H, W) in the palette."""
+def write_pictures(folder: str | Path, pictures: dict[str, np.ndarray], table: ClassTable) -> None:
+    """Write pictures as PNG by name, atomically as a folder: RGB (H, W, 3), or class maps (H, W) in their colours.
+
+    Beside them lies the legend, so that whoever shows them need not know the data set.
+    """
     with atomic_directory(folder) as temporary:
         for name, pixels in pictures.items():
             picture = Image.fromarray(pixels)
             if pixels.ndim == 2:
-                picture.putpalette(PALETTE.tobytes())
+                picture.putpalette(table.palette.tobytes())
             picture.save(temporary / f"{name}.png", optimize=True)
+        write_json(temporary / LEGEND, table.facts())

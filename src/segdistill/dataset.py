@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from segdistill.class_table import ClassTable
 from segdistill.errors import InputError
 from segdistill.files import read_json
 from segdistill.mapped import open_array
@@ -15,7 +16,7 @@ PREPARED = Path("data/prepared")
 
 
 class Split(NamedTuple):
-    """One split: images uint8 (N, H, W, 3) RGB and labels uint8 (N, H, W) trainIds, mapped; names of the frames."""
+    """One split: images uint8 (N, H, W, 3) RGB and labels uint8 (N, H, W) classes, mapped; names of the frames."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -30,13 +31,26 @@ class Split(NamedTuple):
 
 
 def read_index(root: Path = PREPARED) -> dict:
-    """The facts of `root`/index.json: source, size_px, classes, fingerprint, splits."""
+    """The facts of `root`/index.json: source, size_px, classes, label_ids, colors, fingerprint, splits."""
     try:
         return read_json(root / "index.json")
     except FileNotFoundError:
         raise InputError(f"{root}/index.json: no prepared data; run: dvc repro prepare") from None
     except ValueError as error:
         raise InputError(f"{root}/index.json: damaged ({error}); run: dvc repro prepare") from None
+
+
+def read_classes(root: Path = PREPARED) -> ClassTable:
+    """The classes of the prepared data.
+
+    Raises:
+        InputError: the index says nothing of their colours, as that of an earlier version.
+    """
+    index = read_index(root)
+    try:
+        return ClassTable.of_facts(index | {"class_names": index["classes"]})
+    except KeyError as missing:
+        raise InputError(f"{root}/index.json: {missing} is missing; run: dvc repro prepare") from None
 
 
 def open_split(name: str, root: Path = PREPARED) -> Split:

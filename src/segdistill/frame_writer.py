@@ -13,8 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from segdistill.cityscapes import CLASSES, TRAIN_ID_OF_LABEL_ID
-from segdistill.frame_source import Frame, FrameError, FrameSource
+from segdistill.sources.frame import Frame, FrameError, FrameSource
 
 
 def allocate(folder: Path, frames: int, size_px: tuple[int, int]) -> None:
@@ -48,7 +47,7 @@ class Chunk(NamedTuple):
 
 
 class FrameFacts(NamedTuple):
-    """What one frame adds to the index: its checksum and valid pixels per class (CLASSES,), or its faults."""
+    """What one frame adds to the index: its checksum and valid pixels per class (C,), or its faults."""
 
     checksum: str
     pixels: np.ndarray | int
@@ -72,23 +71,23 @@ class FrameWriter:
         facts = []
         for row, frame in enumerate(chunk.frames, chunk.first_row):
             try:
-                image, label_ids, checksum = self._fitted(frame)
+                image, classes, checksum = self._fitted(frame)
             except FrameError as error:
                 facts.append(FrameFacts("", 0, error.faults))
                 continue
-            # Pillow maps and counts bytes in C; np.take and np.bincount widen them to 64 bits first.
-            train_ids = Image.fromarray(label_ids).point(TRAIN_ID_OF_LABEL_ID.tolist())
             if self.folder:
                 _write_row(images, row, image)
-                _write_row(labels, row, np.asarray(train_ids))
-            facts.append(FrameFacts(checksum, np.array(train_ids.histogram()[:CLASSES]), []))
+                _write_row(labels, row, classes)
+            # Pillow counts bytes in C; np.bincount widens them to 64 bits first.
+            counts = Image.fromarray(classes).histogram()[: len(self.source.table)]
+            facts.append(FrameFacts(checksum, np.array(counts), []))
         return facts
 
     def _fitted(self, frame: Frame) -> tuple[np.ndarray, np.ndarray, str]:
-        """Image, label ids and checksum of `frame` at the size to store; raises FrameError."""
-        image, label_ids, checksum = self.source.read(frame)
+        """Image, classes and checksum of `frame` at the size to store; raises FrameError."""
+        image, classes, checksum = self.source.read(frame)
         if image.shape[:2] == self.size_px:
-            return image, label_ids, checksum
+            return image, classes, checksum
         if not self.resize:
             found, first = list(image.shape[:2]), list(self.size_px)
             sizes = f"size {found}, but the first frame has {first}; data.size_px can resize all"
@@ -96,5 +95,5 @@ class FrameWriter:
         width_height = self.size_px[::-1]
         # Pillow widens the bilinear filter when it reduces, so that every pixel of the source counts.
         image = np.asarray(Image.fromarray(image).resize(width_height, Image.Resampling.BILINEAR))
-        label_ids = np.asarray(Image.fromarray(label_ids).resize(width_height, Image.Resampling.NEAREST))
-        return image, label_ids, checksum
+        classes = np.asarray(Image.fromarray(classes).resize(width_height, Image.Resampling.NEAREST))
+        return image, classes, checksum

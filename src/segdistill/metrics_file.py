@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+LEGEND = "classes.json"  # in a folder of pictures: names, label ids and colours of the classes, in their order
+
 
 def figures_on_disk(figures: dict, class_names: list[str]) -> dict:
     """Figures of an evaluation as a metrics file has them: class_iou by class name, undefined figures None."""
-    by_class = {name.replace(" ", "_"): iou for name, iou in zip(class_names, figures["class_iou"], strict=True)}
+    by_class = {class_key(name): iou for name, iou in zip(class_names, figures["class_iou"], strict=True)}
     return {key: value for key, value in figures.items() if key != "class_iou"} | {"class_iou": by_class}
+
+
+def class_key(name: str) -> str:
+    """The name of a class as a key of class_iou."""
+    return name.replace(" ", "_")

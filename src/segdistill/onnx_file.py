@@ -25,6 +25,7 @@ from segdistill.nets.registry import native_stride
 from segdistill.onnx_classes import add_classes
 from segdistill.onnx_int8 import normalising, quantised
 from segdistill.onnx_net import ShippedNet
+from segdistill.onnx_session import open_session
 from segdistill.transforms import MEAN, STD
 
 INPUT, OUTPUTS = "image", ("classes", "logits")
@@ -99,7 +100,7 @@ def _opened(path: str | Path, threads: int) -> onnxruntime.InferenceSession:
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file")
     try:
-        session = _session(str(path), threads)
+        session = open_session(str(path), threads)
     except Exception as error:  # onnxruntime's own exceptions share no base class
         raise InputError(f"{path}: no readable ONNX model ({' '.join(str(error).split())[:200]})") from None
     names = [value.name for value in session.get_inputs()], [value.name for value in session.get_outputs()]
@@ -108,15 +109,6 @@ def _opened(path: str | Path, threads: int) -> onnxruntime.InferenceSession:
             f"{path}: has inputs {names[0]} and outputs {names[1]}; ours has {[INPUT]} and {list(OUTPUTS)}"
         )
     return session
-
-
-def _session(model: str | bytes, threads: int) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    # Workers that spin after a run would take the cores from whoever comes next in this process.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 class OnnxPredictor:
@@ -146,7 +138,7 @@ class ForwardSession:
         self._start = chain[-1].output[0] if chain else INPUT
         typed = onnx.shape_inference.infer_shapes(model)
         cut = onnx.utils.Extractor(typed).extract_model([self._start], [OUTPUTS[1]])
-        self.session = _session(cut.SerializeToString(), threads)
+        self.session = open_session(cut.SerializeToString(), threads)
         self._pixels: dict[tuple, np.ndarray] = {}
 
     def run(self, image_NHW3: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ This is the one description of the parameters; `params_file` reads the file into
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
@@ -14,9 +15,11 @@ from segdistill.archs import ARCHS
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 SizePx = tuple[Count, Count]
+Triple = tuple[Finite, Finite, Finite]
 Arch = Literal[tuple(ARCHS)]
 OutputStride = Literal[8, 16]
 Schedule = Literal["constant", "step", "poly"]
@@ -35,8 +38,13 @@ class SyntheticParams(Section):
 
 
 class DataParams(Section):
-    source: Literal["synthetic", "cityscapes"] = Field(description="the built-in city, or a Cityscapes folder or zips")
-    root: str = Field(description="folder with leftImg8bit/ and gtFine/, or with the two official zips")
+    source: Literal["synthetic", "cityscapes", "folder"] = Field(
+        description="the built-in city, a Cityscapes folder or zips, or a folder of one's own"
+    )
+    root: str = Field(
+        description="cityscapes: folder with leftImg8bit/ and gtFine/, or with the two official zips; "
+        "folder: one with classes.yaml (own-data.md)"
+    )
     size_px: SizePx | None = Field(description="[height, width] to resize to; null keeps the size of the files")
     holdout_fraction: Fraction = Field(description="share of train frames held out for choices and calibration")
     synthetic: SyntheticParams = Field(description="size of the built-in city, used when source is synthetic")
@@ -75,10 +83,48 @@ class TrainingParams(Section):
 
 class TeacherParams(TrainingParams):
     arch: Arch = Field(description="network of the teacher")
-    checkpoint: str | None = Field(description="weights file (.pth, .pt, .safetensors); null trains the teacher")
+    checkpoint: str | tuple[str, ...] | None = Field(
+        description="weights (.pth, .pt, .safetensors) or an ONNX file, or a list of them, whose predictions are "
+        "averaged; null trains the teacher"
+    )
+    flip: bool = Field(description="average the predictions with those on the mirrored image")
+    scales: Annotated[tuple[Positive, ...], Field(min_length=1)] = Field(
+        description="average the predictions on the image at these scales"
+    )
+    onnx_mean: Triple = Field(
+        description="an ONNX file of floats is fed (RGB in 0..1 - mean) / std; one of bytes, bytes"
+    )
+    onnx_std: tuple[Positive, Positive, Positive] = Field(description="see onnx_mean")
     min_mean_iou: Fraction = Field(description="the pipeline stops when the teacher's val mIoU is lower")
     lr: Positive = Field(description="learning rate")
     crop_px: SizePx = Field(description="[height, width] of the training crops")
+
+    @property
+    def checkpoints(self) -> tuple[str, ...]:
+        """The files that are the teacher; none where it is trained."""
+        if self.checkpoint is None:
+            return ()
+        return (self.checkpoint,) if isinstance(self.checkpoint, str) else self.checkpoint
+
+    @property
+    def is_one_net(self) -> bool:
+        """Is it one torch net, asked once for each image? Then it can also be run in every step, and exported."""
+        files = self.checkpoints
+        return not self.flip and self.scales == (1.0,) and len(files) < 2 and not any(map(is_onnx, files))
+
+    @property
+    def described(self) -> str:
+        """The teacher in a few words: its network, or else its files and how they are asked."""
+        named = isinstance(self.checkpoint, tuple) or any(map(is_onnx, self.checkpoints))
+        parts = [" + ".join(PurePath(file).name for file in self.checkpoints) if named else self.arch]
+        parts += ["flipped"] if self.flip else []
+        parts += [f"at scales {' '.join(f'{scale:g}' for scale in self.scales)}"] if self.scales != (1.0,) else []
+        return ", ".join(parts)
+
+
+def is_onnx(file: str) -> bool:
+    """Is a checkpoint of that name an ONNX file?"""
+    return PurePath(file).suffix.lower() == ".onnx"
 
 
 class TeacherLogitsParams(Section):

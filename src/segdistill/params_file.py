@@ -8,38 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from segdistill.archs import ARCHS
 from segdistill.errors import InputError, raise_together
 from segdistill.params import ExportParams, FinetuneParams, Params, RunParams, Section
+from segdistill.yaml_file import read_mapping
 
 RUN_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as DVC reads it: 1e-4 is a number, and a key that stands twice is a fault, not an overwrite."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)|[-+]?(\d+\.\d*|\.\d+)|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
-    list("-+0123456789."),
-)
-
-
-def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict:
-    keys = [loader.construct_object(key) for key, _ in node.value]
-    for key in keys:
-        if not isinstance(key, str | int | float):  # a date, a list, nothing
-            raise InputError(f"{node.start_mark.name}: key {key} is no name (line {node.start_mark.line + 1} on)")
-        if keys.count(key) > 1:
-            raise InputError(f"{node.start_mark.name}: key {key!r} stands twice (line {node.start_mark.line + 1} on)")
-    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_duplicates)
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:
@@ -48,30 +24,13 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     Raises:
         InputError: the file is missing or no YAML mapping, or any value is not allowed; all faults in one message.
     """
-    raw = _read(Path(path))
+    raw = read_mapping(Path(path), "sections", "take one with: cp profiles/tiny.yaml params.yaml")
     faults: list[str] = []
     params = _validated(Params, raw, "", faults)
     if params is not None:
         faults += _cross_faults(params)
     raise_together(faults, f"{path} has values that are not allowed")
     return params
-
-
-def _read(path: Path) -> dict:
-    try:
-        with path.open(encoding="utf-8") as stream:
-            raw = yaml.load(stream, Loader=_Loader)  # noqa: S506 - a SafeLoader with two rules more
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; take one with: cp profiles/tiny.yaml params.yaml") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except (yaml.YAMLError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise InputError(f"{path}: found {type(raw).__name__}, allowed is a mapping of sections")
-    return raw
 
 
 def _validated(model: type[BaseModel], raw: dict, prefix: str, faults: list[str]) -> Any:
@@ -106,6 +65,7 @@ def _keys_beside(model: type[BaseModel], location: tuple) -> list[str]:
 
 def _cross_faults(params: Params) -> Iterator[str]:
     yield from _data_faults(params)
+    yield from _teacher_faults(params)
     for section in ("teacher", "distill"):
         arch = params.teacher.arch if section == "teacher" else params.distill.student
         yield from _stride_fault(section, arch, getattr(params, section).output_stride)
@@ -129,6 +89,19 @@ def _data_faults(params: Params) -> Iterator[str]:
         yield f"distill.crop_px: found {list(crop_px)}; multiples of teacher_logits.stride {stride}, such as {nearest}"
     if len(set(params.teacher_logits.kinds)) < len(params.teacher_logits.kinds):
         yield f"teacher_logits.kinds: found {list(params.teacher_logits.kinds)}; each kind at most once"
+
+
+def _teacher_faults(params: Params) -> Iterator[str]:
+    teacher = params.teacher
+    for key in ("checkpoint", "scales"):
+        found = getattr(teacher, key)
+        if isinstance(found, tuple) and (not found or len(set(found)) < len(found)):
+            yield f"teacher.{key}: found {list(found)}; allowed are one or more, each once"
+    if "online" in params.teacher_logits.kinds and not teacher.is_one_net:
+        yield (
+            f"teacher_logits.kinds: found online with the teacher {teacher.described}; online runs the teacher in "
+            "every step, and allowed for that is one torch network: no list, no ONNX file, no flip, no scales"
+        )
 
 
 def _stride_fault(path: str, arch: str, output_stride: int) -> Iterator[str]:

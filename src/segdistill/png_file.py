@@ -1,4 +1,4 @@
-"""The two kinds of PNG that Cityscapes is made of: photographs and label maps. Anything else is refused.
+"""The two kinds of PNG that Cityscapes is made of: photographs and label ids. Anything else is refused.
 
 H and W are the file's own pixels.
 """
@@ -14,26 +14,29 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from segdistill import cityscapes
 from segdistill.errors import InputError
 
 # A PNG cannot sensibly outgrow its own pixels; this keeps a crafted archive from filling the memory.
 MAX_FILE_BYTES = 3 * Image.MAX_IMAGE_PIXELS
 _PNG_GREYSCALE, _PNG_RGB, _PNG_PALETTE = 0, 2, 3
-_LAST_LABEL_ID = int(np.flatnonzero(cityscapes.KNOWN_LABEL_ID)[-1])  # the table has no gaps
+
+
+def opened_png(content: bytes) -> contextlib.AbstractContextManager[Image.Image]:
+    """The still undecoded PNG in `content`; raises on anything that is no PNG, and on an absurd size."""
+    return opened_image(content, ("PNG",))
 
 
 @contextlib.contextmanager
-def opened_png(content: bytes) -> Iterator[Image.Image]:
-    """The still undecoded PNG in `content`; raises on anything that is no PNG, and on an absurd size."""
+def opened_image(content: bytes, formats: tuple[str, ...]) -> Iterator[Image.Image]:
+    """The still undecoded image in `content`; raises on anything but these formats of Pillow, and on an absurd size."""
     if len(content) > MAX_FILE_BYTES:
         raise InputError(f"larger than the {MAX_FILE_BYTES} bytes that are read")
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            image = Image.open(io.BytesIO(content), formats=["PNG"])
+            image = Image.open(io.BytesIO(content), formats=formats)
         except UnidentifiedImageError:
-            raise InputError(f"no readable PNG ({len(content)} bytes)") from None
+            raise InputError(f"no readable {' or '.join(formats)} ({len(content)} bytes)") from None
     with image:
         yield image
 
@@ -78,13 +81,9 @@ def decoded_photograph(content: bytes) -> np.ndarray:
 
 
 def decoded_label_ids(content: bytes) -> np.ndarray:
-    """uint8 (H, W) label ids, all in the table; InputError otherwise."""
+    """uint8 (H, W) label ids; InputError for anything but 8-bit greyscale or palette indices."""
     with opened_png(content) as image:
         depth, kind = _depth_and_kind(content)
         if kind != _PNG_PALETTE and (depth, kind) != (8, _PNG_GREYSCALE):
             raise InputError(f"mode {image.mode}, {depth} bit; labels have to be 8-bit greyscale or palette indices")
-        label_ids = _samples(content, image, "mono").reshape(image.height, image.width)
-        if label_ids.max() > _LAST_LABEL_ID:
-            unknown = np.unique(label_ids[label_ids > _LAST_LABEL_ID])
-            raise InputError(f"label ids {', '.join(map(str, unknown))} are not in the table; allowed: 0 to 33")
-        return label_ids
+        return _samples(content, image, "mono").reshape(image.height, image.width)

@@ -1,4 +1,4 @@
-"""Decode every frame once: from PNGs or the synthetic city to flat arrays that training maps into memory.
+"""Decode every frame once: from image files or the synthetic city to flat arrays that training maps into memory.
 
 Each frame is read, checked and stored by one worker, which writes the frame's own rows of the arrays: the bytes do not
 depend on the number of workers, and memory does not grow with the number of frames. N frames, H x W stored pixels.
@@ -17,12 +17,13 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from segdistill.cityscapes import CLASS_NAMES, IGNORE
+from segdistill.class_table import IGNORE, ClassTable
 from segdistill.errors import raise_together
 from segdistill.files import atomic_directory, write_json
-from segdistill.frame_source import DataParams, Frame, FrameError, FrameSource, open_source
 from segdistill.frame_writer import Chunk, FrameFacts, FrameWriter, allocate
 from segdistill.progress import Progress
+from segdistill.sources import open_source
+from segdistill.sources.frame import DataParams, Frame, FrameError, FrameSource, names_by_group
 
 CHUNK_FRAMES = 4  # small, so that the last worker at work is not alone for long
 
@@ -30,7 +31,7 @@ CHUNK_FRAMES = 4  # small, so that the last worker at work is not alone for long
 def prepare(data: DataParams, seed: int, out: Path, workers: int | None = None) -> dict:
     """Write `out`/{train,holdout,val}/{images,labels}.npy and `out`/index.json, all at once, and return the index.
 
-    images uint8 (N, H, W, 3) RGB; labels uint8 (N, H, W) trainIds, 255 = ignore. `seed` decides which train frames are
+    images uint8 (N, H, W, 3) RGB; labels uint8 (N, H, W) classes, 255 = ignore. `seed` decides which train frames are
     held out, and draws the synthetic city. `workers` processes, by default one for each core that may be used.
 
     Raises:
@@ -61,7 +62,7 @@ def prepare(data: DataParams, seed: int, out: Path, workers: int | None = None) 
                 progress.advance(len(facts))
         faults += [fault for facts in read.values() for frame in facts for fault in frame.faults]
         raise_together(faults, "the frames cannot be prepared")
-        index = _index(data.source, size_px, frames, read)
+        index = _index(data.source, source.table, size_px, frames, read)
         write_json(folder / "index.json", index)
     return index
 
@@ -77,33 +78,13 @@ def _assign_splits(source: FrameSource, holdout_fraction: float, seed: int) -> t
             f"data.holdout_fraction: {holdout_fraction} of 1 train frame ({source.path_of(train[0])}); "
             "at least 2 are needed, one to train on and one to hold out"
         )
-    held_out = holdout_names(train, holdout_fraction, seed)
+    held_out = names_by_group(train, holdout_fraction, seed)
     splits = {
         "train": [frame for frame in train if frame.name not in held_out],
         "holdout": [frame for frame in train if frame.name in held_out],
         "val": val,
     }
     return splits, faults
-
-
-def holdout_names(train: list[Frame], fraction: float, seed: int) -> set[str]:
-    """Names of the `train` frames to hold out: about `fraction` of them, at least 1, and at least 1 is left (of 2).
-
-    Frames of one city look alike (most of the official sequences hold a single frame), so cities are held out whole.
-    The last one taken gives only what is still needed, its last frames: a single stretch of time, which has neighbours
-    among the trained-on at one end only.
-    """
-    groups: dict[str, list[str]] = {}
-    for frame in train:
-        groups.setdefault(frame.city, []).append(frame.name)
-    wanted = min(max(round(fraction * len(train)), 1), len(train) - 1)
-    held_out: set[str] = set()
-    for group in sorted(groups, key=lambda group: hashlib.sha256(f"{seed}/{group}".encode()).digest()):
-        missing = wanted - len(held_out)
-        if missing <= 0:
-            break
-        held_out.update(sorted(groups[group])[-missing:])
-    return held_out
 
 
 def _first_size(source: FrameSource, frames: list[Frame]) -> tuple[int, int] | None:
@@ -117,7 +98,11 @@ def _first_size(source: FrameSource, frames: list[Frame]) -> tuple[int, int] | N
 
 
 def _index(
-    source: str, size_px: tuple[int, int], frames: dict[str, list[Frame]], read: dict[str, list[FrameFacts]]
+    source: str,
+    table: ClassTable,
+    size_px: tuple[int, int],
+    frames: dict[str, list[Frame]],
+    read: dict[str, list[FrameFacts]],
 ) -> dict:
     """The content of index.json; InputError when a split has no pixel of any class, so nothing to learn or score."""
     splits, fingerprinted, faults = {}, [list(size_px)], []
@@ -133,10 +118,13 @@ def _index(
         splits[split] = {"frames": rows, "class_frequency": (pixels / pixels.sum()).tolist()}
         fingerprinted.append([split, [[row["name"], row["checksum"]] for row in rows]])
     raise_together(faults, "labels without any evaluated class")
+    facts = table.facts()
     return {
         "source": source,
         "size_px": list(size_px),
-        "classes": list(CLASS_NAMES),
+        "classes": facts["class_names"],
+        "label_ids": facts["label_ids"],
+        "colors": facts["colors"],
         "fingerprint": hashlib.sha256(json.dumps(fingerprinted).encode()).hexdigest(),
         "splits": splits,
     }

@@ -88,7 +88,7 @@ class _StudentTraining:
     def write(self, net: nn.Module, steps: int, curve: list[dict], weights: Path, pictures: bool) -> None:
         names, metrics = self.data.class_names, METRICS / self.run
         figures, kept = self._evaluate(net, pictures)
-        facts = net_facts(self.settings.student, len(names), self.settings.output_stride) | {
+        facts = net_facts(self.settings.student, self.data.table, self.settings.output_stride) | {
             "params": self.settings.model_dump(mode="json"),
             "seed": self.settings.seed,
             "step": steps,
@@ -98,7 +98,8 @@ class _StudentTraining:
         save_net(weights, net, facts)
         write_curve(metrics / f"{self.phase}_curve.csv", CURVE_COLUMNS, curve)
         if pictures:
-            write_pictures(metrics / "pictures", {f"{index:05d}_student": kept[index] for index in kept})
+            pictures_by_name = {f"{index:05d}_student": kept[index] for index in kept}
+            write_pictures(metrics / "pictures", pictures_by_name, self.data.table)
         extra = {
             "parameters": sum(p.numel() for p in net.parameters()),
             "weights_sha256": file_sha256(weights),

@@ -7,19 +7,22 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from segdistill.checkpoint import net_facts, save_net
+from segdistill.checkpoint import net_facts, own_facts
 from segdistill.class_maps import write_archive, write_pictures
+from segdistill.class_table import ClassTable
 from segdistill.dataset import PREPARED
 from segdistill.errors import InputError
-from segdistill.evaluate import TorchPredictor, evaluate, spread
-from segdistill.files import write_json
+from segdistill.evaluate import evaluate, spread
+from segdistill.files import atomic_directory, write_json
 from segdistill.metrics_file import figures_on_disk
 from segdistill.nets.adapters import load_state
 from segdistill.nets.registry import build_to_load
-from segdistill.params import Params
+from segdistill.params import Params, is_onnx
 from segdistill.progress import write_curve
-from segdistill.provenance import file_sha256, git_revision
-from segdistill.teacher_cache import geometry
+from segdistill.provenance import git_revision
+from segdistill.scratch import Scratch
+from segdistill.teacher_cache import VAL_CLASSES, geometry
+from segdistill.teacher_folder import TorchMember, open_teacher, teacher_sha256, write_members
 from segdistill.train_loop import CURVE_COLUMNS
 from segdistill.training_job import Data, compute_of, initial_net, read_weights, train_net
 
@@ -31,43 +34,33 @@ def check_teacher(params: Params, models: Path = Path("models"), metrics: Path =
     """Load or train the teacher, score it on val, and write it with its metrics, curve, class maps and pictures.
 
     Raises:
-        InputError: the checkpoint does not fit, or val mIoU is under `teacher.min_mean_iou`.
+        InputError: a checkpoint does not fit, or val mIoU is under `teacher.min_mean_iou`.
     """
     data, teacher = Data(PREPARED), params.teacher
-    classes = len(data.class_names)
-    curve, scratch = [], None
-    if teacher.checkpoint is not None:
-        net = build_to_load(teacher.arch, classes, teacher.output_stride)
-        load_state(net, read_weights(teacher.checkpoint, "teacher.checkpoint"), source=teacher.checkpoint)
-    else:
-        net, curve, scratch = _trained(params, data)
     class_maps: dict[int, np.ndarray] = {}
     shown = spread(len(data.val), params.evaluation.pictures)
-    figures, _ = evaluate(
-        TorchPredictor(net, compute_of(params)),
-        data.val,
-        classes,
-        params.evaluation.batch_size,
-        loss_kind=teacher.label_loss,
-        focal_gamma=teacher.focal_gamma,
-        on_classes=class_maps.__setitem__,
-    )
-    _stop_if_weak(figures, data.class_names, teacher.min_mean_iou)
-    facts = net_facts(teacher.arch, classes, teacher.output_stride) | {
-        "params": teacher.model_dump(mode="json"),
-        "seed": params.seed,
-        "step": 0 if teacher.checkpoint else teacher.steps,
-        "git_revision": git_revision(),
-    }
-    save_net(models / "teacher" / "teacher.safetensors", net, facts)
-    write_archive(models / "teacher" / "val_classes.npz", class_maps)
+    with atomic_directory(models / "teacher") as folder:
+        members, curve, scratch = _members(params, data)
+        write_members(folder, members, len(data.table), teacher)
+        # Opened from disk, so that what is scored is what `teacher-logits` opens.
+        opened = open_teacher(folder, compute_of(params))
+        figures, _ = evaluate(
+            opened.predict,
+            data.val,
+            len(data.table),
+            params.evaluation.batch_size,
+            loss_kind=teacher.label_loss,
+            focal_gamma=teacher.focal_gamma,
+            on_classes=class_maps.__setitem__,
+        )
+        _stop_if_weak(figures, data.class_names, teacher.min_mean_iou)
+        write_archive(folder / VAL_CLASSES, class_maps)
     write_curve(metrics / "teacher_curve.csv", CURVE_COLUMNS, curve)
-    write_pictures(metrics / "pictures", _pictures(data, shown, class_maps))
-    weights = file_sha256(models / "teacher" / "teacher.safetensors")
+    write_pictures(metrics / "pictures", _pictures(data, shown, class_maps), data.table)
     extra = {
-        "arch": teacher.arch,
-        "parameters": sum(p.numel() for p in net.parameters()),
-        "weights_sha256": weights,
+        "arch": opened.described,
+        "parameters": opened.parameters,
+        "weights_sha256": teacher_sha256(models / "teacher"),
         "data_fingerprint": data.fingerprint,
     }
     write_json(metrics / "teacher.json", figures_on_disk(figures, data.class_names) | extra)
@@ -75,7 +68,54 @@ def check_teacher(params: Params, models: Path = Path("models"), metrics: Path =
         scratch.clear()
 
 
-def _trained(params: Params, data: Data) -> tuple[nn.Module, list[dict], object]:
+def _members(params: Params, data: Data) -> tuple[list[TorchMember | Path], list[dict], Scratch | None]:
+    """What the teacher is made of: the given files, or a network trained here with its curve and scratch folder."""
+    teacher = params.teacher
+    if teacher.checkpoints:
+        return [_given(params, data.table, file) for file in teacher.checkpoints], [], None
+    net, curve, scratch = _trained(params, data)
+    return [TorchMember(net, _facts(params, data.table, teacher.arch, teacher.output_stride))], curve, scratch
+
+
+def _given(params: Params, table: ClassTable, file: str) -> TorchMember | Path:
+    """A file of `teacher.checkpoint`, checked to give logits for the classes of the data."""
+    teacher = params.teacher
+    if is_onnx(file):
+        from segdistill.onnx_teacher import OnnxTeacher  # here, as onnxruntime is for those who need it
+
+        _check_classes(file, OnnxTeacher(file, len(table), 1, teacher.onnx_mean, teacher.onnx_std).facts, table)
+        return Path(file)
+    state, own = read_weights(file, "teacher.checkpoint"), own_facts(file)
+    _check_classes(file, own, table)
+    arch, output_stride = teacher.arch, teacher.output_stride
+    if isinstance(teacher.checkpoint, tuple):  # networks of a list may differ, and files of ours say what they hold
+        arch, output_stride = own.get("arch", arch), own.get("output_stride", output_stride)
+    net = build_to_load(arch, len(table), output_stride)
+    load_state(net, state, source=file)
+    return TorchMember(net, _facts(params, table, arch, output_stride))
+
+
+def _check_classes(file: str, facts: dict, table: ClassTable) -> None:
+    """Refuse a file that says of itself that its classes are others; most files say nothing."""
+    names = facts.get("class_names", table.names)
+    if tuple(names) != table.names:
+        raise InputError(
+            f"teacher.checkpoint: {file}: found the classes {', '.join(names)}; "
+            f"allowed are those of the data, in their order: {', '.join(table.names)}"
+        )
+
+
+def _facts(params: Params, table: ClassTable, arch: str, output_stride: int) -> dict:
+    teacher = params.teacher
+    return net_facts(arch, table, output_stride) | {
+        "params": teacher.model_dump(mode="json"),
+        "seed": params.seed,
+        "step": 0 if teacher.checkpoints else teacher.steps,
+        "git_revision": git_revision(),
+    }
+
+
+def _trained(params: Params, data: Data) -> tuple[nn.Module, list[dict], Scratch]:
     teacher = params.teacher
     data.check_crop("teacher.crop_px", teacher.crop_px)
     net = initial_net(

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
-from segdistill.checkpoint import load_net
+from segdistill.composite_teacher import Member
 from segdistill.compute import Compute
 from segdistill.dataset import Split
 from segdistill.errors import InputError
@@ -20,10 +19,10 @@ from segdistill.mapped import release
 from segdistill.nets.resize import upsample
 from segdistill.params import TeacherLogitsParams
 from segdistill.progress import Progress
-from segdistill.provenance import file_sha256
 from segdistill.stored_logits import LogitsWriter
 from segdistill.teacher_cache import MANIFEST, VAL_CLASSES, WEIGHTS, origins_of, stored_shape
-from segdistill.transforms import cut, normalised
+from segdistill.teacher_folder import is_composite, open_teacher, teacher_sha256
+from segdistill.transforms import cut
 
 TEACHER = Path("models/teacher")
 
@@ -32,36 +31,33 @@ def build_cache(kind: str, out: Path, split: Split, facts: dict, params: Teacher
     """Write the folder of one kind from `models/teacher`, atomically.
 
     Raises:
-        InputError: the teacher gives a logit that is not finite in the stored precision.
+        InputError: the teacher gives a logit that is not finite in the stored precision, or is no single torch network
+            where `online` needs one.
     """
-    net, net_facts = load_net(TEACHER / WEIGHTS)
-    manifest = facts | {
-        "kind": kind,
-        "dtype": params.dtype,
-        "teacher_sha256": file_sha256(TEACHER / WEIGHTS),
-    }
+    teacher = open_teacher(TEACHER, compute)
+    manifest = facts | {"kind": kind, "dtype": params.dtype, "teacher_sha256": teacher_sha256(TEACHER)}
+    if kind == "online" and is_composite(TEACHER):
+        raise InputError(f"teacher_logits.kinds: found online; {teacher.described} is more than one torch network")
     with atomic_directory(out) as folder:
         if kind == "online":
             shutil.copyfile(TEACHER / WEIGHTS, folder / WEIGHTS)
         else:
-            shape = stored_shape(kind, facts, net_facts["classes"])
+            shape = stored_shape(kind, facts, teacher.classes)
             crops = _view_crops(split, facts, params.batch_size) if kind == "views" else _whole_frames(split)
             with LogitsWriter(folder, params.dtype, shape) as writer:
-                _run_teacher(compute.place(net), crops, writer, split.names, compute)
+                _run_teacher(teacher.predict, crops, writer, split.names)
             manifest["arrays"] = writer.arrays
         shutil.copyfile(TEACHER / VAL_CLASSES, folder / VAL_CLASSES)
         write_json(folder / MANIFEST, manifest)
 
 
-def _run_teacher(
-    net: nn.Module, crops: Iterator[np.ndarray], writer: LogitsWriter, names: tuple[str, ...], compute: Compute
-) -> None:
+def _run_teacher(teacher: Member, crops: Iterator[np.ndarray], writer: LogitsWriter, names: tuple[str, ...]) -> None:
     """Write the logits of all `crops`, which are equally many for each frame of `names`."""
     *lead, height, width, _ = writer.shape
     done, total = 0, math.prod(lead)
     with Progress("teacher-logits", total, unit="crop") as progress:
         for images in crops:
-            finite = writer.append(logits_on_grid(net, images, (height, width), compute))
+            finite = writer.append(logits_on_grid(teacher, images, (height, width)))
             if not finite.all():
                 frame = names[(done + int(finite.argmin())) * len(names) // total]
                 raise InputError(f"teacher: a logit of frame {frame} is not finite as {writer.dtype}; no cache written")
@@ -87,12 +83,9 @@ def _whole_frames(split: Split) -> Iterator[np.ndarray]:
 
 
 @torch.inference_mode()
-def logits_on_grid(net: nn.Module, images_BHW3: np.ndarray, grid: tuple[int, int], compute: Compute) -> np.ndarray:
+def logits_on_grid(teacher: Member, images_BHW3: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """The teacher's logits float32 (B, *grid, C) of uint8 crops, resized to the grid where its own is another."""
-    inputs = normalised(torch.from_numpy(images_BHW3).to(compute.device))
-    with compute.autocast():
-        logits = net.eval()(inputs)
-    logits = logits.float()
+    logits = teacher.logits(images_BHW3)
     if tuple(logits.shape[-2:]) != tuple(grid):
         logits = upsample(logits, grid)
     return logits.permute(0, 2, 3, 1).cpu().numpy()

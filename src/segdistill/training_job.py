@@ -10,7 +10,7 @@ from torch import nn
 from segdistill.checkpoint import read_state
 from segdistill.compute import Compute, choose
 from segdistill.crops import CropBatches
-from segdistill.dataset import PREPARED, open_split, read_index
+from segdistill.dataset import PREPARED, open_split, read_classes, read_index
 from segdistill.errors import InputError
 from segdistill.evaluate import TorchPredictor, evaluate
 from segdistill.follower import followed
@@ -28,9 +28,9 @@ class Data:
     """The prepared data as a training sees it."""
 
     def __init__(self, root: Path = PREPARED) -> None:
-        index = read_index(root)
-        self.fingerprint: str = index["fingerprint"]
-        self.class_names: list[str] = index["classes"]
+        self.fingerprint: str = read_index(root)["fingerprint"]
+        self.table = read_classes(root)
+        self.class_names = list(self.table.names)
         self.train, self.holdout, self.val = (open_split(name, root) for name in ("train", "holdout", "val"))
 
     def check_crop(self, path: str, crop_px: tuple[int, int]) -> None:

@@ -18,8 +18,14 @@ def test_look_up_tables_follow_the_official_table():
     official = pytest.importorskip("cityscapesscripts.helpers.labels")
     for label_id in range(256):
         row = official.id2label.get(label_id)
-        assert cityscapes.KNOWN_LABEL_ID[label_id] == (row is not None)
-        assert cityscapes.TRAIN_ID_OF_LABEL_ID[label_id] == (row.trainId if row else cityscapes.IGNORE)
+        expected = row.trainId if row else cityscapes.IGNORE
+        assert cityscapes.TRAIN_ID_OF_LABEL_ID[label_id] == expected
+        pixel = np.array([[label_id]], np.uint8)
+        if row:
+            assert cityscapes.CODING.classes(pixel).tolist() == [[expected]]
+        else:
+            with pytest.raises(InputError, match=rf"label ids {label_id} are not in the table; allowed: 0 to 33"):
+                cityscapes.CODING.classes(pixel)
     for train_id, name in enumerate(cityscapes.CLASS_NAMES):
         row = official.trainId2label[train_id]
         assert (name, tuple(cityscapes.PALETTE[train_id])) == (row.name, row.color)

@@ -17,9 +17,8 @@ from city_on_disk import image_path, label_path, random_frame, write_city, write
 from segdistill import cityscapes, png_file
 from segdistill.errors import InputError
 from segdistill.files import read_json
-from segdistill.frame_source import Frame
-from segdistill.prepare import holdout_names
 from segdistill.prepare import prepare as prepare_in_processes
+from segdistill.sources.frame import Frame, names_by_group
 
 TRAIN = ("aachen_000000_000019", "aachen_000001_000019", "bochum_000000_000313", "bochum_000000_000885")
 VAL = ("ulm_000000_000019", "ulm_000001_000019")
@@ -56,6 +55,7 @@ def test_arrays_and_index_hold_every_frame(root, out):
     assert index == read_json(out / "index.json")
     assert index["size_px"] == [8, 16]
     assert index["classes"] == list(cityscapes.CLASS_NAMES)
+    assert (index["label_ids"][0], index["colors"][0]) == (7, [128, 64, 128])  # road
     names = {split: [frame["name"] for frame in index["splits"][split]["frames"]] for split in SPLITS}
     assert sorted(names["train"] + names["holdout"]) == list(TRAIN)
     assert names["val"] == list(VAL)
@@ -236,7 +236,7 @@ def test_what_is_no_data_set_names_data_root(root, out):
     (root / "notes.txt").touch()
     with pytest.raises(InputError, match=r"data\.root: .*holds gtFine/, notes\.txt; allowed"):
         prepare(settings(root), 0, out)
-    with pytest.raises(InputError, match=r"data\.source: 'kitti'; allowed: synthetic, cityscapes"):
+    with pytest.raises(InputError, match=r"data\.source: 'kitti'; allowed: synthetic, cityscapes, folder"):
         prepare(settings(root, source="kitti"), 0, out)
 
 
@@ -268,9 +268,9 @@ def train_frames(sequence_lengths: dict[tuple[str, str], int]) -> list[Frame]:
 def test_holdout_takes_whole_sequences_and_one_stretch(fraction, seed):
     lengths = {(city, f"{run:06d}"): 3 * run + 2 for city in ("aachen", "bochum", "jena") for run in range(5)}
     frames = train_frames(lengths)
-    held_out = holdout_names(frames, fraction, seed)
+    held_out = names_by_group(frames, fraction, seed)
     assert len(held_out) == min(max(round(fraction * len(frames)), 1), len(frames) - 1)
-    assert held_out == holdout_names(frames[::-1], fraction, seed)
+    assert held_out == names_by_group(frames[::-1], fraction, seed)
     partly = 0
     for group in lengths:
         flags = [frame.name in held_out for frame in frames if (frame.city, frame.sequence) == group]
@@ -281,9 +281,9 @@ def test_holdout_takes_whole_sequences_and_one_stretch(fraction, seed):
 
 def test_holdout_follows_the_seed_and_leaves_one_frame():
     frames = train_frames({(f"city{number}", "000000"): 1 for number in range(40)})
-    assert len({frozenset(holdout_names(frames, 0.1, seed)) for seed in range(10)}) > 5
-    assert holdout_names(frames[:2], 1.0, 0) < {frame.name for frame in frames[:2]}
-    assert holdout_names(frames[:1], 0.5, 0) == holdout_names([], 0.5, 0) == set()
+    assert len({frozenset(names_by_group(frames, 0.1, seed)) for seed in range(10)}) > 5
+    assert names_by_group(frames[:2], 1.0, 0) < {frame.name for frame in frames[:2]}
+    assert names_by_group(frames[:1], 0.5, 0) == names_by_group([], 0.5, 0) == set()
 
 
 def test_synthetic_city(out, tmp_path, monkeypatch):

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from html import escape
 from typing import NamedTuple
 
-from segdistill.cityscapes import PALETTE
 from segdistill.summary import Summary
 from segdistill.summary.row import CONTROL, STUDENT, TEACHER, Row
 
 MISSING = "–"
+NOT_EVALUATED, BLACK = "", (0, 0, 0)
 
 
 class Column(NamedTuple):
@@ -107,8 +107,8 @@ def class_table(summary: Summary) -> str:
     """IoU by class and model as a heat map; the best student of a class is set in bold."""
     names = class_names(summary)
     heads = "".join(
-        f'<th scope="col"><span class="upright">{_swatch(number)}{escape(_spaced(name))}</span></th>'
-        for number, name in enumerate(names)
+        f'<th scope="col"><span class="upright">{_swatch(summary, name)}{escape(_spaced(name))}</span></th>'
+        for name in names
     )
     best = {name: max(filter(None, (row.class_iou.get(name) for row in summary.runs)), default=None) for name in names}
     rows = []
@@ -129,18 +129,22 @@ def _heat(iou: float | None, best: float | None | bool) -> str:
 
 
 def class_names(summary: Summary) -> list[str]:
-    """The class names in the order of their trainIds."""
+    """The class names in their order, as keys of class_iou."""
     return next((list(row.class_iou) for row in summary.rows if row.class_iou), [])
 
 
 def class_legend(summary: Summary) -> str:
     """What the colours of the class maps stand for."""
-    entries = [f"<li>{_swatch(n)}{escape(_spaced(name))}</li>" for n, name in enumerate(class_names(summary))]
-    return f'<ul class="legend">{"".join(entries)}<li>{_swatch(255)}not evaluated</li></ul>'
+    entries = [f"<li>{_swatch(summary, name)}{escape(_spaced(name))}</li>" for name in class_names(summary)]
+    return f'<ul class="legend">{"".join(entries)}<li>{_swatch(summary, NOT_EVALUATED)}not evaluated</li></ul>'
 
 
-def _swatch(train_id: int) -> str:
-    red, green, blue = PALETTE[train_id]
+def _swatch(summary: Summary, name: str) -> str:
+    """A patch of the colour that the class has in the pictures; what is no class is black there."""
+    color = BLACK if name == NOT_EVALUATED else summary.class_colors.get(name)
+    if color is None:  # no picture was kept, so no colour needs to be told
+        return ""
+    red, green, blue = color
     return f'<i class="swatch" style="background:rgb({red},{green},{blue})"></i>'
 
 

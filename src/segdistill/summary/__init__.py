@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from segdistill.class_table import ClassTable, Color
 from segdistill.errors import InputError
 from segdistill.files import atomic_file, read_json, write_json
+from segdistill.metrics_file import LEGEND, class_key
 from segdistill.params import Params
 from segdistill.provenance import settings_hash
 from segdistill.summary.champion import ModelFile, choose_champion, model_files
@@ -30,6 +32,7 @@ class Summary:
     files: tuple[ModelFile, ...]
     champion: ModelFile | None
     benchmark: dict  # benchmark.json as it is: conditions and networks
+    class_colors: dict[str, Color] = field(default_factory=dict)  # by the keys of class_iou, as the pictures have them
 
     @property
     def teacher(self) -> Row | None:
@@ -59,7 +62,14 @@ def summarise(params: Params, metrics: Path) -> Summary:
     teacher, benchmark = _read(metrics / "teacher.json"), _read(metrics / "benchmark.json")
     rows = [_teacher_row(params, teacher, benchmark)]
     rows += [_run_row(params, run, metrics / "runs" / run, benchmark) for run in params.runs]
-    return of_rows(rows, benchmark)
+    return replace(of_rows(rows, benchmark), class_colors=_class_colors(metrics / "pictures" / LEGEND))
+
+
+def _class_colors(legend: Path) -> dict[str, Color]:
+    if not legend.is_file():
+        return {}
+    table = ClassTable.of_facts(read_json(legend))
+    return {class_key(name): color for name, color in zip(table.names, table.colors, strict=True)}
 
 
 def row_key(params: Params, run: str, data_fingerprint: str) -> str:
@@ -101,13 +111,13 @@ def _scores(figures: dict) -> dict:
 def _teacher_row(params: Params, figures: dict, benchmark: dict) -> Row:
     teacher = params.teacher
     # Of a given checkpoint nobody knows here how it was trained.
-    trained = {} if teacher.checkpoint else {"lr": teacher.lr, "schedule": teacher.schedule, "steps": teacher.steps}
+    trained = {} if teacher.checkpoints else {"lr": teacher.lr, "schedule": teacher.schedule, "steps": teacher.steps}
     return Row(
         run=TEACHER,
         role=TEACHER,
-        arch=teacher.arch,
+        arch=teacher.described,
         label_loss=teacher.label_loss,
-        seed=None if teacher.checkpoint else params.seed,
+        seed=None if teacher.checkpoints else params.seed,
         parameters=figures["parameters"],
         **trained,
         **_scores(figures),

@@ -81,7 +81,8 @@ def _student_row(params: Params, metrics: Path, run: str, benchmark: dict, share
 
 def row_of(params: Params, run: str, data_fingerprint: str) -> Row:
     """The row of `run` before anything is measured: its key, its params and what it says about itself."""
-    data = ("cityscapes" if params.data.source == "cityscapes" else "synthetic city", data_fingerprint)
+    official = {"synthetic": "synthetic city", "cityscapes": "cityscapes"}
+    data = (official.get(params.data.source) or Path(params.data.root).name or "folder", data_fingerprint)
     if run == TEACHER:
         key = settings_hash(TEACHER, params.teacher.model_dump(mode="json"), params.seed, data_fingerprint)
         named, note = _teacher_params(params), _teacher_note(params)
@@ -116,7 +117,7 @@ def _student_params(params: Params, run: str) -> dict:
         "method": settings.method if taught else "-",
         "student": settings.student,
         "teacher": settings.teacher,
-        "teacher_arch": params.teacher.arch if taught else "-",
+        "teacher_arch": params.teacher.described if taught else "-",
         "schedule": settings.schedule,
         "steps": settings.steps,
         "finetune_steps": finetune_steps,
@@ -130,18 +131,19 @@ def _student_params(params: Params, run: str) -> dict:
 
 def _teacher_params(params: Params) -> dict:
     teacher = params.teacher
-    if teacher.checkpoint is not None:
-        return {"teacher_arch": teacher.arch, "checkpoint": teacher.checkpoint}
+    if teacher.checkpoints:
+        return {"teacher_arch": teacher.described, "checkpoint": ", ".join(teacher.checkpoints)}
     names = ("lr", "schedule", "steps", "batch_size")
     named = {name: getattr(teacher, name) for name in names}
-    return named | {"teacher_arch": teacher.arch, "crop": teacher.crop_px, "seed": params.seed}
+    return named | {"teacher_arch": teacher.described, "crop": teacher.crop_px, "seed": params.seed}
 
 
 def _student_note(params: Params, run: str) -> str:
     settings, (_, further) = params.distill_settings(run), params.finetune_settings(run)
     how = "learns from the labels alone, as a control"
     if settings.teacher != "none":
-        how = f"learns from {params.teacher.arch} ({settings.teacher}, {settings.method}, T {settings.temperature:g})"
+        taught = f"({settings.teacher}, {settings.method}, T {settings.temperature:g})"
+        how = f"learns from {params.teacher.described} {taught}"
         how += f" with weight {settings.alpha:g} and from the labels with {1 - settings.alpha:g}"
     steps = f"{settings.steps} steps of {settings.batch_size} crops at lr {settings.lr:g}, then {further} further ones"
     return f"**{settings.student}** {how}: {steps}.  \nWeights and ONNX files: `models/runs/{run}/`."
@@ -149,8 +151,10 @@ def _student_note(params: Params, run: str) -> str:
 
 def _teacher_note(params: Params) -> str:
     teacher = params.teacher
-    how = f"read from {teacher.checkpoint}" if teacher.checkpoint else f"trained here for {teacher.steps} steps"
-    return f"**{teacher.arch}**, the teacher of this sweep, {how}.  \nWeights: `models/teacher/teacher.safetensors`."
+    files = ", ".join(teacher.checkpoints)
+    how = f"read from {files}" if files else f"trained here for {teacher.steps} steps"
+    weights = "models/teacher/teacher.safetensors" if teacher.is_one_net else "models/teacher/"
+    return f"**{teacher.described}**, the teacher of this sweep, {how}.  \nWeights: `{weights}`."
 
 
 def _figures(figures: dict, classes: bool = True) -> dict[str, float]:
