@@ -28,6 +28,14 @@ class ClassMapArchive:
         return self._maps[str(index)]
 
 
+def as_picture(pixels: np.ndarray, table: ClassTable) -> Image.Image:
+    """RGB uint8 (H, W, 3) as a photograph, a class map uint8 (H, W) in its colours."""
+    picture = Image.fromarray(pixels)
+    if pixels.ndim == 2:
+        picture.putpalette(table.palette.tobytes())
+    return picture
+
+
 def write_pictures(folder: str | Path, pictures: dict[str, np.ndarray], table: ClassTable) -> None:
     """Write pictures as PNG by name, atomically as a folder: RGB (H, W, 3), or class maps (H, W) in their colours.
 
@@ -35,8 +43,5 @@ def write_pictures(folder: str | Path, pictures: dict[str, np.ndarray], table: C
     """
     with atomic_directory(folder) as temporary:
         for name, pixels in pictures.items():
-            picture = Image.fromarray(pixels)
-            if pixels.ndim == 2:
-                picture.putpalette(table.palette.tobytes())
-            picture.save(temporary / f"{name}.png", optimize=True)
+            as_picture(pixels, table).save(temporary / f"{name}.png", optimize=True)
         write_json(temporary / LEGEND, table.facts())

@@ -70,7 +70,7 @@ def evaluate(
     focal_gamma: float = 0.0,
     teacher_classes: Callable[[int], np.ndarray] | None = None,
     keep: list[int] | None = None,
-    on_classes: Callable[[int, np.ndarray], None] | None = None,
+    on_frame: Callable[[int, np.ndarray, np.ndarray], None] | None = None,
 ) -> Evaluation:
     """Predict every frame of `split` and score it.
 
@@ -78,24 +78,25 @@ def evaluate(
         teacher_classes: gives the teacher's class map uint8 (H, W) of frame i; adds `teacher_agreement`, the share of
             all pixels on which the two name the same class.
         keep: indices of frames whose class maps are returned.
-        on_classes: called with (i, classes uint8 (H, W)) for each frame, in order.
+        on_frame: called with (i, classes uint8 (H, W), pixel counts int64 (C, C)) for each frame, in order; a row of
+            the counts is a true class, a column a predicted one.
     """
     confusion, total_loss, valid, agreeing, pixels = Confusion(classes), 0.0, 0, 0, 0
     kept: dict[int, np.ndarray] = {}
     for start, images, labels in _batches(split, batch_size):
         predicted, targets, batch_loss = _predicted(predict, images, labels, loss_kind, focal_gamma)
-        confusion.add(predicted, targets)
         total_loss = total_loss + batch_loss  # on the device: nothing waits for it
         valid += np.count_nonzero(labels != IGNORE)
         for offset, frame_classes in enumerate(predicted.cpu().numpy()):
             index = start + offset
+            counts = confusion.add(predicted[offset], targets[offset])
             if teacher_classes is not None:
                 agreeing += np.count_nonzero(frame_classes == teacher_classes(index))
                 pixels += frame_classes.size
             if keep and index in keep:
                 kept[index] = frame_classes
-            if on_classes is not None:
-                on_classes(index, frame_classes)
+            if on_frame is not None:
+                on_frame(index, frame_classes, counts.numpy())
     figures = {"mean_loss": float(total_loss) / valid if valid else None, **confusion.figures()}
     if teacher_classes is not None:
         figures["teacher_agreement"] = agreeing / pixels

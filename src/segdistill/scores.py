@@ -16,14 +16,16 @@ class Confusion:
         self.classes = classes
         self.counts = torch.zeros(classes, classes, dtype=torch.int64)
 
-    def add(self, predicted: Tensor, labels: Tensor) -> None:
-        """Count `predicted` against `labels`, uint8 or int64 tensors of one shape on one device."""
+    def add(self, predicted: Tensor, labels: Tensor) -> Tensor:
+        """Count `predicted` against `labels`, uint8 or int64 of one shape on one device; return these counts."""
         # A row for each value of a byte, void among them: pairs fit in 16 bits, and void is cut off after counting.
         pair_dtype = torch.int16 if 256 * self.classes < 2**15 else torch.int32
         pairs = labels.flatten().to(pair_dtype, copy=True).mul_(self.classes).add_(predicted.flatten())
         counts = torch.bincount(pairs, minlength=256 * self.classes).reshape(256, -1).cpu()
         assert not counts[self.classes : IGNORE].any(), "a label that is neither a class nor void"
-        self.counts += counts[: self.classes]
+        counts = counts[: self.classes]
+        self.counts += counts
+        return counts
 
     def figures(self) -> dict:
         """overall_acc, mean_acc, freqw_acc, mean_iou and class_iou, as the design defines them.

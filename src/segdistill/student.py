@@ -19,6 +19,7 @@ from segdistill.scratch import Scratch
 from segdistill.teacher_cache import Teaching, geometry
 from segdistill.train_loop import CURVE_COLUMNS, Distillation
 from segdistill.training_job import Data, compute_of, initial_net, train_net
+from segdistill.val_record import ValRecorder
 
 MODELS = Path("models/runs")
 METRICS = Path("metrics/runs")
@@ -38,7 +39,7 @@ def distill(params: Params, run: str) -> None:
     )
     training = _StudentTraining(params, run, "distill", settings, data)
     curve, scratch = training.train(net, start=settings.init)
-    training.write(net, settings.steps, curve, MODELS / run / "distilled.safetensors", pictures=False)
+    training.write(net, settings.steps, curve, MODELS / run / "distilled.safetensors", finished=False)
     scratch.clear()
 
 
@@ -51,7 +52,7 @@ def finetune(params: Params, run: str) -> None:
     curve, scratch = [], None
     if steps:
         curve, scratch = training.train(net, start=file_sha256(distilled))
-    training.write(net, steps, curve, MODELS / run / "finetuned.safetensors", pictures=True)
+    training.write(net, steps, curve, MODELS / run / "finetuned.safetensors", finished=True)
     if scratch:
         scratch.clear()
 
@@ -85,9 +86,10 @@ class _StudentTraining:
             distillation=distillation,
         )
 
-    def write(self, net: nn.Module, steps: int, curve: list[dict], weights: Path, pictures: bool) -> None:
+    def write(self, net: nn.Module, steps: int, curve: list[dict], weights: Path, finished: bool) -> None:
         names, metrics = self.data.class_names, METRICS / self.run
-        figures, kept = self._evaluate(net, pictures)
+        recorder = ValRecorder(self.data.table, self.data.val.names) if finished else None
+        figures, kept = self._evaluate(net, recorder)
         facts = net_facts(self.settings.student, self.data.table, self.settings.output_stride) | {
             "params": self.settings.model_dump(mode="json"),
             "seed": self.settings.seed,
@@ -97,9 +99,10 @@ class _StudentTraining:
         }
         save_net(weights, net, facts)
         write_curve(metrics / f"{self.phase}_curve.csv", CURVE_COLUMNS, curve)
-        if pictures:
+        if recorder:
             pictures_by_name = {f"{index:05d}_student": kept[index] for index in kept}
             write_pictures(metrics / "pictures", pictures_by_name, self.data.table)
+            recorder.write(metrics / "val")
         extra = {
             "parameters": sum(p.numel() for p in net.parameters()),
             "weights_sha256": file_sha256(weights),
@@ -107,7 +110,7 @@ class _StudentTraining:
         }
         write_json(metrics / f"{self.phase}.json", figures_on_disk(figures, names) | extra)
 
-    def _evaluate(self, net: nn.Module, pictures: bool) -> Evaluation:
+    def _evaluate(self, net: nn.Module, recorder: ValRecorder | None) -> Evaluation:
         val, settings = self.data.val, self.settings
         return evaluate(
             TorchPredictor(net, compute_of(self.params)),
@@ -118,5 +121,6 @@ class _StudentTraining:
             focal_gamma=settings.focal_gamma,
             # A control depends on no teacher, so its agreement is measured later, by export-onnx.
             teacher_classes=ClassMapArchive(self.teaching.val_classes) if self.teaching else None,
-            keep=spread(len(val), self.params.evaluation.pictures) if pictures else None,
+            keep=spread(len(val), self.params.evaluation.pictures) if recorder else None,
+            on_frame=recorder.add if recorder else None,
         )

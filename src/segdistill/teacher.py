@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from segdistill.teacher_cache import VAL_CLASSES, geometry
 from segdistill.teacher_folder import TorchMember, open_teacher, teacher_sha256, write_members
 from segdistill.train_loop import CURVE_COLUMNS
 from segdistill.training_job import Data, compute_of, initial_net, read_weights, train_net
+from segdistill.val_record import ValRecorder
 
 # Places per frame that the teacher's own crops are drawn from; nothing is stored for them.
 CROPS_PER_FRAME = 1024
@@ -39,6 +41,7 @@ def check_teacher(params: Params, models: Path = Path("models"), metrics: Path =
     data, teacher = Data(PREPARED), params.teacher
     class_maps: dict[int, np.ndarray] = {}
     shown = spread(len(data.val), params.evaluation.pictures)
+    recorder = ValRecorder(data.table, data.val.names)
     with atomic_directory(models / "teacher") as folder:
         members, curve, scratch = _members(params, data)
         write_members(folder, members, len(data.table), teacher)
@@ -51,12 +54,13 @@ def check_teacher(params: Params, models: Path = Path("models"), metrics: Path =
             params.evaluation.batch_size,
             loss_kind=teacher.label_loss,
             focal_gamma=teacher.focal_gamma,
-            on_classes=class_maps.__setitem__,
+            on_frame=partial(_keep, data, class_maps, recorder),
         )
         _stop_if_weak(figures, data.class_names, teacher.min_mean_iou)
         write_archive(folder / VAL_CLASSES, class_maps)
     write_curve(metrics / "teacher_curve.csv", CURVE_COLUMNS, curve)
     write_pictures(metrics / "pictures", _pictures(data, shown, class_maps), data.table)
+    recorder.write(metrics / "val")
     extra = {
         "arch": opened.described,
         "parameters": opened.parameters,
@@ -140,6 +144,21 @@ def _stop_if_weak(figures: dict, class_names: list[str], least: float) -> None:
         f"teacher.min_mean_iou: the teacher's val mIoU is {found:.4f}, at least {least} is asked for\n"
         + "\n".join([*rows, "  train it longer, give a better teacher.checkpoint, or lower teacher.min_mean_iou"])
     )
+
+
+def _keep(
+    data: Data,
+    class_maps: dict[int, np.ndarray],
+    recorder: ValRecorder,
+    index: int,
+    classes_HW: np.ndarray,
+    counts_CC: np.ndarray,
+) -> None:
+    class_maps[index] = classes_HW
+    recorder.add(index, classes_HW, counts_CC)
+    # Once for all models: photograph and truth stand in the teacher's record only.
+    recorder.add_picture(index, "image", np.asarray(data.val.images[index]))
+    recorder.add_picture(index, "truth", np.asarray(data.val.labels[index]))
 
 
 def _pictures(data: Data, shown: list[int], class_maps: dict[int, np.ndarray]) -> dict[str, np.ndarray]:

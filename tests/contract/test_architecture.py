@@ -29,7 +29,7 @@ LAYERS = {
     1: "rng transforms nets losses optimizer pixels scores schedules timing compute",
     2: """synthetic dataset png_file file_tree teacher_cache stored_logits checkpoint onnx_file onnx_net
           onnx_decoder onnx_classes onnx_int8 class_maps crops scratch evaluate engines summary tracking sources
-          image_file teacher_folder composite_teacher onnx_session onnx_teacher""",
+          image_file teacher_folder composite_teacher onnx_session onnx_teacher val_record""",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 PROCEDURES = 3

@@ -139,9 +139,14 @@ def test_kept_frames_come_back_by_index(split):
 
 def test_every_frame_is_handed_on_in_order(split):
     predictor, seen = FakePredictor(), []
-    evaluate(predictor, split, CLASSES, 2, on_classes=lambda i, classes: seen.append((i, classes)))
-    assert [index for index, _ in seen] == list(range(FRAMES))
-    assert np.array_equal(np.stack([classes for _, classes in seen]), predictor.classes.numpy())
+    evaluate(predictor, split, CLASSES, 2, on_frame=lambda *frame: seen.append(frame))
+    assert [index for index, _, _ in seen] == list(range(FRAMES))
+    assert np.array_equal(np.stack([classes for _, classes, _ in seen]), predictor.classes.numpy())
+    for index, classes, counts in seen:
+        valid = split.labels[index] != IGNORE
+        expected = np.zeros((CLASSES, CLASSES), np.int64)
+        np.add.at(expected, (split.labels[index][valid], classes[valid]), 1)
+        assert np.array_equal(counts, expected)
 
 
 def test_nothing_valid_has_no_figures(split):

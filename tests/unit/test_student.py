@@ -7,15 +7,18 @@ import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from segdistill.checkpoint import load_net
+from segdistill.dataset import open_split
 from segdistill.errors import InputError
 from segdistill.export import export_run
 from segdistill.files import read_json
 from segdistill.provenance import file_sha256
 from segdistill.student import distill, finetune
+from segdistill.val_record import ValRecord
 from tiny_city import build_city, tinier_params
 
 KINDS = ("views", "frame", "online")
@@ -113,6 +116,19 @@ def test_the_same_bytes_twice_and_others_with_another_seed(here):
     )
     distill(params_of(views=RUNS["views"] | {"seed": 5}), "views")
     assert weights("views") != first[0]
+
+
+def test_a_finetuned_student_leaves_its_record_of_val(here):
+    distill(params_of(), "vanilla")
+    assert not Path("metrics/runs/vanilla/val").exists()
+    finetune(params_of(), "vanilla")
+    record, figures = ValRecord(Path("metrics/runs/vanilla/val")), read_json("metrics/runs/vanilla/finetune.json")
+    val = open_split("val")
+    assert record.frame_names == dict(enumerate(val.names))
+    assert record.counts_CC.sum() == np.count_nonzero(val.labels != 255)
+    assert record.counts_CC.trace() / record.counts_CC.sum() == figures["overall_acc"]
+    right = sum(np.count_nonzero(record.classes(index) == val.labels[index]) for index in range(len(val)))
+    assert right == record.counts_CC.trace(), "frames of 64 pixels are kept as they are"
 
 
 def test_finetune_goes_on_from_the_distilled_student(here):

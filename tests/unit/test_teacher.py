@@ -19,6 +19,7 @@ from segdistill.nets.registry import build
 from segdistill.params import Params
 from segdistill.prepare import prepare
 from segdistill.teacher import check_teacher
+from segdistill.val_record import ValRecord
 from tiny_city import ARCH, tinier_params
 
 
@@ -70,6 +71,10 @@ def test_its_class_maps_are_those_that_it_gives(here):
     for index in range(len(val)):
         expected = predict(np.array(val.images[index : index + 1]))[1][0].numpy()
         assert np.array_equal(archive(index), expected)
+    record = ValRecord(Path("metrics/val"))
+    for index in range(len(val)):
+        assert np.array_equal(record.classes(index), archive(index))
+        assert np.array_equal(record.classes(index, "truth"), val.labels[index])
 
 
 def test_a_weak_teacher_stops_with_a_table_and_leaves_nothing(here):
