@@ -16,7 +16,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src"
-CODE_LINE = re.compile(r"^ +- (src|stages)/\S+\.(py|html)$")
+CODE_LINE = re.compile(r"^ +- (src|stages)/\S+\.\w+$")
+DATA_FILE = re.compile(r'^\w+ = Path\(__file__\)\.with_name\("([\w.]+)"\)', re.MULTILINE)
 STAGE_COMMAND = re.compile(r"^ +cmd: python (stages/\w+\.py)")
 
 
@@ -43,7 +44,7 @@ def imported_modules(path: Path) -> set[str]:
 def import_closure(path: Path) -> list[str]:
     """`path` and every file of ours that it imports, directly or not, relative to the repository, sorted.
 
-    A module that reads a data file of the package names it in a line `DATA_FILE = "name"`.
+    A module that reads a data file of the package names it in a line `NAME = Path(__file__).with_name("file")`.
     """
     found, waiting = {path}, [path]
     while waiting:
@@ -53,9 +54,7 @@ def import_closure(path: Path) -> list[str]:
                 found.add(file)
                 waiting.append(file)
     for file in list(found):
-        for data in re.findall(
-            r'^\w*TEMPLATE\w* = .*?"([\w.]+\.html)"', file.read_text(encoding="utf-8"), re.MULTILINE
-        ):
+        for data in DATA_FILE.findall(file.read_text(encoding="utf-8")):
             found.add(file.parent / data)
     return sorted(str(file.relative_to(ROOT)) for file in found)
 

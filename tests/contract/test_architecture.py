@@ -226,7 +226,9 @@ TREE = {
     "stages/go.py": "from segdistill.a import one\nimport numpy\n",
     "src/segdistill/__init__.py": "",
     "src/segdistill/a.py": "def one():\n    from segdistill import b\n    return b\n",
-    "src/segdistill/b.py": 'import segdistill.pkg.d\nfrom segdistill import a\nTEMPLATE = open("page.html")\n',
+    "src/segdistill/b.py": (
+        'import segdistill.pkg.d\nfrom segdistill import a\nPAGE = Path(__file__).with_name("page.html")\n'
+    ),
     "src/segdistill/page.html": "",
     "src/segdistill/pkg/__init__.py": "",
     "src/segdistill/pkg/d.py": "from segdistillery import unused\nfrom torch import nn\n",

@@ -46,7 +46,7 @@ def _facts(file: ModelFile) -> str:
     return ", ".join(facts)
 
 
-def _file_like(summary: Summary, run: str, precision: str) -> ModelFile | None:
+def file_like(summary: Summary, run: str, precision: str) -> ModelFile | None:
     """The file of `run` in `precision`, or else the one it has."""
     own = [file for file in summary.files if file.run == run and file.role != TEACHER and file.mean_iou is not None]
     return next((file for file in own if file.precision == precision), own[0] if own else None)
@@ -55,7 +55,7 @@ def _file_like(summary: Summary, run: str, precision: str) -> ModelFile | None:
 def _against_control(summary: Summary, champion: ModelFile, row: Row) -> str:
     if row.role == CONTROL:
         return f"{row.run} is a control: it was trained without a teacher, so the best choice here owes nothing to one."
-    control = _file_like(summary, row.control, champion.precision) if row.control else None
+    control = file_like(summary, row.control, champion.precision) if row.control else None
     if control is None:
         return "There is no control to compare it with, so nothing shows what the teacher contributed."
     gain_points = 100 * (champion.mean_iou - control.mean_iou)
@@ -134,4 +134,5 @@ def _points(points: float) -> str:
 
 
 def _signed_points(gain: float) -> str:
-    return f"{100 * gain:+.1f} points" if abs(gain) >= 0.001 else f"{100 * gain:+.2f} points"
+    text = f"{100 * gain:+.1f} points" if abs(gain) >= 0.001 else f"{100 * gain:+.2f} points"
+    return text.replace("-", "\N{MINUS SIGN}")

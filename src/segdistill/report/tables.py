@@ -9,7 +9,7 @@ from typing import NamedTuple
 from segdistill.summary import Summary
 from segdistill.summary.row import CONTROL, STUDENT, TEACHER, Row
 
-MISSING = "–"
+MISSING, MINUS = "–", "\N{MINUS SIGN}"
 NOT_EVALUATED, BLACK = "", (0, 0, 0)
 
 
@@ -98,7 +98,8 @@ def _cell(row: Row, column: Column, picked: bool) -> str:
         value *= 100
         sign = "gain" if value > 0 else "loss" if value < 0 else ""
         title = f"against {row.control}"
-        return f'<td class="number {sign}" data-value="{value!r}" title="{escape(title)}">{value:+.2f}</td>'
+        text = f"{value:+.2f}".replace("-", MINUS)
+        return f'<td class="number {sign}" data-value="{value!r}" title="{escape(title)}">{text}</td>'
     text = format(value, column.form) if column.form else str(value)
     return f'<td class="{_kind(column)}" data-value="{escape(str(value))}">{escape(text)}</td>'
 
@@ -124,7 +125,7 @@ def class_table(summary: Summary) -> str:
 def _heat(iou: float | None, best: float | None | bool) -> str:
     if iou is None:
         return f'<td class="none">{MISSING}</td>'
-    bold = ' class="best"' if best and iou == best else ""
+    bold = ' class="best"' if best and iou == best and iou >= 0.005 else ""  # the best of zeros is no merit
     return f'<td{bold} style="--iou:{iou:.3f}">{100 * iou:.0f}</td>'
 
 
@@ -181,18 +182,23 @@ def _plain_row(texts: Iterable[str], numbers: Iterable[str]) -> str:
 
 
 def conditions_list(summary: Summary) -> str:
-    """Under which conditions latency was measured, as terms and their values."""
+    """What the models were trained and scored on, and how latency was measured, as terms and their values."""
 
     def said(value: object) -> str:
         if isinstance(value, dict):
             return ", ".join(f"{key} {inner}" for key, inner in value.items())
         return " x ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
-    terms = [
-        f"<dt>{escape(_spaced(name))}</dt><dd>{escape(said(value))}</dd>"
-        for name, value in summary.benchmark.get("conditions", {}).items()
-    ]
-    return f"<dl>{''.join(terms)}</dl>"
+    data, seeds = summary.data, sorted({row.seed for row in summary.rows if row.seed is not None})
+    known = {} if data is None else {"data": data.source, "frames resized to": data.size_px or "not at all"}
+    known |= {"seeds": ", ".join(map(str, seeds)) or MISSING}
+    known |= {_LATENCY_TERMS.get(name, name): value for name, value in summary.benchmark.get("conditions", {}).items()}
+    terms = [f"<dt>{escape(_spaced(name))}</dt><dd>{escape(said(value))}</dd>" for name, value in known.items()]
+    return f'<dl class="terms">{"".join(terms)}</dl>'
+
+
+# Where a term of the benchmark could be taken for one of the training.
+_LATENCY_TERMS = {"size_px": "timed frames, px", "frames": "timed rounds", "batch": "timed batch"}
 
 
 def has_uncontrolled(summary: Summary) -> bool:

@@ -15,7 +15,7 @@ from segdistill.class_table import ClassTable, Color
 from segdistill.errors import InputError
 from segdistill.files import atomic_file, read_json, write_json
 from segdistill.metrics_file import LEGEND, class_key
-from segdistill.params import Params
+from segdistill.params import DataParams, Params
 from segdistill.provenance import settings_hash
 from segdistill.summary.champion import ModelFile, choose_champion, model_files
 from segdistill.summary.row import COLUMNS, CONTROL, STUDENT, TEACHER, Row
@@ -33,6 +33,7 @@ class Summary:
     champion: ModelFile | None
     benchmark: dict  # benchmark.json as it is: conditions and networks
     class_colors: dict[str, Color] = field(default_factory=dict)  # by the keys of class_iou, as the pictures have them
+    data: DataParams | None = None  # what the models were trained and scored on
 
     @property
     def teacher(self) -> Row | None:
@@ -42,15 +43,23 @@ class Summary:
     def runs(self) -> tuple[Row, ...]:
         return tuple(row for row in self.rows if row.role != TEACHER)
 
+    @property
+    def best_student(self) -> Row | None:
+        """The distilled run to look at: the champion's, or the most accurate one where a control is the champion."""
+        if self.champion is not None and self.champion.role == STUDENT:
+            return self.run(self.champion.run)
+        scored = [row for row in self.runs if row.role == STUDENT and row.mean_iou is not None]
+        return max(scored, key=lambda row: row.mean_iou, default=None)
+
     def run(self, name: str) -> Row:
         """The row of the run `name`."""
         return next(row for row in self.runs if row.run == name)
 
 
-def of_rows(rows: Sequence[Row], benchmark: dict) -> Summary:
+def of_rows(rows: Sequence[Row], benchmark: dict, data: DataParams | None = None) -> Summary:
     """The summary of `rows`: gains over the controls are worked out, the files compared and the champion chosen."""
     rows = _with_gains(rows)
-    return Summary(rows, model_files(rows), choose_champion(rows), benchmark)
+    return Summary(rows, model_files(rows), choose_champion(rows), benchmark, data=data)
 
 
 def summarise(params: Params, metrics: Path) -> Summary:
@@ -62,7 +71,7 @@ def summarise(params: Params, metrics: Path) -> Summary:
     teacher, benchmark = _read(metrics / "teacher.json"), _read(metrics / "benchmark.json")
     rows = [_teacher_row(params, teacher, benchmark)]
     rows += [_run_row(params, run, metrics / "runs" / run, benchmark) for run in params.runs]
-    return replace(of_rows(rows, benchmark), class_colors=_class_colors(metrics / "pictures" / LEGEND))
+    return replace(of_rows(rows, benchmark, params.data), class_colors=_class_colors(metrics / "pictures" / LEGEND))
 
 
 def _class_colors(legend: Path) -> dict[str, Color]:
