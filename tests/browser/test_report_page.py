@@ -1,0 +1,168 @@
+"""The report as a reader has it before them: offline, without a complaint, by mouse, by keyboard and on paper."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+
+from fake_metrics import sweep_params, write_metrics
+from segdistill.report import write_report
+from segdistill.summary import summarise
+
+pytestmark = pytest.mark.slow
+OFFLINE = ("file:", "data:", "blob:")
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("report")
+    metrics = write_metrics(folder / "metrics")
+    write_report(summarise(sweep_params(), metrics), metrics, folder / "index.html")
+    return (folder / "index.html").as_uri()
+
+
+@pytest.fixture
+def page(browser, told, address: str):
+    """The report, opened; when a test is through with it, nothing was said or asked for outside."""
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    browser.get(address)
+    yield browser
+    console, asked = told()
+    assert console == []
+    assert asked
+    assert [url for url in asked if not url.startswith(OFFLINE)] == []
+
+
+def in_page(page, script: str, *arguments):
+    return page.execute_script(f"return {script}", *arguments)
+
+
+RUNS = "[...document.querySelectorAll('.sortable')[0].tBodies[0].rows].map(row => row.cells[0].dataset.value)"
+MIOU = "document.querySelectorAll('.sortable')[0].querySelectorAll('thead th')[6]"
+
+
+def test_a_laptop_shows_the_answer_first_and_all_of_the_width(page) -> None:
+    assert in_page(page, "document.title").startswith("segdistill")
+    top = in_page(page, "document.querySelector('.answer').getBoundingClientRect().bottom")
+    assert in_page(page, "document.querySelector('h1').textContent") == "Ship a03 as int8 ONNX"
+    assert top < 800, "the answer needs no scrolling"
+    assert in_page(page, "document.documentElement.scrollWidth") <= 1280
+    assert in_page(page, "document.querySelectorAll('.plot .main-svg').length") >= 3
+
+
+def test_a_click_sorts_and_another_turns_it_round(page) -> None:
+    assert in_page(page, RUNS) == ["teacher", "vanilla", "a03", "light"]
+    page.execute_script(f"{MIOU}.querySelector('button').click()")
+    assert in_page(page, RUNS) == ["teacher", "a03", "vanilla", "light"]
+    assert in_page(page, f"{MIOU}.getAttribute('aria-sort')") == "descending"
+    page.execute_script(f"{MIOU}.querySelector('button').click()")
+    assert in_page(page, RUNS) == ["light", "vanilla", "a03", "teacher"]
+
+
+def test_the_keyboard_reaches_everything(page) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    reached = []
+    for _ in range(40):
+        page.switch_to.active_element.send_keys(Keys.TAB)
+        reached.append(in_page(page, "document.activeElement.id || document.activeElement.textContent.slice(0, 20)"))
+        if reached[-1] == "mIoU":
+            break
+    assert "theme" in reached
+    page.switch_to.active_element.send_keys(Keys.ENTER)
+    assert in_page(page, RUNS)[1] == "a03"
+    outline = in_page(page, "getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid", "what has the focus is seen"
+
+
+def background(page) -> tuple[str, str]:
+    """Colours of the page and of its charts."""
+    return (
+        in_page(page, "getComputedStyle(document.body).backgroundColor"),
+        in_page(page, "document.querySelector('#curves .main-svg').style.background"),
+    )
+
+
+def test_dark_follows_the_system_and_the_button(page) -> None:
+    light = background(page)
+    page.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    )
+    dark = background(page)
+    assert dark != light
+    assert len(set(dark)) == len(set(light)) == 1, "charts have the colour of the page"
+    page.execute_script("document.getElementById('theme').click()")
+    assert background(page) == light
+
+
+CONTRAST = """(() => {
+  const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+  const rgba = color => {
+    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1);
+    const [r, g, b, a] = canvas.getImageData(0, 0, 1, 1).data; return [r, g, b, a / 255];
+  };
+  const over = (top, below) => [0, 1, 2].map(i => top[i] * top[3] + below[i] * (1 - top[3]));
+  const behind = element => {
+    if (!element) return [255, 255, 255];
+    const own = rgba(getComputedStyle(element).backgroundColor);
+    return own[3] === 1 ? own.slice(0, 3) : over(own, behind(element.parentElement));
+  };
+  const luminance = rgb => rgb.map(v => v / 255).map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+  const weak = [];
+  for (const element of document.querySelectorAll("body *:not(script):not(style)")) {
+    if (element.closest(".plot") || !element.checkVisibility()) continue;
+    if (![...element.childNodes].some(node => node.nodeType === 3 && node.textContent.trim())) continue;
+    const back = behind(element), front = over(rgba(getComputedStyle(element).color), back);
+    const [low, high] = [luminance(front), luminance(back)].sort((a, b) => a - b);
+    const ratio = (high + .05) / (low + .05);
+    if (ratio < 4.5) weak.push(`${ratio.toFixed(2)} ${element.className} ${element.textContent.slice(0, 40)}`);
+  }
+  return weak;
+})()"""
+
+
+def test_every_text_stands_out(page) -> None:
+    page.execute_script("document.querySelectorAll('details').forEach(part => { part.open = true; })")
+    for theme in ("light", "dark"):
+        page.execute_script("document.documentElement.dataset.theme = arguments[0]; inTheme()", theme)
+        assert in_page(page, CONTRAST) == [], theme
+
+
+def test_another_matrix_is_shown_when_asked_for(page) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    shown = "document.getElementById('confusion').data.map(trace => trace.visible)"
+    assert in_page(page, shown) == [True, False, False]
+    page.execute_script("document.querySelector('.choice input').focus()")
+    page.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
+    assert in_page(page, shown) == [False, True, False]
+
+
+def test_a_point_tells_its_name(page) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.by import By
+
+    page.execute_script("document.getElementById('tradeoff').scrollIntoView({block: 'center'})")
+    texts = set()
+    for point in page.find_elements(By.CSS_SELECTOR, "#tradeoff .scatterlayer .point"):
+        ActionChains(page).move_to_element(point).perform()
+        texts.add(in_page(page, "document.querySelector('#tradeoff .hoverlayer').textContent"))
+    assert any("a03 int8" in text and "20.00 ms" in text for text in texts)
+    assert any("teacher float32" in text for text in texts)
+
+
+def test_print_shows_all_and_in_light(page) -> None:
+    page.execute_script("""
+      document.documentElement.dataset.theme = "dark"; inTheme();
+      window.printed = [];
+      window.addEventListener("beforeprint", () => printed.push(
+        document.querySelectorAll("details:not([open])").length,
+        document.querySelector("#curves .main-svg").style.background));
+    """)
+    content = base64.b64decode(page.print_page())
+    assert content.startswith(b"%PDF")
+    assert 3 <= content.count(b"/Type /Page\n") <= 12
+    assert in_page(page, "printed") == [0, "rgb(255, 255, 255)"]
+    assert in_page(page, "document.querySelectorAll('details[open]').length") == 0, "folded as it was"
