@@ -1,7 +1,7 @@
 """ONNX files of ours: written, checked and run.
 
 A file is one graph for shipping and for checking: input `image` uint8 (N, H, W, 3) RGB, outputs `classes` uint8
-(N, H, W) trainIds and `logits` float32 (N, C, h, w) on the net's own grid. Normalisation, upsampling and argmax are in
+(N, H, W) and `logits` float32 (N, C, h, w) on the net's own grid. Normalisation, upsampling and argmax are in
 the graph; the logits are an intermediate of it and cost nothing to name. N, H and W are dynamic.
 """
 
@@ -25,11 +25,10 @@ from segdistill.nets.registry import native_stride
 from segdistill.onnx_classes import add_classes
 from segdistill.onnx_int8 import normalising, quantised
 from segdistill.onnx_net import ShippedNet
-from segdistill.onnx_session import open_session
+from segdistill.onnx_session import METADATA, open_session
 from segdistill.transforms import MEAN, STD
 
 INPUT, OUTPUTS = "image", ("classes", "logits")
-_METADATA = "segdistill"
 
 
 def write_float32(path: str | Path, net: nn.Module, facts: dict, opset: int, size_px: tuple[int, int]) -> None:
@@ -82,7 +81,7 @@ def _write(path: str | Path, model: onnx.ModelProto, facts: dict) -> None:
 
 def _describe(model: onnx.ModelProto, facts: dict) -> None:
     del model.metadata_props[:]
-    onnx.helper.set_model_props(model, {_METADATA: json.dumps(facts, sort_keys=True)})
+    onnx.helper.set_model_props(model, {METADATA: json.dumps(facts, sort_keys=True)})
     model.producer_name, model.doc_string = "segdistill", ""
 
 
@@ -93,7 +92,7 @@ def read_metadata(path: str | Path) -> dict:
         InputError: no such file, no ONNX model, or none of ours.
     """
     model = _opened(path, threads=1).get_modelmeta().custom_metadata_map
-    return json.loads(model[_METADATA])
+    return json.loads(model[METADATA])
 
 
 def _opened(path: str | Path, threads: int) -> onnxruntime.InferenceSession:
@@ -104,7 +103,7 @@ def _opened(path: str | Path, threads: int) -> onnxruntime.InferenceSession:
     except Exception as error:  # onnxruntime's own exceptions share no base class
         raise InputError(f"{path}: no readable ONNX model ({' '.join(str(error).split())[:200]})") from None
     names = [value.name for value in session.get_inputs()], [value.name for value in session.get_outputs()]
-    if names != ([INPUT], list(OUTPUTS)) or _METADATA not in session.get_modelmeta().custom_metadata_map:
+    if names != ([INPUT], list(OUTPUTS)) or METADATA not in session.get_modelmeta().custom_metadata_map:
         raise InputError(
             f"{path}: has inputs {names[0]} and outputs {names[1]}; ours has {[INPUT]} and {list(OUTPUTS)}"
         )

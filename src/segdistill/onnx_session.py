@@ -1,8 +1,10 @@
-"""How onnxruntime is run here: on the CPU, with a given number of threads, and quietly."""
+"""How onnxruntime is run here, on the CPU and quietly, and where files of ours say what they are."""
 
 from __future__ import annotations
 
 import onnxruntime
+
+METADATA = "segdistill"  # key of the metadata of a file of ours: its facts as JSON
 
 
 def open_session(model: str | bytes, threads: int) -> onnxruntime.InferenceSession:

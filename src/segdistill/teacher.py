@@ -42,8 +42,8 @@ def check_teacher(params: Params, models: Path = Path("models"), metrics: Path =
     class_maps: dict[int, np.ndarray] = {}
     shown = spread(len(data.val), params.evaluation.pictures)
     recorder = ValRecorder(data.table, data.val.names)
+    members, curve, scratch = _members(params, data)
     with atomic_directory(models / "teacher") as folder:
-        members, curve, scratch = _members(params, data)
         write_members(folder, members, len(data.table), teacher)
         # Opened from disk, so that what is scored is what `teacher-logits` opens.
         opened = open_teacher(folder, compute_of(params))

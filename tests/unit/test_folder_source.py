@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import unicodedata
 from pathlib import Path
@@ -18,6 +19,7 @@ from segdistill.dataset import open_split, read_classes
 from segdistill.errors import InputError
 from segdistill.prepare import prepare as prepare_in_processes
 from segdistill.sources.folder import open_folder
+from segdistill.sources.folder_description import read_description
 
 DOCS = Path(__file__).parents[2] / "docs"
 SPLITS = ("train", "holdout", "val")
@@ -177,7 +179,8 @@ def test_a_photograph_is_turned_as_its_exif_says(root, out):
 
 
 def test_frames_are_told_apart_by_folder_and_name(root):
-    describe(root, images="*/rgb/{split}/*_i.png", labels="*/mask/{split}/*_m.png")
+    describe(root, images="./*/rgb/{split}/*_i.png", labels="*//mask/{split}/*_m.png")
+    write_image(root / "dawn" / "rgb" / "train" / "_i.png", pixels(0)[0])  # the star stands for something
     for video in ("dawn", "dusk"):
         for split, name in (("train", "0"), ("train", "1"), ("val", "2")):
             image, label_ids = pixels(0)
@@ -283,6 +286,16 @@ def test_two_files_of_one_frame_are_refused(root):
     assert "gives the name 'x_y_z' that" in faults_of(root)
 
 
+def test_a_name_that_is_no_text_is_refused(root):
+    write_frames(root, ("a", "b"), ("v",))
+    path = root / "images" / "train" / os.fsdecode(b"\xff.png")
+    try:
+        write_image(path, pixels(0)[0])
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    assert r"the name 'images/train/\udcff.png' is not UTF-8" in faults_of(root)
+
+
 def test_files_in_no_place_are_told(root):
     assert "nothing there is named like images: images/train/*" in faults_of(root)
     (root / "classes.yaml").unlink()
@@ -377,6 +390,19 @@ def test_a_description_that_is_no_yaml(root, text, said):
     (root / "classes.yaml").write_bytes(text.encode("latin-1"))
     with pytest.raises(InputError, match=f"classes.yaml: {said}" if "classes" not in said[:9] else said):
         open_folder(str(root))
+
+
+def test_the_descriptions_in_the_docs_are_read(root):
+    page = (DOCS / "own-data.md").read_text(encoding="utf-8")
+    blocks = [yaml.safe_load(block.split("```")[0]) for block in page.split("```yaml\n")[1:]]
+    street, pascal = (block for block in blocks if "ignore" in block)
+    (root / "classes.yaml").write_text(yaml.safe_dump(street), encoding="utf-8")
+    description = read_description(root / "classes.yaml")
+    assert description.table.names == ("road", "car", "person", "building", "nature")
+    assert description.table.label_ids == (3, 8, 9, 1, 0)
+    assert description.coding.classes(np.array([[3, 4, 8, 11]], np.uint8)).tolist() == [[0, 0, 1, 255]]
+    (root / "classes.yaml").write_text(yaml.safe_dump(pascal | {"classes": street["classes"]}), encoding="utf-8")
+    assert read_description(root / "classes.yaml").layout.list == "ImageSets/Segmentation/{split}.txt"
 
 
 def test_the_description_of_camvid_is_read(tmp_path):

@@ -155,7 +155,7 @@ def _group(key: tuple[str, ...], layout: Layout) -> str | None:
 
 def _matching(root: Path, pattern: str, suffixes: tuple[str, ...], faults: list[str]) -> dict[tuple[str, ...], str]:
     """Files by what the stars of `pattern` stand for there; hidden files are passed over."""
-    pieces = pattern.split("*")
+    pieces = PurePosixPath(pattern).as_posix().split("*")
     stands_for = re.compile("([^/]+)".join(map(re.escape, pieces)))
     files: dict[tuple[str, ...], str] = {}
     for path in sorted(root.glob("*".join(map(glob.escape, pieces)))):
@@ -165,8 +165,11 @@ def _matching(root: Path, pattern: str, suffixes: tuple[str, ...], faults: list[
         if not pieces[-1] and path.suffix.lower() not in suffixes:
             continue
         text = file if pieces[-1] else file.removesuffix(path.suffix)
+        match = stands_for.fullmatch(text)
+        if match is None:  # nothing where a star is
+            continue
         # One letter may be written in two ways, and systems differ in how they name files.
-        key = tuple(unicodedata.normalize("NFC", part) for part in stands_for.fullmatch(text).groups())
+        key = tuple(unicodedata.normalize("NFC", part) for part in match.groups())
         if not _is_text("".join(key)):
             faults.append(f"{root}: the name {ascii(file)} is not UTF-8")
         elif key in files:
