@@ -1,4 +1,4 @@
-"""What tests share: the helper modules that lie beside this file, and torch on one thread."""
+"""What tests share: the helper modules that lie beside this file, torch on one thread, files of a small net."""
 
 from __future__ import annotations
 
@@ -19,3 +19,11 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def small_models(tmp_path_factory):
+    """The files of one small random net, for tests that only read them."""
+    from model_files import ModelFiles
+
+    return ModelFiles(tmp_path_factory.mktemp("models"))

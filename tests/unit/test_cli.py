@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,19 @@ def test_show_prints_every_run(tmp_path, monkeypatch):
     done = call("show")
     assert done.exit_code == 0, done.output
     assert all(run in done.output for run in params.runs)
+
+
+def test_a_port_in_use_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(params_file, "load_params", lambda *_: sweep_params())
+    (tmp_path / "mlflow.db").touch()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = call("ui", "--port", str(taken.getsockname()[1]))
+    assert done.exit_code == 1
+    assert "which is in use on 127.0.0.1" in done.stderr
 
 
 @pytest.mark.parametrize("command", ["show", "track", "ui"])

@@ -1,8 +1,9 @@
-"""The command line: what is done beside `dvc repro`."""
+"""The commands about the sweep in the current folder: `show`, `track` and `ui`."""
 
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,16 +11,12 @@ from typing import Annotated
 import typer
 
 from segdistill.errors import InputError, told_plainly
-from segdistill.tracking.store import find_store, quiet_and_patient_for
-
-app = typer.Typer(no_args_is_help=True, help="Distil one heavy segmentation teacher into light students.")
 
 METRICS, REPORT = Path("metrics"), Path("reports/index.html")
 
 
-@app.command()
 def show(as_markdown: Annotated[bool, typer.Option("--markdown", help="as Markdown, for a page")] = False) -> None:
-    """Print the summary table of the last report, the answer, and where to read on."""
+    """Print every run of the sweep as a table, which student to ship and why, and where to read on."""
     from segdistill.params_file import load_params
     from segdistill.report.terminal import markdown, print_summary
     from segdistill.summary import summarise
@@ -32,22 +29,26 @@ def show(as_markdown: Annotated[bool, typer.Option("--markdown", help="as Markdo
         print_summary(summary, REPORT)
 
 
-@app.command()
 def track() -> None:
-    """Bring every run that metrics/ holds into MLflow, exactly once. MLFLOW_TRACKING_URI is honoured."""
+    """Bring every run that metrics/ holds into MLflow, each exactly once.
+
+    The store is MLFLOW_TRACKING_URI, else tracking.uri of params.yaml, else mlflow.db in this folder.
+    """
     from segdistill.params_file import load_params
     from segdistill.tracking import track as bring_in
+    from segdistill.tracking.store import find_store
 
     with told_plainly():
         params = load_params()
     if not bring_in(params, METRICS):
         raise typer.Exit(1)
+    print(f"what {METRICS}/ holds is in MLflow: {find_store(params.tracking.uri).name}")
 
 
-@app.command()
-def ui(port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 5000) -> None:
-    """Open the MLflow UI of the local store on 127.0.0.1. Ctrl-C ends it."""
+def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="on 127.0.0.1")] = 5000) -> None:
+    """Serve the MLflow UI of the local store on 127.0.0.1, and print the address. Ctrl-C ends it."""
     from segdistill.params_file import load_params
+    from segdistill.tracking.store import find_store, quiet_and_patient_for
 
     # Jobs are for features that this store has no use for; without them the server takes half the memory.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
@@ -62,40 +63,17 @@ def ui(port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 5000) -> None:
             raise InputError(f"tracking.uri: MLflow is served elsewhere, at {store.name}")
         if not store.sqlite.exists():
             raise InputError(f"{store.sqlite.name}: no runs are tracked yet; run: make repro")
+        _check_free(port)
     address = f"http://127.0.0.1:{port}"
     print(f"the sweep as a table: {address}{view_path(Experiment(store, tracking.experiment).id)}", flush=True)
     server = ["-m", "mlflow", "server", "--backend-store-uri", store.uri, "--host", "127.0.0.1", "--workers", "1"]
     os.execv(sys.executable, [sys.executable, *server, "--port", str(port)])
 
 
-@app.command()
-def synthesize(
-    out: Annotated[Path, typer.Argument(help="folder to write; must be new or empty")],
-    train_frames: Annotated[int, typer.Option(min=1)] = 24,
-    val_frames: Annotated[int, typer.Option(min=1)] = 12,
-    height_px: Annotated[int, typer.Option(min=32)] = 128,
-    width_px: Annotated[int, typer.Option(min=32)] = 256,
-    seed: int = 0,
-) -> None:
-    """Write a built-in city as PNG files in the layout of Cityscapes."""
-    from segdistill.files import atomic_directory
-    from segdistill.provenance import usable_cores
-    from segdistill.synthetic import write_city
-
-    with told_plainly():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise InputError(f"{out}: is there already; allowed is a new or an empty folder")
-        with atomic_directory(out) as folder:
-            write_city(
-                folder,
-                seed=seed,
-                train_frames=train_frames,
-                val_frames=val_frames,
-                size_px=(height_px, width_px),
-                workers=usable_cores(),
-            )
-    print(f"{out}: {train_frames} train and {val_frames} val frames of {height_px}x{width_px} pixels")
-
-
-if __name__ == "__main__":
-    app()
+def _check_free(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise InputError(f"--port: found {port}, which is in use on 127.0.0.1; name another") from None

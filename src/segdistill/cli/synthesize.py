@@ -1,0 +1,42 @@
+"""`segdistill synthesize`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from segdistill.errors import InputError, told_plainly
+
+EXAMPLES = """[bold]Example[/]
+
+segdistill synthesize data/raw --train-frames 100 --val-frames 20"""
+
+
+def synthesize(
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="folder to write; must be new or empty")],
+    train_frames: Annotated[int, typer.Option(min=1, help="frames of the train split")] = 24,
+    val_frames: Annotated[int, typer.Option(min=1, help="frames of the val split")] = 12,
+    height_px: Annotated[int, typer.Option(min=32, help="of a frame")] = 128,
+    width_px: Annotated[int, typer.Option(min=32, help="of a frame")] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="equal seeds give equal bytes")] = 0,
+) -> None:
+    """Write a built-in city as PNG files in the layout of Cityscapes."""
+    from segdistill.files import atomic_directory
+    from segdistill.provenance import usable_cores
+    from segdistill.synthetic import write_city
+
+    with told_plainly():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise InputError(f"{out}: is there already; allowed is a new or an empty folder")
+        with atomic_directory(out) as folder:
+            write_city(
+                folder,
+                seed=seed,
+                train_frames=train_frames,
+                val_frames=val_frames,
+                size_px=(height_px, width_px),
+                workers=usable_cores(),
+            )
+    print(f"{out}: {train_frames} train and {val_frames} val frames of {height_px}x{width_px} pixels")

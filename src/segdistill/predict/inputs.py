@@ -1,0 +1,77 @@
+"""What is to be predicted: pictures, folders of pictures, globs and videos, each with a name for its outputs."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePath
+from typing import NamedTuple
+
+from segdistill.errors import raise_together
+from segdistill.predict.pictures import SUFFIXES
+
+VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
+_PICTURES, _VIDEOS = ", ".join(SUFFIXES), ", ".join(VIDEO_SUFFIXES)
+
+
+class Source(NamedTuple):
+    """A picture or a video; `name` is its place below the folder that was given, without its suffix."""
+
+    path: Path
+    name: PurePath
+
+    @property
+    def is_video(self) -> bool:
+        return self.path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def find_sources(inputs: Sequence[str], out: Path) -> list[Source]:
+    """Everything that `inputs` names, sorted within each, none twice.
+
+    Folders are searched with all that is below them, for pictures only, and but for `out` and what is hidden.
+
+    Raises:
+        InputError: an input that is not there, holds no picture, or is neither a picture nor a video; all of them.
+    """
+    faults: list[str] = []
+    found: dict[Path, Source] = {}
+    for text in inputs:
+        for source in _sources_of(text, out, faults):
+            found.setdefault(source.path.resolve(), source)
+    raise_together(faults, "some inputs cannot be predicted")
+    return list(found.values())
+
+
+def _sources_of(text: str, out: Path, faults: list[str]) -> Iterator[Source]:
+    path = Path(text)
+    if not path.exists() and glob.has_magic(text):
+        matches = sorted(glob.glob(text, recursive=True))  # noqa: PTH207 - a Path takes no absolute pattern
+        if not matches:
+            faults.append(f"{text}: matches nothing")
+        for match in matches:
+            yield from _sources_of_path(Path(match), out, faults)
+    else:
+        yield from _sources_of_path(path, out, faults)
+
+
+def _sources_of_path(path: Path, out: Path, faults: list[str]) -> Iterator[Source]:
+    if path.is_dir():
+        below = sorted(_pictures_below(path, out.resolve()))
+        if not below:
+            faults.append(f"{path}: holds no picture ({_PICTURES})")
+        yield from (Source(file, file.relative_to(path).with_suffix("")) for file in below)
+    elif not path.exists():
+        faults.append(f"{path}: no such file or folder")
+    elif path.suffix.lower() not in SUFFIXES + VIDEO_SUFFIXES:
+        faults.append(f"{path}: neither a picture ({_PICTURES}) nor a video ({_VIDEOS})")
+    else:
+        yield Source(path, PurePath(path.stem))
+
+
+def _pictures_below(folder: Path, out: Path) -> Iterator[Path]:
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name[0] != "." and (Path(parent) / name).resolve() != out]
+        for name in files:
+            if name[0] != "." and Path(name).suffix.lower() in SUFFIXES:
+                yield Path(parent) / name

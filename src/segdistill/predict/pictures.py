@@ -1,0 +1,69 @@
+"""Pictures as they come from cameras, disks and the web: JPEG and PNG, as upright RGB."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from segdistill.errors import InputError
+
+SUFFIXES = (".jpeg", ".jpg", ".png")
+# Of one channel with 16 bits Pillow would keep the lower ones, of three the upper ones.
+_WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)  # what Pillow raises
+
+
+def read_picture(path: Path, *, any_size: bool = False) -> Image.Image:
+    """A JPEG or PNG file as upright RGB of 8 bits: EXIF rotation applied, transparency dropped.
+
+    Args:
+        any_size: read also what Pillow takes for an attack by its number of pixels.
+
+    Raises:
+        InputError: no such picture, a damaged one, or one of more than 8 bits a channel.
+    """
+    try:
+        with path.open("rb") as stream, _pixel_limit(any_size):
+            return _upright_rgb(Image.open(stream, formats=("PNG", "JPEG")))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except UnidentifiedImageError:
+        raise InputError(f"{path}: no readable PNG or JPEG") from None
+    except Image.DecompressionBombError:
+        limit = 2 * Image.MAX_IMAGE_PIXELS
+        raise InputError(f"{path}: more than {limit:,} pixels; pictures of that size are read with --tile") from None
+    except _DAMAGED as error:
+        raise InputError(f"{path}: {getattr(error, 'strerror', None) or f'damaged ({error})'}") from None
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in _WIDE_MODES:
+        raise InputError(f"mode {image.mode}; allowed are 8 bits a channel")
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+@contextlib.contextmanager
+def _pixel_limit(any_size: bool) -> Iterator[None]:
+    limit = Image.MAX_IMAGE_PIXELS
+    with warnings.catch_warnings():
+        # Of large pictures below the limit, and of transparency that is dropped.
+        warnings.simplefilter("ignore")
+        Image.MAX_IMAGE_PIXELS = None if any_size else limit
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def pixels(picture: Image.Image, rows: slice, columns: slice) -> np.ndarray:
+    """A part of a picture, uint8 (h, w, 3), without a copy of the rest."""
+    return np.asarray(picture.crop((columns.start, rows.start, columns.stop, rows.stop)))

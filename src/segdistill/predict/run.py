@@ -1,0 +1,71 @@
+"""Predict pictures and videos into files; what cannot be read is told at the end, and keeps nothing from the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+from PIL import Image
+
+from segdistill.errors import InputError, raise_together
+from segdistill.predict.model import Model
+from segdistill.predict.outputs import Job, write_picture
+from segdistill.predict.pictures import pixels, read_picture
+from segdistill.predict.tiles import Tiling, tiled_classes
+from segdistill.predict.video import write_frames, write_overlay
+from segdistill.progress import Progress
+
+
+def class_map(model: Model, picture: Image.Image, tiling: Tiling | None = None) -> np.ndarray:
+    """The class map uint8 (H, W) of a picture in RGB, whole or in tiles."""
+    size_px = (picture.height, picture.width)
+    if tiling is None:
+        return model.classes(np.asarray(picture))
+    return tiled_classes(model.classes, lambda rows, columns: pixels(picture, rows, columns), size_px, tiling)
+
+
+def predict_files(model: Model, jobs: Sequence[Job], tiling: Tiling | None = None) -> None:
+    """Predict every source of `jobs` and write its outputs.
+
+    Raises:
+        InputError: sources that could not be read; the outputs of all others are written by then.
+    """
+    faults: list[str] = []
+    pictures = [job for job in jobs if not job.source.is_video]
+    if pictures:
+        with Progress("predict", len(pictures), unit="picture") as progress:
+            for job in pictures:
+                with _told_later(faults, job):
+                    _predict_picture(model, job, tiling)
+                progress.advance()
+    for job in jobs:
+        if job.source.is_video:
+            with _told_later(faults, job):
+                _predict_video(model, job, tiling)
+    raise_together(faults, f"{len(jobs) - len(faults)} of {len(jobs)} inputs were predicted; the others were not")
+
+
+@contextmanager
+def _told_later(faults: list[str], job: Job) -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        named = str(job.source.path) in str(error)
+        faults.append(str(error) if named else f"{job.source.path}: {error}")
+
+
+def _predict_picture(model: Model, job: Job, tiling: Tiling | None) -> None:
+    picture = read_picture(job.source.path, any_size=tiling is not None)
+    write_picture(job.targets, picture, class_map(model, picture, tiling), model.table)
+
+
+def _predict_video(model: Model, job: Job, tiling: Tiling | None) -> None:
+    def in_tiles(image_HW3: np.ndarray) -> np.ndarray:
+        return tiled_classes(model.classes, lambda *part: image_HW3[part], image_HW3.shape[:2], tiling)
+
+    classes_of = model.classes if tiling is None else in_tiles
+    if job.as_frames:
+        write_frames(job.source.path, job.targets, classes_of, model.table)
+    else:
+        write_overlay(job.source.path, job.targets["overlay"], classes_of, model.table)

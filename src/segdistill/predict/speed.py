@@ -1,0 +1,59 @@
+"""How fast a model file predicts the pictures at hand on this machine, end to end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from segdistill.predict.model import Model
+from segdistill.predict.pictures import read_picture
+from segdistill.predict.run import class_map
+from segdistill.predict.tiles import Tiling
+from segdistill.provenance import package_versions, processor
+from segdistill.timing import interleaved_ms, quantiles
+
+MOST_PICTURES = 16  # held in memory
+ROUNDS, WARMUP_ROUNDS = 50, 5
+
+
+def measure(model: Model, paths: Sequence[Path], tiling: Tiling | None = None, rounds: int = ROUNDS) -> list[str]:
+    """Time `model` on up to MOST_PICTURES of the pictures, warm and in turn; lines of text.
+
+    Raises:
+        InputError: a picture that cannot be read.
+    """
+    paths = paths[:MOST_PICTURES]
+
+    def read(number: int) -> Image.Image:
+        return read_picture(paths[number % len(paths)], any_size=tiling is not None)
+
+    pictures = [read(number) for number in range(len(paths))]
+    calls = {
+        "picture in memory to class map": lambda number: class_map(model, pictures[number % len(paths)], tiling),
+        "picture file to class map": lambda number: class_map(model, read(number), tiling),
+    }
+    taken_ms = interleaved_ms(calls, rounds, WARMUP_ROUNDS)
+    sizes = sorted({f"{picture.height}x{picture.width}" for picture in pictures})
+    lines = [
+        f"{model.path}, threads {model.threads}, batch 1",
+        f"{len(pictures)} pictures of {', '.join(sizes)} pixels{_said(tiling)}",
+        f"{rounds} rounds after {WARMUP_ROUNDS} of warm-up that are not counted",
+        ", ".join([processor(), *(f"{name} {v}" for name, v in package_versions("onnxruntime", "torch").items())]),
+    ]
+    return lines + [_line(what, taken) for what, taken in taken_ms.items()]
+
+
+def _said(tiling: Tiling | None) -> str:
+    if tiling is None:
+        return ""
+    height, width = tiling.tile_px
+    return f" in tiles of {height}x{width}, {tiling.overlap_px} overlapping"
+
+
+def _line(what: str, taken_ms: np.ndarray) -> str:
+    found = quantiles(taken_ms, "all")
+    fps = 1000 / found["all_mean_ms"]
+    return f"{what:32}{fps:8.1f} fps   p50 {found['all_p50_ms']:.2f} ms   p95 {found['all_p95_ms']:.2f} ms"

@@ -1,0 +1,66 @@
+"""A frame in overlapping tiles: each is predicted by itself, and the middle of each is kept.
+
+Near the border of a tile a net sees less around a pixel than in the whole frame. So where two tiles overlap, each gives
+the half that lies nearer to its own middle. Logits are not averaged over the overlap: that would mix the tile that saw
+less into the one that saw more, take a float per class and pixel, and give pixels that the model file never said.
+
+Shapes: H/W frame in pixels, h/w tile in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Tiling(NamedTuple):
+    """How frames are cut: (height, width) of a tile, and how far neighbours overlap."""
+
+    tile_px: tuple[int, int]
+    overlap_px: int
+
+
+class Span(NamedTuple):
+    """One tile along one axis: the pixels of the frame that it reads, and those among them that it gives."""
+
+    read: slice
+    kept: slice
+
+    @property
+    def kept_in_tile(self) -> slice:
+        """`kept`, counted from the start of the tile."""
+        return slice(self.kept.start - self.read.start, self.kept.stop - self.read.start)
+
+
+def spans(length_px: int, tile_px: int, overlap_px: int) -> list[Span]:
+    """Tiles of one length along an axis; the last ends with the frame and so may overlap more than the others."""
+    if length_px <= tile_px:
+        return [Span(slice(0, length_px), slice(0, length_px))]
+    last = length_px - tile_px
+    starts = [*range(0, last, tile_px - overlap_px), last]
+    middles = [(start + tile_px + following) // 2 for start, following in pairwise(starts)]
+    edges = pairwise([0, *middles, length_px])
+    return [Span(slice(start, start + tile_px), slice(*kept)) for start, kept in zip(starts, edges, strict=True)]
+
+
+def tiled_classes(
+    classes_of: Callable[[np.ndarray], np.ndarray],
+    read: Callable[[slice, slice], np.ndarray],
+    size_px: tuple[int, int],
+    tiling: Tiling,
+) -> np.ndarray:
+    """The class map uint8 (H, W) of a frame of which never more than one tile is in hand.
+
+    Args:
+        classes_of: a tile uint8 (h, w, 3) to its class map uint8 (h, w).
+        read: rows and columns of the frame to the tile uint8 (h, w, 3) that they enclose.
+    """
+    classes_HW = np.empty(size_px, np.uint8)
+    for rows in spans(size_px[0], tiling.tile_px[0], tiling.overlap_px):
+        for columns in spans(size_px[1], tiling.tile_px[1], tiling.overlap_px):
+            tile_hw = classes_of(read(rows.read, columns.read))
+            classes_HW[rows.kept, columns.kept] = tile_hw[rows.kept_in_tile, columns.kept_in_tile]
+    return classes_HW

@@ -1,0 +1,148 @@
+"""Videos, frame by frame: never more than one frame is in hand. Decoded and encoded by PyAV, which is an extra.
+
+Shapes: H/W frame in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path, PurePath
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from segdistill.errors import InputError
+from segdistill.files import atomic_directory, atomic_file
+from segdistill.predict.classes import ClassTable
+from segdistill.predict.outputs import blended, picture_path, write_picture
+from segdistill.progress import Progress
+
+# The encoder of a codec's own family; for all other codecs, and where one is missing, the first that is there.
+_ENCODERS = {"hevc": "libx265"}
+_ANY_ENCODER = ("libx264", "libopenh264", "mpeg4")
+# With x264's macroblock tree the same frames gave other bytes from call to call.
+_OPTIONS = {
+    "libx264": {"crf": "20", "x264-params": "mbtree=0"},
+    "libx265": {"crf": "23", "x265-params": "log-level=error"},
+}
+ClassesOf = Callable[[np.ndarray], np.ndarray]
+
+
+def pyav() -> ModuleType:
+    """PyAV; InputError where it is not installed."""
+    try:
+        import av
+    except ImportError:
+        raise InputError("videos are read by PyAV, which is not installed: pip install 'segdistill[video]'") from None
+    return av
+
+
+def write_overlay(path: Path, target: Path, classes_of: ClassesOf, table: ClassTable) -> None:
+    """Write the video at `path` blended with its classes to `target`, as MP4: same pace, same codec where possible.
+
+    Frames of odd height or width get a line more, which encoders need. Sound is left out.
+
+    Raises:
+        InputError: no PyAV, no readable video, or a damaged one.
+    """
+    av = pyav()
+    with (
+        _opened(path) as video,
+        atomic_file(target) as temporary,
+        av.open(str(temporary), "w", format="mp4") as sink,
+    ):
+        encoder = None
+        for image_HW3, time in video.frames():
+            mixed_HW3 = _even(blended(image_HW3, classes_of(image_HW3), table))
+            if encoder is None:
+                encoder = _encoder(av, sink, video.stream, mixed_HW3.shape[:2])
+            frame = av.VideoFrame.from_ndarray(mixed_HW3, format="rgb24")
+            frame.pts, frame.time_base = time, video.stream.time_base
+            sink.mux(encoder.encode(frame))
+        if encoder is None:
+            raise InputError(f"{path}: holds no frame")
+        sink.mux(encoder.encode(None))
+
+
+def write_frames(path: Path, targets: dict[str, Path], classes_of: ClassesOf, table: ClassTable) -> None:
+    """Write the frames of the video at `path` as pictures, numbered from 0, into the folder of each kind in `targets`.
+
+    Raises:
+        InputError: no PyAV, no readable video, or a damaged one.
+    """
+    with _opened(path) as video, ExitStack() as stack:
+        folders = {kind: stack.enter_context(atomic_directory(target)) for kind, target in targets.items()}
+        for index, (image_HW3, _) in enumerate(video.frames()):
+            name = PurePath(f"{path.stem}_{index:06d}")
+            files = {kind: picture_path(folder, name, kind) for kind, folder in folders.items()}
+            write_picture(files, Image.fromarray(image_HW3), classes_of(image_HW3), table)
+
+
+class _Video(NamedTuple):
+    path: Path
+    container: object
+    stream: object
+
+    def frames(self) -> Iterator[tuple[np.ndarray, int]]:
+        """Every frame as upright uint8 (H, W, 3) RGB, and its time in the stream's time base."""
+        av = pyav()
+        with Progress(f"predict {self.path.name}", self._expected_frames(), unit="frame") as progress:
+            decoded = self.container.decode(self.stream)
+            while True:
+                try:
+                    frame = next(decoded)
+                except StopIteration:
+                    return
+                except av.error.FFmpegError as error:
+                    raise InputError(f"{self.path}: damaged after {progress.done} frames ({error.strerror})") from None
+                # The rotation that players apply, in degrees against the clock.
+                yield np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)), frame.pts
+                progress.advance()
+
+    def _expected_frames(self) -> int:
+        if self.stream.frames:
+            return self.stream.frames
+        length_s = float((self.stream.duration or 0) * self.stream.time_base)
+        return round(length_s * float(self.stream.average_rate or 0))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[_Video]:
+    av = pyav()
+    try:
+        container = av.open(str(path))
+    except av.error.FFmpegError as error:
+        raise InputError(f"{path}: no readable video ({error.strerror})") from None
+    with container:
+        if not container.streams.video:
+            raise InputError(f"{path}: holds no video")
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        yield _Video(path, container, stream)
+
+
+def _even(image_HW3: np.ndarray) -> np.ndarray:
+    height, width = image_HW3.shape[:2]
+    return np.ascontiguousarray(np.pad(image_HW3, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge"))
+
+
+def _encoder(av: ModuleType, sink: object, stream: object, size_px: tuple[int, int]) -> object:
+    """The stream of `sink` that takes frames of `size_px`, in the codec of `stream` where it can be had."""
+    wanted = [_ENCODERS.get(stream.codec_context.name), *_ANY_ENCODER]
+    name = next(name for name in wanted if name and _has_encoder(av, name))
+    encoder = sink.add_stream(name, rate=stream.average_rate, options=_OPTIONS.get(name, {}))
+    encoder.height, encoder.width = size_px
+    encoder.pix_fmt = "yuv420p"  # what every player shows
+    encoder.codec_context.time_base = stream.time_base
+    return encoder
+
+
+def _has_encoder(av: ModuleType, name: str) -> bool:
+    try:
+        av.Codec(name, "w")
+    except ValueError:  # which av's own exception for that is
+        return False
+    return True

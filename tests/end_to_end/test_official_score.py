@@ -1,0 +1,49 @@
+"""What `segdistill predict` writes for val, scored by the official evaluator, is the mIoU that we report."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from segdistill.cityscapes import CLASSES
+from segdistill.cli import app
+from segdistill.dataset import PREPARED, open_split
+from segdistill.evaluate import evaluate
+from segdistill.onnx_file import OnnxPredictor
+from segdistill.prepare import prepare
+from segdistill.synthetic import write_city
+from tiny_city import tinier_params
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+official = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
+
+
+def official_score(truth: Path, results: Path, monkeypatch) -> float:
+    """The mean IoU that the evaluator gives, its results looked up by name as on the server."""
+    monkeypatch.setenv("CITYSCAPES_RESULTS", str(results))
+    args = argparse.Namespace(**vars(official.args))
+    args.evalInstLevelScore, args.JSONOutput, args.quiet = False, False, True
+    args.predictionPath = args.predictionWalk = None
+    labels = sorted(map(str, truth.glob("*/*_gtFine_labelIds.png")))
+    assert len(labels) == 3
+    results = [official.getPrediction(args, label) for label in labels]
+    return official.evaluateImgLists(results, labels, args)["averageScoreClasses"]
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_the_official_evaluator_reads_our_files_and_gives_our_score(precision, small_models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_city(Path("data/raw"), seed=0, train_frames=4, val_frames=3, size_px=(64, 128))
+    prepare(tinier_params(data={"source": "cityscapes", "size_px": None}).data, 0, PREPARED, workers=1)
+    model = getattr(small_models, precision)
+    figures = evaluate(OnnxPredictor(model, 1), open_split("val"), CLASSES, batch_size=2).figures
+
+    command = ["predict", "data/raw/leftImg8bit/val", "--model", str(model), "--threads", "1"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    scored = official_score(Path("data/raw/gtFine/val"), Path("predictions/label-ids"), monkeypatch)
+    assert scored == pytest.approx(figures["mean_iou"], abs=1e-9)
+    assert scored > 0

@@ -1,0 +1,132 @@
+"""Pictures as people have them: read upright, as RGB, or refused by name."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segdistill.errors import InputError
+from segdistill.predict.pictures import pixels, read_picture
+
+FRAME = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+
+
+def saved(path, image: Image.Image, **options):
+    image.save(path, **options)
+    return path
+
+
+def test_rgb_png_is_read_as_it_is(tmp_path):
+    assert np.array_equal(read_picture(saved(tmp_path / "a.png", Image.fromarray(FRAME))), FRAME)
+
+
+def test_greyscale_is_three_times_the_same(tmp_path):
+    found = np.asarray(read_picture(saved(tmp_path / "a.png", Image.fromarray(FRAME[..., 0]))))
+    assert np.array_equal(found, np.repeat(FRAME[..., :1], 3, axis=2))
+
+
+def test_transparency_is_dropped(tmp_path):
+    rgba = np.concatenate([FRAME, np.full((5, 7, 1), 3, np.uint8)], axis=2)
+    assert np.array_equal(read_picture(saved(tmp_path / "a.png", Image.fromarray(rgba))), FRAME)
+
+
+def test_a_palette_is_looked_up(tmp_path):
+    image = Image.fromarray(np.array([[0, 1, 2]], np.uint8))
+    image.putpalette([9, 8, 7, 255, 0, 1, 4, 5, 6])
+    path = saved(tmp_path / "a.png", image, transparency=b"\0\xff\x80")
+    assert np.asarray(read_picture(path)).tolist() == [[[9, 8, 7], [255, 0, 1], [4, 5, 6]]]
+
+
+# What each EXIF orientation asks a viewer to do with the stored pixels.
+UPRIGHT = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a.transpose(1, 0, 2), 2),
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_exif_rotation_is_honoured(orientation, suffix, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.repeat(np.repeat(FRAME, 8, 0), 8, 1))
+    path = saved(tmp_path / f"a{suffix}", stored, exif=exif)
+    plain = saved(tmp_path / f"plain{suffix}", stored)
+    assert np.array_equal(read_picture(path), UPRIGHT[orientation](np.asarray(Image.open(plain))))
+
+
+def test_jpeg_of_cmyk_becomes_rgb(tmp_path):
+    path = saved(tmp_path / "a.jpg", Image.new("CMYK", (8, 8), (0, 255, 255, 0)))
+    assert np.asarray(read_picture(path))[0, 0].tolist() == pytest.approx([255, 0, 0], abs=3)
+
+
+def test_sixteen_bits_are_refused_by_name(tmp_path):
+    path = saved(tmp_path / "deep.png", Image.fromarray(np.full((4, 4), 40000, np.uint16)))
+    with pytest.raises(InputError, match=r"deep\.png: mode I;16"):
+        read_picture(path)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG of that size with no pixels in it."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def cut_png() -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(stream, "PNG")
+    return stream.getvalue()[:2000]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "no readable PNG or JPEG"),
+        (b"text", "no readable PNG or JPEG"),
+        (cut_png(), "damaged"),
+        (png_header(4, 4), "damaged"),
+        (png_header(60000, 60000), "--tile"),
+        (b"GIF89a" + bytes(99), "no readable PNG or JPEG"),
+    ],
+    ids=["empty", "text", "cut", "hollow", "huge", "gif"],
+)
+def test_what_is_no_picture_is_refused_by_name(content, reason, tmp_path):
+    (tmp_path / "bad.png").write_bytes(content)
+    with pytest.raises(InputError) as error:
+        read_picture(tmp_path / "bad.png")
+    assert str(error.value).startswith(f"{tmp_path / 'bad.png'}: ")
+    assert reason in str(error.value)
+
+
+def test_a_folder_named_like_a_picture_is_refused_by_name(tmp_path):
+    (tmp_path / "a.png").mkdir()
+    with pytest.raises(InputError, match=r"a\.png: Is a directory"):
+        read_picture(tmp_path / "a.png")
+
+
+def test_the_limit_of_pixels_is_lifted_when_asked_and_set_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    path = saved(tmp_path / "a.png", Image.fromarray(FRAME))
+    with pytest.raises(InputError, match="more than 20 pixels"):
+        read_picture(path)
+    assert np.array_equal(read_picture(path, any_size=True), FRAME)
+    assert Image.MAX_IMAGE_PIXELS == 10
+
+
+def test_a_part_is_read_by_rows_and_columns():
+    assert np.array_equal(pixels(Image.fromarray(FRAME), slice(1, 4), slice(2, 7)), FRAME[1:4, 2:7])
