@@ -28,7 +28,7 @@ def random_net(classes: int = CLASSES, seed: int = 0) -> torch.nn.Module:
     torch.manual_seed(seed)
     net = build(ARCH, classes).train()
     with torch.no_grad():
-        for start in range(0, 16, 4):
+        for start in (0, 4):
             frames = np.stack([smooth_frame(TRACED_PX, seed) for seed in range(start, start + 4)])
             net(normalised(torch.from_numpy(frames)))
         logits = net.eval()(normalised(torch.from_numpy(frames)))
@@ -46,4 +46,4 @@ class ModelFiles:
         self.int8 = folder / "student.int8.onnx"
         save_net(self.torch, net, facts)
         write_float32(self.float32, net, facts, OPSET, TRACED_PX)
-        write_int8(self.int8, net, facts, OPSET, np.stack([smooth_frame(TRACED_PX, seed) for seed in range(20, 24)]))
+        write_int8(self.int8, net, facts, OPSET, np.stack([smooth_frame(TRACED_PX, seed) for seed in (20, 21)]))

@@ -91,8 +91,11 @@ def read_metadata(path: str | Path) -> dict:
     Raises:
         InputError: no such file, no ONNX model, or none of ours.
     """
-    model = _opened(path, threads=1).get_modelmeta().custom_metadata_map
-    return json.loads(model[METADATA])
+    return _facts(_opened(path, threads=1))
+
+
+def _facts(session: onnxruntime.InferenceSession) -> dict:
+    return json.loads(session.get_modelmeta().custom_metadata_map[METADATA])
 
 
 def _opened(path: str | Path, threads: int) -> onnxruntime.InferenceSession:
@@ -111,10 +114,11 @@ def _opened(path: str | Path, threads: int) -> onnxruntime.InferenceSession:
 
 
 class OnnxPredictor:
-    """An ONNX file of ours, as a Predictor of `evaluate`."""
+    """An ONNX file of ours, as a Predictor of `evaluate`; `facts` is its metadata."""
 
     def __init__(self, path: str | Path, threads: int) -> None:
         self.session = _opened(path, threads)
+        self.facts = _facts(self.session)
 
     def __call__(self, images_BHW3: np.ndarray) -> tuple[Tensor, Tensor]:
         classes, logits = self.session.run(list(OUTPUTS), {INPUT: images_BHW3})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,18 +15,15 @@ COMMANDS = ("show", "compare", "track", "ui", "predict", "synthesize")
 HEAVY = {"torch", "torchvision", "mlflow", "onnx", "onnxruntime", "pandas", "plotly", "numpy", "PIL"}
 
 
-def python(code: str, **environment: str) -> subprocess.CompletedProcess:
-    env = os.environ | environment
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env)
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["predict", "--help"], ["compare", "--help"]])
-def test_help_loads_nothing_heavy(arguments):
-    done = python(
+def test_help_loads_nothing_heavy():
+    code = (
         "import sys\nfrom segdistill.cli import app\n"
-        f"try:\n    app({arguments!r})\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "for command in ([], ['predict'], ['compare']):\n"
+        "    try:\n        app([*command, '--help'])\n"
+        "    except SystemExit as end:\n        assert end.code == 0\n"
         "print('loaded', *sys.modules)"
     )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert set(done.stdout.rpartition("loaded")[2].split()) & HEAVY == set()
 
@@ -64,36 +60,38 @@ def test_the_version_is_told():
     assert CliRunner().invoke(app, ["--version"]).output.strip() == "0.1.0"
 
 
-def completed(line: str, folder: Path) -> list[str]:
-    """What bash would offer at the end of `line`."""
-    done = python(
-        f"import os; os.chdir({str(folder)!r}); from segdistill.cli import app; app(prog_name='segdistill')",
-        _SEGDISTILL_COMPLETE="complete_bash",
-        COMP_WORDS=line,
-        COMP_CWORD=str(len(line.split(" ")) - 1),
-    )
-    return done.stdout.split()
+@pytest.fixture
+def completed(tmp_path, monkeypatch):
+    """completed(line): what bash would offer at the end of `line`, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def ask(line: str) -> list[str]:
+        asked = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
+        asked["_SEGDISTILL_COMPLETE"] = "complete_bash"
+        return CliRunner().invoke(app, [], prog_name="segdistill", env=asked).output.split()
+
+    return ask
 
 
-def test_a_shell_completes_commands(tmp_path):
-    assert completed("segdistill pre", tmp_path) == ["predict"]
+def test_a_shell_completes_commands(completed):
+    assert completed("segdistill pre") == ["predict"]
 
 
-def test_a_shell_completes_runs_that_are_not_named_yet(tmp_path):
-    (tmp_path / "params.yaml").write_text("runs:\n  vanilla: {}\n  a03-lr01: {}\n  a07: {}\n")
-    assert completed("segdistill compare ", tmp_path) == ["teacher", "vanilla", "a03-lr01", "a07"]
-    assert completed("segdistill compare a03-lr01 a", tmp_path) == ["a07"]
+def test_a_shell_completes_runs_that_are_not_named_yet(completed):
+    Path("params.yaml").write_text("runs:\n  vanilla: {}\n  a03-lr01: {}\n  a07: {}\n")
+    assert completed("segdistill compare ") == ["teacher", "vanilla", "a03-lr01", "a07"]
+    assert completed("segdistill compare a03-lr01 a") == ["a07"]
 
 
 @pytest.mark.parametrize("params", [None, "runs: 7", ": {", "- a"])
-def test_without_runs_a_shell_completes_nothing(params, tmp_path):
+def test_without_runs_a_shell_completes_nothing(params, completed):
     if params is not None:
-        (tmp_path / "params.yaml").write_text(params)
-    assert completed("segdistill compare v", tmp_path) == []
+        Path("params.yaml").write_text(params)
+    assert completed("segdistill compare v") == []
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_the_script_for_a_shell_is_printed(shell):
-    done = python(f"from segdistill.cli import app; app(['--show-completion', {shell!r}], prog_name='segdistill')")
-    assert done.returncode == 0, done.stderr
-    assert "_SEGDISTILL_COMPLETE" in done.stdout
+    done = CliRunner().invoke(app, ["--show-completion", shell], prog_name="segdistill")
+    assert done.exit_code == 0, done.output
+    assert "_SEGDISTILL_COMPLETE" in done.output

@@ -16,6 +16,7 @@ from segdistill.checkpoint import net_facts, save_net
 from segdistill.cityscapes import LABEL_ID_OF_TRAIN_ID, PALETTE
 from segdistill.cli import app
 from segdistill.onnx_file import OnnxPredictor
+from segdistill.predict import speed
 from segdistill.predict.model import Model
 from segdistill.predict.pictures import read_picture
 from segdistill.predict.run import class_map
@@ -268,9 +269,10 @@ def test_wrong_usage_has_its_own_exit_code(arguments, told, street):
     assert told in result.stderr
 
 
-def test_a_benchmark_tells_its_conditions_and_writes_nothing(files, street):
+def test_a_benchmark_tells_its_conditions_and_writes_nothing(files, street, monkeypatch):
+    monkeypatch.setattr(speed, "ROUNDS", 2)
     output = done("pictures", "--model", files.int8, "--benchmark").output
-    for told in ("threads 1", "2 pictures of 48x64, 49x65 pixels", "warm-up", "fps", "p50", "p95"):
+    for told in ("threads 1", "2 pictures of 48x64, 49x65 pixels", "2 rounds after 5 of warm-up", "fps", "p50", "p95"):
         assert told in output
     assert not (street / "predictions").exists()
 

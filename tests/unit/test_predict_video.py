@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -111,6 +112,28 @@ def test_the_same_video_gives_the_same_bytes(codec, av, model, tmp_path, monkeyp
     assert one.read_bytes() == two.read_bytes()
 
 
+def matrix(*values: float) -> bytes:
+    """The transformation in an MP4's headers (ISO 14496-12): a, b, u, c, d, v, x, y, w; x' = ax + cy, y' = bx + dy."""
+    return b"".join(struct.pack(">i", round(v * 2**30 if i % 3 == 2 else v * 2**16)) for i, v in enumerate(values))
+
+
+def test_a_video_is_turned_upright(av, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_clip(av, tmp_path / "clip.mp4")
+    before = decoded(av, tmp_path / "clip.mp4")[0]
+    content, as_it_is = (tmp_path / "clip.mp4").read_bytes(), matrix(1, 0, 0, 0, 1, 0, 0, 0, 1)
+    track = content.rindex(as_it_is)  # the movie's own comes first
+    # x' = -y, y' = x: what is to the right comes below, as of a telephone held upright.
+    turned = content[:track] + matrix(0, 1, 0, -1, 0, 0, 0, 0, 1) + content[track + len(as_it_is) :]
+    (tmp_path / "turned.mp4").write_bytes(turned)
+    assert call("turned.mp4", "--model", model, "--frames", "--write", "label-ids").exit_code == 0
+    Image.fromarray(np.rot90(before[2], -1)).save("upright.png")
+    assert call("upright.png", "--model", model, "--write", "label-ids").exit_code == 0
+    out = tmp_path / "predictions/label-ids"
+    found = (out / "turned_frames/turned_000002_labelIds.png").read_bytes()
+    assert found == (out / "upright_labelIds.png").read_bytes()
+
+
 def test_odd_sizes_get_a_line_more(av, model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_clip(av, tmp_path / "clip.mkv", size_px=(65, 97), codec="ffv1")
@@ -148,7 +171,7 @@ def test_without_pyav_the_extra_is_named(model, tmp_path, monkeypatch):
     Image.fromarray(smooth_frame((48, 64))).save(tmp_path / "a.png")
     done = call("clip.mp4", "a.png", "--model", model, "--write", "overlay")
     assert done.exit_code == 1
-    assert "pip install 'segdistill[video]'" in done.stderr
+    assert "the extra 'video', which is not installed: pip install av" in done.stderr
     assert (tmp_path / "predictions/overlay/a_overlay.jpg").is_file()
 
 

@@ -15,7 +15,7 @@ from segdistill.compute import choose
 from segdistill.errors import InputError
 from segdistill.evaluate import TorchPredictor
 from segdistill.files import read_json
-from segdistill.onnx_file import OnnxPredictor, read_metadata
+from segdistill.onnx_file import OnnxPredictor
 from segdistill.predict.classes import class_table
 from segdistill.provenance import usable_cores
 
@@ -67,7 +67,8 @@ _Classes = Callable[[np.ndarray], np.ndarray]
 
 
 def _open_onnx(path: Path, threads: int) -> tuple[dict, _Classes]:
-    return read_metadata(path), OnnxPredictor(path, threads).classes
+    predictor = OnnxPredictor(path, threads)
+    return predictor.facts, predictor.classes
 
 
 def _open_safetensors(path: Path, threads: int) -> tuple[dict, _Classes]:

@@ -19,7 +19,7 @@ MOST_PICTURES = 16  # held in memory
 ROUNDS, WARMUP_ROUNDS = 50, 5
 
 
-def measure(model: Model, paths: Sequence[Path], tiling: Tiling | None = None, rounds: int = ROUNDS) -> list[str]:
+def measure(model: Model, paths: Sequence[Path], tiling: Tiling | None = None) -> list[str]:
     """Time `model` on up to MOST_PICTURES of the pictures, warm and in turn; lines of text.
 
     Raises:
@@ -35,12 +35,12 @@ def measure(model: Model, paths: Sequence[Path], tiling: Tiling | None = None, r
         "picture in memory to class map": lambda number: class_map(model, pictures[number % len(paths)], tiling),
         "picture file to class map": lambda number: class_map(model, read(number), tiling),
     }
-    taken_ms = interleaved_ms(calls, rounds, WARMUP_ROUNDS)
+    taken_ms = interleaved_ms(calls, ROUNDS, WARMUP_ROUNDS)
     sizes = sorted({f"{picture.height}x{picture.width}" for picture in pictures})
     lines = [
         f"{model.path}, threads {model.threads}, batch 1",
         f"{len(pictures)} pictures of {', '.join(sizes)} pixels{_said(tiling)}",
-        f"{rounds} rounds after {WARMUP_ROUNDS} of warm-up that are not counted",
+        f"{ROUNDS} rounds after {WARMUP_ROUNDS} of warm-up that are not counted",
         ", ".join([processor(), *(f"{name} {v}" for name, v in package_versions("onnxruntime", "torch").items())]),
     ]
     return lines + [_line(what, taken) for what, taken in taken_ms.items()]

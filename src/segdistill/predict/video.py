@@ -36,7 +36,7 @@ def pyav() -> ModuleType:
     try:
         import av
     except ImportError:
-        raise InputError("videos are read by PyAV, which is not installed: pip install 'segdistill[video]'") from None
+        raise InputError("videos are read by PyAV, the extra 'video', which is not installed: pip install av") from None
     return av
 
 
