@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from model_files import ModelFiles, random_net, smooth_frame
 from segdistill.checkpoint import net_facts, save_net
 from segdistill.cityscapes import LABEL_ID_OF_TRAIN_ID, PALETTE
+from segdistill.class_table import ClassTable
 from segdistill.cli import app
 from segdistill.onnx_file import OnnxPredictor
 from segdistill.predict import speed
@@ -246,11 +247,21 @@ def test_what_is_no_model_of_ours_is_refused_by_name(name, street):
     assert not (street / "predictions").exists()
 
 
-def test_a_model_of_other_classes_is_refused(street):
+def test_a_model_that_does_not_name_its_classes_is_refused(street):
     save_net("seven.safetensors", random_net(classes=7), net_facts("deeplabv3_mobilenet_lite", 7, 16))
     result = call("pictures", "--model", "seven.safetensors")
     assert result.exit_code == 1
-    assert "seven.safetensors: gives 7 classes; the table of Cityscapes has 19" in result.stderr
+    assert "seven.safetensors: gives 7 classes and does not name them; Cityscapes has 19" in result.stderr
+
+
+def test_a_model_of_other_classes_brings_their_ids_and_colors(street):
+    table = ClassTable(("lane", "rest"), (40, 99), ((1, 2, 3), (200, 100, 50)))
+    save_net("two.safetensors", random_net(classes=2), net_facts("deeplabv3_mobilenet_lite", table, 16))
+    done("pictures/a.png", "--model", "two.safetensors")
+    classes = Model("two.safetensors", 1).classes(opened(street / "pictures/a.png").copy())
+    assert np.array_equal(opened(street / "predictions/label-ids/a_labelIds.png"), np.where(classes == 0, 40, 99))
+    coloured = np.asarray(Image.open(street / "predictions/color/a_color.png").convert("RGB"))
+    assert np.array_equal(coloured, np.array(table.colors, np.uint8)[classes])
 
 
 @pytest.mark.parametrize(

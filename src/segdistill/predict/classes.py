@@ -1,28 +1,20 @@
-"""The ids and colours of a model's classes."""
+"""The names, ids and colours of a model's classes."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import numpy as np
-
 from segdistill import cityscapes
+from segdistill.class_table import ClassTable
 from segdistill.errors import InputError
 
 
-class ClassTable(NamedTuple):
-    """By class number, with an entry for every byte: label ids uint8 (256,), and RGB colours uint8 (256, 3)."""
-
-    label_ids: np.ndarray
-    palette: np.ndarray
-
-
 def class_table(facts: dict) -> ClassTable:
-    """The table of the classes that a model with these facts gives.
+    """The table of the classes that a model with these facts gives; Cityscapes where an older file does not say.
 
     Raises:
-        InputError: their number is not that of the table.
+        InputError: the file does not say, and their number is not that of Cityscapes.
     """
+    if "class_names" in facts:
+        return ClassTable.of_facts(facts)
     if facts["classes"] != cityscapes.CLASSES:
-        raise InputError(f"gives {facts['classes']} classes; the table of Cityscapes has {cityscapes.CLASSES}")
-    return ClassTable(cityscapes.LABEL_ID_OF_TRAIN_ID, cityscapes.PALETTE)
+        raise InputError(f"gives {facts['classes']} classes and does not name them; Cityscapes has 19")
+    return cityscapes.TABLE

@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from segdistill.class_table import ClassTable
 from segdistill.errors import InputError, raise_together
 from segdistill.files import atomic_file
 from segdistill.predict import KINDS
-from segdistill.predict.classes import ClassTable
 from segdistill.predict.inputs import Source
 
 SUFFIXES = dict(zip(KINDS, ("_overlay.jpg", "_color.png", "_labelIds.png"), strict=True))
@@ -93,7 +93,7 @@ def write_picture(targets: dict[str, Path], picture: Image.Image, classes_HW: np
             coloured.putpalette(table.palette.tobytes())
             _save(target, coloured, "PNG")
         else:
-            _save(target, Image.fromarray(table.label_ids[classes_HW]), "PNG")
+            _save(target, Image.fromarray(table.label_id_of_class[classes_HW]), "PNG")
 
 
 def _save(target: Path, picture: Image.Image, form: str, **options: int) -> None:
