@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 
-.PHONY: help repro ui test bench lint clean
+.PHONY: help repro ui test bench lint pull-request clean
 
 help:  ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,21 +27,27 @@ repro: .venv/.installed  ## run the pipeline that params.yaml describes, and sho
 ui: .venv/.installed  ## open the MLflow UI on http://127.0.0.1:5000
 	segdistill ui
 
+# Files side by side, the long ones first; each process on one thread, as most tests are.
 test: .venv/.installed  ## run all tests
-	pytest
+	OMP_NUM_THREADS=1 pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # The peer that some rows measure comes on top of the locked packages, and changes none of them.
 .venv/.peer: .venv/.installed
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --no-build-isolation --editable ".[bench]"
 	@touch $@
 
-bench: .venv/.peer  ## measure the claims about speed, in about 35 minutes; let nothing else run
+bench: .venv/.peer  ## measure the claims about speed, in about 30 minutes; let nothing else run
 	python benchmarks/run.py
 
 lint: .venv/.installed  ## check style and the code deps in dvc.yaml
 	ruff check src stages tests tools docs benchmarks
 	ruff format --check src stages tests tools docs benchmarks
 	python tools/stage_deps.py
+
+PROFILE ?=
+BASE ?= main
+pull-request: .venv/.installed  ## rerun what a change touches and compare with BASE: build/pull-request.md
+	python tools/pull_request.py --base "$(BASE)" $(if $(PROFILE),--profile "$(PROFILE)")
 
 clean:  ## remove unfinished trainings and caches; keeps results
 	rm -rf scratch .pytest_cache .ruff_cache .hypothesis

@@ -63,6 +63,11 @@ def test_again_runs_nothing(done):
     assert done.dvc("repro") == []
 
 
+def test_the_picture_of_the_stages_is_that_of_dvc(done):
+    drawn = done.call("dvc", "dag", "--collapse-foreach-matrix", "--mermaid").stdout
+    assert drawn.strip() in (done.folder / "README.md").read_text()
+
+
 def test_the_control_depends_on_no_teacher(done):
     for stage in ("distill@vanilla", "steplr-finetune@vanilla"):
         deps = {dep["path"] for dep in done.first_lock[stage]["deps"]}
@@ -104,6 +109,18 @@ def test_an_experiment_changes_one_value(done):
     assert shown.returncode == 0, shown.stdout + shown.stderr
     assert set(RUNNING.findall(shown.stdout)) == stages_of("light") | {"benchmark", "report"}
     assert "brighter" in done.call("dvc", "exp", "show", "--csv").stdout
+
+
+def test_a_change_is_shown_beside_its_base(done):
+    """What CI writes into a pull request; the workspace holds the experiment of the test before."""
+    called = done.call(sys.executable, "tools/pull_request.py", "--base", "HEAD")
+    assert called.returncode == 0, called.stdout + called.stderr
+    page = (done.folder / "build/pull-request.md").read_text()
+    assert "0 stages ran, 0 were restored" in page
+    assert "| light |" in page
+    assert "runs.light.lr" in page.split("Figures that moved")[1], page
+    assert not (done.folder / "build/base").exists()
+    assert done.call("git", "worktree", "list").stdout.count("\n") == 1
 
 
 def test_a_bad_value_is_told_plainly_and_loses_nothing(done):
