@@ -22,7 +22,8 @@ from segdistill.files import write_json
 from segdistill.onnx_file import write_float32, write_int8
 from segdistill.params import Params
 from segdistill.provenance import package_versions, processor
-from segdistill.teacher_folder import Teacher, is_composite, open_teacher
+from segdistill.teacher_cache import is_composite
+from segdistill.teacher_folder import open_teacher
 from segdistill.timing import interleaved_ms, quantiles
 
 COMPOSITE_NETWORK = "composite_teacher"  # stands where the name of a network does
@@ -32,39 +33,44 @@ def benchmark(params: Params, models: Path = Path("models"), out: Path = Path("m
     """Time every distinct network of the sweep and the teacher, and write metrics/benchmark.json."""
     frames = _frames(params)
     compute = choose("cpu", params.compute.precision, params.benchmark.threads)
-    networks: dict[str, str] = {}
-    engines: dict[tuple[str, str], Engine] = {}
+    networks = {name: _network(models, name) for name in ("teacher", *params.runs)}
+    first_of = {networks[name]: name for name in reversed(networks)}
+    made: dict[str, dict[str, Engine]] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        names = ["teacher", *params.runs]
-        if is_composite(models / "teacher"):
-            networks[names.pop(0)] = COMPOSITE_NETWORK
-            engines |= _composite_engines(open_teacher(models / "teacher", compute._replace(dtype=torch.float32)))
-        for name in names:
-            weights = _weights(models, name)
-            facts = read_facts(weights)
-            networks[name] = f"{facts['arch']}_os{facts['output_stride']}"
-            if networks[name] not in _networks_of(engines):
-                files = _onnx_files(params, name, models, Path(scratch), frames.shape[1:3])
-                backends = _engines(weights, files, compute, params, frames[:1])
-                engines |= {(networks[name], backend): engine for backend, engine in backends.items()}
+        composite = _composite_engines(models / "teacher", compute)
+        # The students first: a file of theirs that cannot be read is told before the teacher's files are made.
+        for network, name in sorted(first_of.items(), key=lambda item: item[1] == "teacher"):
+            if name == "teacher" and composite:
+                made[network] = composite
+                continue
+            files = _onnx_files(params, name, models, Path(scratch), frames.shape[1:3])
+            made[network] = _engines(_weights(models, name), files, compute, params, frames[:1])
+        in_order = dict.fromkeys(networks.values())
+        engines = {(network, backend): made[network][backend] for network in in_order for backend in made[network]}
         rows = _timed(engines, frames, params)
     conditions = _conditions(params, compute, frames)
     write_json(out, {"conditions": conditions, "networks": rows, "models": networks})
 
 
-def _composite_engines(teacher: Teacher) -> dict[tuple[str, str], Engine]:
-    """A teacher of several parts, as `teacher-logits` runs it: no other engine could run it whole."""
-    backend = "onnx_float32" if teacher.of_onnx_only else "torch"
+def _composite_engines(folder: Path, compute: Compute) -> dict[str, Engine]:
+    """A teacher of several parts, as `teacher-logits` runs it: no other engine could run it whole. Else nothing."""
+    if not is_composite(folder):
+        return {}
+    teacher = open_teacher(folder, compute._replace(dtype=torch.float32))
 
     def end_to_end(image_1HW3: np.ndarray) -> np.ndarray:
         return teacher.predict(image_1HW3)[1].cpu().numpy()
 
-    return {(COMPOSITE_NETWORK, backend): Engine(teacher.predict.logits, end_to_end, teacher.described)}
+    backend = "onnx_float32" if teacher.of_onnx_only else "torch"
+    return {backend: Engine(teacher.predict.logits, end_to_end, teacher.described)}
 
 
-def _networks_of(engines: dict[tuple[str, str], Engine]) -> set[str]:
-    """Names of the networks that have engines already."""
-    return {network for network, _ in engines}
+def _network(models: Path, name: str) -> str:
+    """What the network of a model is called: its latency is a matter of the network, not of the weights."""
+    if name == "teacher" and is_composite(models / "teacher"):
+        return COMPOSITE_NETWORK
+    facts = read_facts(_weights(models, name))
+    return f"{facts['arch']}_os{facts['output_stride']}"
 
 
 def _weights(models: Path, name: str) -> Path:
@@ -103,6 +109,7 @@ def _onnx_files(params: Params, name: str, models: Path, scratch: Path, size_px:
 def _engines(
     weights: Path, files: dict[str, Path], compute: Compute, params: Params, frame: np.ndarray
 ) -> dict[str, Engine]:
+    shipped = {backend: onnx_engine(file, compute.threads) for backend, file in files.items()}
     eager = compute._replace(dtype=torch.float32)
     engines = {
         "torch": torch_engine(load_net(weights)[0], eager),
@@ -111,7 +118,7 @@ def _engines(
     if params.compute.device != "cpu" and torch.cuda.is_available():
         on_gpu = choose("cuda", params.compute.precision, params.benchmark.threads)
         engines["torch_cuda"] = torch_engine(on_gpu.place(load_net(weights)[0]), on_gpu, f"CUDA, {on_gpu.dtype}")
-    return engines | {backend: onnx_engine(file, compute.threads) for backend, file in files.items()}
+    return engines | shipped
 
 
 def _timed(engines: dict[tuple[str, str], Engine], frames: np.ndarray, params: Params) -> dict[str, dict]:

@@ -78,9 +78,16 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
         raise InputError(f"{path}: no safetensors file ({error})") from None
 
 
-def load_net(path: str | Path) -> tuple[nn.Module, dict]:
-    """Rebuild the net that `path` holds, in eval mode, and its facts. Weights that do not fit are an error."""
+def load_net(path: str | Path, expected: dict | None = None) -> tuple[nn.Module, dict]:
+    """Rebuild the net that `path` holds, in eval mode, and its facts.
+
+    Raises:
+        InputError: its weights do not fit, or its facts are not the `expected` ones, as `net_facts` gives them.
+    """
     facts = read_facts(path)
+    for key, needed in (expected or {}).items():
+        if facts.get(key) != needed:
+            raise InputError(f"{path}: {key} is {facts.get(key)!r} there, {needed!r} is needed")
     net = build_to_load(facts["arch"], facts["classes"], facts["output_stride"])
     load_state(net, read_state(path), source=str(path))
     return net.eval(), facts

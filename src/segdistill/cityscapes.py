@@ -98,5 +98,5 @@ def split_stem(stem: str) -> tuple[str, str, str]:
     """(city, sequence, frame) of a name such as `aachen_000012_000019`; InputError when it is not of that form."""
     match = _STEM.fullmatch(stem)
     if match is None:
-        raise InputError(f"'{stem}' does not follow <city>_<sequence>_<frame>, as in aachen_000012_000019")
+        raise InputError(f"{stem!r} does not follow <city>_<sequence>_<frame>, as in aachen_000012_000019")
     return match[1], match[2], match[3]

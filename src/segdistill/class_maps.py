@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from segdistill.class_table import ClassTable
+from segdistill.errors import InputError
 from segdistill.files import atomic_directory, atomic_file, write_json
 from segdistill.metrics_file import LEGEND
 
@@ -19,13 +22,28 @@ def write_archive(path: str | Path, class_maps: dict[int, np.ndarray]) -> None:
 
 
 class ClassMapArchive:
-    """Reads what `write_archive` wrote: `archive(index)` is uint8 (H, W)."""
+    """Reads what `write_archive` wrote: `archive(index)` is uint8 (H, W).
+
+    InputError, on opening or reading, where there is no archive, a damaged one, or one without that frame.
+    """
 
     def __init__(self, path: str | Path) -> None:
-        self._maps = np.load(path)
+        self.path = path
+        try:
+            self._maps = np.load(path)
+            if not isinstance(self._maps, np.lib.npyio.NpzFile):
+                raise ValueError("a single array")
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"{path}: no readable archive of class maps ({reason})") from None
 
     def __call__(self, index: int) -> np.ndarray:
-        return self._maps[str(index)]
+        try:
+            return self._maps[str(index)]
+        except KeyError:
+            raise InputError(f"{self.path}: has no class map of frame {index}; it is of other data") from None
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise InputError(f"{self.path}: the class map of frame {index} is damaged ({error})") from None
 
 
 def as_picture(pixels: np.ndarray, table: ClassTable) -> Image.Image:

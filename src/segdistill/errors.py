@@ -1,8 +1,9 @@
-"""What a user did that the pipeline cannot work with, told in one message and without a traceback."""
+"""What a user did that the pipeline cannot work with, told in one message: no traceback, no password."""
 
 from __future__ import annotations
 
 import errno
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -31,10 +32,33 @@ def told_plainly() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        message = str(error)
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
         remedy = "; free some space and run it again: what was finished is kept" if error.errno in _NO_SPACE else ""
-        print(f"error: {name}{error.strerror or error}{remedy}", file=sys.stderr)
-        sys.exit(1)
+        message = f"{name}{error.strerror or error}{remedy}"
+    else:
+        return
+    lines = map(printable, without_passwords(message).split("\n"))
+    print("error: " + "\n".join(lines), file=sys.stderr)
+    sys.exit(1)
+
+
+def printable(text: str) -> str:
+    """`text` in one line that does nothing to a terminal: line breaks and control characters are spelt out."""
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+
+
+def without_passwords(text: str) -> str:
+    """`text` with user and password cut out of every URI, and the query of a URI that is all of it."""
+    text = text.partition("?")[0] if re.match(r"\w[\w+.-]*://\S*$", text) else text
+    return re.sub(r"(\w[\w+.-]*://)\S*@", r"\1", text)
+
+
+def passwords_in(uri: str) -> list[str]:
+    """The passwords in `uri`, before its host or in its query, however badly they are quoted there."""
+    rest = re.sub(r"^[\w+.-]+://(?!/)", "", uri)
+    if rest == uri:  # a file or a folder
+        return []
+    queried = re.findall(r"[?&][^=&]*(?:pass|pwd|secret|token|key)[^=&]*=([^&]+)", rest, re.IGNORECASE)
+    return [found for found in (rest.rpartition("@")[0].partition(":")[2], *queried) if found]

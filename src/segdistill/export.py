@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from segdistill.checkpoint import load_net
+from segdistill.checkpoint import load_net, net_facts
 from segdistill.class_maps import ClassMapArchive
 from segdistill.dataset import PREPARED, open_split, read_index
 from segdistill.evaluate import Predictor, TorchPredictor, evaluate, spread
@@ -25,7 +25,10 @@ def export_run(params: Params, run: str, models: Path = Path("models"), metrics:
     The int8 ranges are calibrated on frames of the holdout, evenly spread: never on what is reported.
     """
     export, folder = params.export_params(run), models / "runs" / run
-    net, facts = load_net(folder / "finetuned.safetensors")
+    settings, classes = params.distill_settings(run), len(read_index(PREPARED)["classes"])
+    expected = net_facts(settings.student, classes, settings.output_stride)
+    net, facts = load_net(folder / "finetuned.safetensors", expected)
+    teacher_classes = ClassMapArchive(models / "teacher" / "val_classes.npz")  # before anything is written
     val, holdout = open_split("val"), open_split("holdout")
     facts |= {"weights_sha256": file_sha256(folder / "finetuned.safetensors")}
     files = {"float32": folder / "student.onnx", "int8": folder / "student.int8.onnx"}
@@ -34,7 +37,7 @@ def export_run(params: Params, run: str, models: Path = Path("models"), metrics:
     write_int8(files["int8"], net, facts, export.opset, calibration)
 
     compute = compute_of(params)._replace(device=torch.device("cpu"), dtype=torch.float32)
-    scorer = _Scorer(params, run, TorchPredictor(net, compute), models / "teacher" / "val_classes.npz")
+    scorer = _Scorer(params, run, TorchPredictor(net, compute), teacher_classes)
     rows = {"torch": scorer.score(scorer.torch_predictor)}
     for precision, file in files.items():
         compared = _Compared(OnnxPredictor(file, compute.threads), scorer.torch_predictor)
@@ -45,10 +48,12 @@ def export_run(params: Params, run: str, models: Path = Path("models"), metrics:
 class _Scorer:
     """Scores a predictor of one run on val."""
 
-    def __init__(self, params: Params, run: str, torch_predictor: TorchPredictor, teacher_classes: Path) -> None:
+    def __init__(
+        self, params: Params, run: str, torch_predictor: TorchPredictor, teacher_classes: ClassMapArchive
+    ) -> None:
         self.settings, self.batch_size = params.distill_settings(run), params.evaluation.batch_size
         self.torch_predictor = torch_predictor
-        self.teacher_classes = ClassMapArchive(teacher_classes)
+        self.teacher_classes = teacher_classes
         self.class_names, self.val = read_index(PREPARED)["classes"], open_split("val")
 
     def score(self, predict: Predictor) -> dict:

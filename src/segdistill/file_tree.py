@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from segdistill.errors import InputError, raise_together
+from segdistill.errors import InputError, printable, raise_together
 from segdistill.png_file import MAX_FILE_BYTES
+
+# PNGs are compressed already, so that a zip makes photographs no smaller and label maps by about a quarter. Label maps
+# saved without compression come to about 200:1; what is made to burst open, to 1000:1, the most that deflate can.
+# Below a MiB nothing bursts, and the PNG of a single colour packs well a second time.
+MAX_RATIO, SMALL_BYTES = 500, 2**20
 
 
 class FolderTree:
@@ -17,11 +23,20 @@ class FolderTree:
         self.folder = folder
 
     def path_of(self, name: str) -> str:
-        return str(self.folder / name)
+        return printable(str(self.folder / name))
 
     def files(self, split: str) -> list[str]:
-        """Sorted `<split>/<city>/<file>` names."""
-        return sorted(path.relative_to(self.folder).as_posix() for path in (self.folder / split).glob("*/*"))
+        """Sorted `<split>/<city>/<file>` names.
+
+        Raises:
+            InputError: a link leads nowhere, or round in a circle; what lies behind it would be missing unnoticed.
+        """
+        folder = self.folder / split
+        cities = sorted(folder.iterdir()) if _is_there(folder) else []
+        faults = [f"{printable(str(city))}: a link that leads nowhere" for city in cities if not city.exists()]
+        raise_together(faults, f"{self.path_of(split)} cannot be listed")
+        files = (file for city in cities if city.is_dir() for file in city.iterdir())
+        return sorted(file.relative_to(self.folder).as_posix() for file in files)
 
     def read(self, name: str) -> bytes:
         with (self.folder / name).open("rb") as file:
@@ -29,10 +44,18 @@ class FolderTree:
             return file.read(min(os.fstat(file.fileno()).st_size, MAX_FILE_BYTES) + 1)
 
 
+def _is_there(folder: Path) -> bool:
+    """Whether `folder` is there; InputError where a link of that name leads nowhere."""
+    if folder.is_symlink() and not folder.exists():
+        raise InputError(f"{printable(str(folder))}: a link that leads nowhere")
+    return folder.is_dir()
+
+
 class ZipTree:
     """`leftImg8bit/` or `gtFine/` inside its official zip, read in place.
 
-    InputError when the file is no zip, or when any member of it would lie outside the archive's own folder.
+    InputError when the file is no zip, when any member of it would lie outside the archive's own folder, or when it
+    would burst open to more than a zip of PNGs can hold.
     """
 
     def __init__(self, path: Path, top: str):
@@ -41,15 +64,16 @@ class ZipTree:
             self.archive = zipfile.ZipFile(path)
         except (OSError, zipfile.BadZipFile) as error:
             raise InputError(f"{path}: no readable zip ({error})") from None
-        names = (PurePosixPath(name.replace("\\", "/")) for name in self.archive.namelist())
-        outside = [name for name in names if name.is_absolute() or ".." in name.parts]
-        raise_together((f"{path}: {name}" for name in outside), "zip members with an absolute path or '..' are refused")
+        members = self.archive.infolist()
+        outside = (f"{path}: {printable(member.filename)}" for member in members if _lies_outside(member))
+        raise_together(outside, "zip members with an absolute path or '..' are refused")
+        raise_together(_bombs(path, members), "zips that burst open are refused")
 
     def __reduce__(self):
         return ZipTree, (self.path, self.top)  # an open archive cannot be shared: each process opens its own
 
     def path_of(self, name: str) -> str:
-        return f"{self.path}: {self.top}/{name}"
+        return printable(f"{self.path}: {self.top}/{name}")
 
     def files(self, split: str) -> list[str]:
         """Sorted `<split>/<city>/<file>` names."""
@@ -59,3 +83,21 @@ class ZipTree:
     def read(self, name: str) -> bytes:
         with self.archive.open(f"{self.top}/{name}") as member:
             return member.read(MAX_FILE_BYTES + 1)
+
+
+def _lies_outside(member: zipfile.ZipInfo) -> bool:
+    name = PurePosixPath(member.filename.replace("\\", "/"))
+    return name.is_absolute() or ".." in name.parts
+
+
+def _bombs(path: Path, members: list[zipfile.ZipInfo]) -> Iterator[str]:
+    """What is absurd about the sizes that the archive states; zipfile reads no more of a member than is stated."""
+    for member in members:
+        allowed = min(max(MAX_RATIO * member.compress_size, SMALL_BYTES), MAX_FILE_BYTES)
+        if member.file_size > allowed:
+            packed = f"{member.file_size} bytes packed into {member.compress_size}"
+            yield f"{path}: {printable(member.filename)}: {packed}; allowed are {allowed}"
+    # Members that share their packed bytes, or very many small ones, are each as they should be.
+    total, archive_bytes = sum(member.file_size for member in members), path.stat().st_size
+    if total > MAX_RATIO * archive_bytes:
+        yield f"{path}: {total} bytes packed into {archive_bytes}; allowed are {MAX_RATIO * archive_bytes}"

@@ -175,7 +175,9 @@ class EvaluationParams(Section):
 
 class TrackingParams(Section):
     experiment: Annotated[str, Field(min_length=1)] = Field(description="name of the MLflow experiment")
-    uri: str | None = Field(description="tracking server; null is mlflow.db here. MLFLOW_TRACKING_URI goes first")
+    uri: str | None = Field(
+        description="tracking server, without a password; null is mlflow.db here. MLFLOW_TRACKING_URI goes first"
+    )
     live: bool = Field(description="show the curves in MLflow while training goes on")
 
 

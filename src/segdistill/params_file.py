@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from segdistill.archs import ARCHS
-from segdistill.errors import InputError, raise_together
+from segdistill.errors import InputError, passwords_in, raise_together, without_passwords
 from segdistill.params import ExportParams, FinetuneParams, Params, RunParams, Section
 from segdistill.yaml_file import read_mapping
 
@@ -29,7 +29,7 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     params = _validated(Params, raw, "", faults)
     if params is not None:
         faults += _cross_faults(params)
-    raise_together(faults, f"{path} has values that are not allowed")
+    raise_together(map(without_passwords, faults), f"{path} has values that are not allowed")
     return params
 
 
@@ -71,6 +71,11 @@ def _cross_faults(params: Params) -> Iterator[str]:
         yield from _stride_fault(section, arch, getattr(params, section).output_stride)
     if params.distill.student and not any(run.teacher == "none" for run in params.runs.values()):
         yield "runs: no control; allowed is a sweep with at least one run of alpha 0 and teacher none"
+    if params.tracking.uri and passwords_in(params.tracking.uri):
+        yield (
+            "tracking.uri: holds a password, which git and dvc.lock would keep; allowed is a URI without, and in the "
+            "environment MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or all of it as MLFLOW_TRACKING_URI"
+        )
     for name in params.runs:
         yield from _run_faults(params, name)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from segdistill.checkpoint import load_net, net_facts, save_net
-from segdistill.class_maps import ClassMapArchive, write_pictures
+from segdistill.class_maps import write_pictures
 from segdistill.dataset import PREPARED
 from segdistill.evaluate import Evaluation, TorchPredictor, evaluate, spread
 from segdistill.files import write_json
@@ -47,7 +47,7 @@ def finetune(params: Params, run: str) -> None:
     """Train the distilled student of `run` further and write models/runs/RUN/finetuned.safetensors and its metrics."""
     (settings, steps), data = params.finetune_settings(run), Data(PREPARED)
     distilled = MODELS / run / "distilled.safetensors"
-    net, _ = load_net(distilled)
+    net, _ = load_net(distilled, net_facts(settings.student, len(data.class_names), settings.output_stride))
     training = _StudentTraining(params, run, "finetune", settings, data)
     curve, scratch = [], None
     if steps:
@@ -120,7 +120,7 @@ class _StudentTraining:
             loss_kind=settings.label_loss,
             focal_gamma=settings.focal_gamma,
             # A control depends on no teacher, so its agreement is measured later, by export-onnx.
-            teacher_classes=ClassMapArchive(self.teaching.val_classes) if self.teaching else None,
+            teacher_classes=self.teaching.val_classes if self.teaching else None,
             keep=spread(len(val), self.params.evaluation.pictures) if recorder else None,
             on_frame=recorder.add if recorder else None,
         )

@@ -22,8 +22,8 @@ from segdistill.params import Params, is_onnx
 from segdistill.progress import write_curve
 from segdistill.provenance import git_revision
 from segdistill.scratch import Scratch
-from segdistill.teacher_cache import VAL_CLASSES, geometry
-from segdistill.teacher_folder import TorchMember, open_teacher, teacher_sha256, write_members
+from segdistill.teacher_cache import VAL_CLASSES, geometry, teacher_sha256
+from segdistill.teacher_folder import TorchMember, open_teacher, write_members
 from segdistill.train_loop import CURVE_COLUMNS
 from segdistill.training_job import Data, compute_of, initial_net, read_weights, train_net
 from segdistill.val_record import ValRecorder

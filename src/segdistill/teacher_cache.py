@@ -18,16 +18,19 @@ import numpy as np
 from torch import nn
 
 from segdistill.checkpoint import load_net
+from segdistill.class_maps import ClassMapArchive
 from segdistill.compute import Compute
 from segdistill.dataset import Split
 from segdistill.errors import InputError
 from segdistill.files import read_json
+from segdistill.provenance import file_sha256
 from segdistill.rng import view_origins
 from segdistill.stored_logits import StoredLogits
 from segdistill.transforms import MEAN, STD
 
-FOLDER = Path("data/teacher_logits")
+FOLDER, TEACHER = Path("data/teacher_logits"), Path("models/teacher")
 VAL_CLASSES, WEIGHTS, MANIFEST = "val_classes.npz", "teacher.safetensors", "manifest.json"
+COMPOSITE = "teacher.json"  # of a teacher that is more than one torch network (see teacher_folder)
 
 
 def geometry(split: Split, fingerprint: str, seed: int, crop_px: tuple[int, int], views: int, stride: int) -> dict:
@@ -42,6 +45,16 @@ def geometry(split: Split, fingerprint: str, seed: int, crop_px: tuple[int, int]
         "seed": seed,
         "normalisation": {"mean": list(MEAN), "std": list(STD)},
     }
+
+
+def is_composite(folder: Path) -> bool:
+    """Is the teacher in `folder` more than one torch network that is asked once?"""
+    return (folder / COMPOSITE).is_file()
+
+
+def teacher_sha256(folder: Path) -> str:
+    """Hex SHA-256 of all that the predictions of the teacher in `folder` are a function of."""
+    return file_sha256(folder / (COMPOSITE if is_composite(folder) else WEIGHTS))
 
 
 def origins_of(facts: dict) -> np.ndarray:
@@ -69,6 +82,9 @@ class Teaching:
         """
         self.kind, self.facts, self.folder = kind, facts, folder or FOLDER / kind
         self.manifest = self._checked_manifest()
+        self._check_teacher()
+        # The teacher's class maps of val. Read after the training only, which would be late to find no archive.
+        self.val_classes = ClassMapArchive(self.folder / VAL_CLASSES)
         self.stored: StoredLogits | None = None
         if kind != "online":
             grid = (facts["crop_px"][0] // facts["stride"], facts["crop_px"][1] // facts["stride"])
@@ -86,13 +102,23 @@ class Teaching:
             raise InputError(f"{self.folder}: its manifest describes no arrays; run: dvc repro teacher-logits")
         return manifest
 
+    def _check_teacher(self) -> None:
+        """A student depends on the folder alone, and may be trained where no teacher is; a teacher there has to be its.
+
+        DVC keeps the two together. They part when stages are run one by one, and then the student would learn from one
+        teacher and be compared with another.
+        """
+        if not is_composite(TEACHER) and not (TEACHER / WEIGHTS).is_file():
+            return
+        found, expected = self.manifest.get("teacher_sha256"), teacher_sha256(TEACHER)
+        if expected != found:
+            raise InputError(
+                f"{self.folder}: teacher_sha256 is {found!r} there, {TEACHER} has {expected!r}; "
+                "run: dvc repro teacher-logits, or dvc checkout for a teacher and logits that belong together"
+            )
+
     def live_teacher(self, compute: Compute) -> nn.Module | None:
         """The teacher itself, in eval mode, for `online`; None for the kinds whose logits are stored."""
         if self.kind != "online":
             return None
         return compute.place(load_net(self.folder / WEIGHTS)[0]).eval()
-
-    @property
-    def val_classes(self) -> Path:
-        """The archive of the teacher's class maps of val."""
-        return self.folder / VAL_CLASSES

@@ -21,9 +21,7 @@ from segdistill.evaluate import TorchPredictor
 from segdistill.files import read_json, write_json
 from segdistill.params import TeacherParams, is_onnx
 from segdistill.provenance import file_sha256
-from segdistill.teacher_cache import WEIGHTS
-
-COMPOSITE = "teacher.json"
+from segdistill.teacher_cache import COMPOSITE, WEIGHTS, is_composite
 
 
 class TorchMember(NamedTuple):
@@ -60,16 +58,6 @@ def write_members(folder: Path, members: Sequence[TorchMember | Path], classes: 
         rows.append({"file": file.name, "sha256": file_sha256(file)})
     asked = teacher.model_dump(mode="json", include={"flip", "scales", "onnx_mean", "onnx_std"})
     write_json(folder / COMPOSITE, {"described": teacher.described, "classes": classes, "members": rows} | asked)
-
-
-def is_composite(folder: Path) -> bool:
-    """Is the teacher in `folder` more than one torch network that is asked once?"""
-    return (folder / COMPOSITE).is_file()
-
-
-def teacher_sha256(folder: Path) -> str:
-    """Hex SHA-256 of all that the teacher's predictions are a function of."""
-    return file_sha256(folder / (COMPOSITE if is_composite(folder) else WEIGHTS))
 
 
 def open_teacher(folder: Path, compute: Compute) -> Teacher:

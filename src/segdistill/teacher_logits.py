@@ -20,11 +20,18 @@ from segdistill.nets.resize import upsample
 from segdistill.params import TeacherLogitsParams
 from segdistill.progress import Progress
 from segdistill.stored_logits import LogitsWriter
-from segdistill.teacher_cache import MANIFEST, VAL_CLASSES, WEIGHTS, origins_of, stored_shape
-from segdistill.teacher_folder import is_composite, open_teacher, teacher_sha256
+from segdistill.teacher_cache import (
+    MANIFEST,
+    TEACHER,
+    VAL_CLASSES,
+    WEIGHTS,
+    is_composite,
+    origins_of,
+    stored_shape,
+    teacher_sha256,
+)
+from segdistill.teacher_folder import open_teacher
 from segdistill.transforms import cut
-
-TEACHER = Path("models/teacher")
 
 
 def build_cache(kind: str, out: Path, split: Split, facts: dict, params: TeacherLogitsParams, compute: Compute) -> None:

@@ -63,7 +63,7 @@ def read_weights(file: str | Path, path: str) -> dict[str, torch.Tensor]:
     file = Path(file)
     if not file.is_file():
         raise InputError(f"{path}: found {str(file)!r}; no such file")
-    return read_state(file) if file.suffix == ".safetensors" else read_torch_checkpoint(file)
+    return read_state(file) if file.suffix.lower() == ".safetensors" else read_torch_checkpoint(file)
 
 
 def train_net(

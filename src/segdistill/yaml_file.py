@@ -11,7 +11,17 @@ from segdistill.errors import InputError
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as DVC reads it: 1e-4 is a number, and a key that stands twice is a fault, not an overwrite."""
+    """YAML as DVC reads it: 1e-4 is a number, and a key that stands twice is a fault, not an overwrite.
+
+    Aliases are refused: `dvc exp run -S` writes through one into every place that shares its value.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node:
+        if self.check_event(yaml.AliasEvent):
+            alias = self.peek_event()
+            where = f"{alias.start_mark.name}: alias *{alias.anchor} (line {alias.start_mark.line + 1})"
+            raise InputError(f"{where}; allowed is the value itself, written out")
+        return super().compose_node(parent, index)
 
 
 _Loader.add_implicit_resolver(
@@ -51,7 +61,7 @@ def read_mapping(path: Path, of: str, remedy: str) -> dict:
         raise InputError(f"{path}: no such file; {remedy}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None

@@ -26,8 +26,8 @@ from segdistill.params_file import load_params
 from segdistill.prepare import prepare
 from segdistill.stored_logits import LOGITS
 from segdistill.teacher import check_teacher
-from segdistill.teacher_cache import FOLDER, geometry
-from segdistill.teacher_folder import open_teacher, teacher_sha256
+from segdistill.teacher_cache import FOLDER, geometry, teacher_sha256
+from segdistill.teacher_folder import open_teacher
 from segdistill.teacher_logits import build_cache
 from segdistill.training_job import compute_of
 from segdistill.transforms import MEAN, STD

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from pathlib import Path
 
 from rich.console import Console
@@ -41,11 +42,13 @@ def print_summary(summary: Summary, report: Path = Path("reports/index.html"), c
 
 
 def markdown(summary: Summary) -> str:
-    """The same table and answer as Markdown, for a page or a pull request."""
+    """The same table and answer as Markdown, for a page or a pull request; names cannot become HTML there."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---" + "|---:" * (len(COLUMNS) - 1) + "|"]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in _cells(row)) + " |" for row in summary.rows]
+    lines += [
+        "| " + " | ".join(escape(cell).replace("|", "\\|") for cell in _cells(row)) + " |" for row in summary.rows
+    ]
     found = answer(summary)
-    return "\n".join([*lines, "", f"**{found.headline}.** {' '.join(found.reasons)}"])
+    return "\n".join([*lines, "", f"**{escape(found.headline)}.** {escape(' '.join(found.reasons))}"])
 
 
 def _cells(row: Row) -> list[str]:

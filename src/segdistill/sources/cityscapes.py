@@ -94,14 +94,17 @@ def _listed(tree: FolderTree | ZipTree, split: str, marker: str, suffix: str, fa
     path_of_stem = {}
     for name in tree.files(split):
         _, city, file = name.split("/")
-        if file.startswith(".") or not file.endswith(".png") or (marker in file and not file.endswith(suffix)):
+        lower = file.lower()
+        if file.startswith(".") or not lower.endswith(".png"):
+            continue
+        if marker in file and not lower.endswith(suffix.lower()):
             continue
         try:
             if not file.endswith(suffix):
-                raise InputError(f"a PNG here is named <city>_<sequence>_<frame>{suffix}")
+                raise InputError(f"a PNG here is named <city>_<sequence>_<frame>{suffix}, in lower case from .png on")
             stem = file.removesuffix(suffix)
             if cityscapes.split_stem(stem)[0] != city:
-                raise InputError(f"lies in the folder of another city, '{city}'")
+                raise InputError(f"lies in the folder of another city, {city!r}")
             path_of_stem[stem] = tree.path_of(name)
         except InputError as error:
             faults.append(f"{tree.path_of(name)}: {error}")

@@ -127,6 +127,8 @@ def read_parts(image: Part, classes: Part, coding: str = "") -> FrameData:
 def what_is_in(folder: Path, shown: int = 8) -> str:
     """What a message says about a folder that is not what it should be."""
     if not folder.is_dir():
+        if folder.is_symlink() and not folder.exists():
+            return "is a link that leads nowhere"
         return "is not a folder" if folder.exists() else "does not exist"
     names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
     return f"holds {', '.join(names[:shown]) or 'nothing'}{', ...' * (len(names) > shown)}"

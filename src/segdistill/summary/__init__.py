@@ -111,6 +111,8 @@ def _read(path: Path) -> dict:
         return read_json(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; dvc repro writes it") from None
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error}); dvc repro writes it anew") from None
 
 
 def _scores(figures: dict) -> dict:

@@ -21,12 +21,12 @@ from segdistill.provenance import file_sha256, settings_hash
 from segdistill.tracking.rows import CURVES, Point, Row, read_curve, rows_on_disk
 from segdistill.tracking.store import (
     Store,
+    cause,
     check_reachable,
     find_store,
     locked,
     quiet_and_patient_for,
     within,
-    without_passwords,
 )
 from segdistill.tracking.view import experiment_tags
 
@@ -64,9 +64,8 @@ def told_as_warning(store: Store, work: Callable[[], None]) -> bool:
     try:
         work()
     except Exception as error:  # noqa: BLE001 - no failure of a view may end what is being viewed
-        cause = " ".join(without_passwords(str(error).replace(store.uri, store.name)).split())[:300]
         print(
-            f"warning: MLflow at {store.name} is not up to date ({type(error).__name__}: {cause}); "
+            f"warning: MLflow at {store.name} is not up to date ({cause(error, store)}); "
             "the results are on disk, and segdistill track brings them in",
             file=sys.stderr,
         )

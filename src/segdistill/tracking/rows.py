@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
@@ -151,8 +152,9 @@ def _student_note(params: Params, run: str) -> str:
 
 def _teacher_note(params: Params) -> str:
     teacher = params.teacher
+    # MLflow renders the note as Markdown, in which HTML is HTML.
     files = ", ".join(teacher.checkpoints)
-    how = f"read from {files}" if files else f"trained here for {teacher.steps} steps"
+    how = f"read from {escape(files)}" if files else f"trained here for {teacher.steps} steps"
     weights = "models/teacher/teacher.safetensors" if teacher.is_one_net else "models/teacher/"
     return f"**{teacher.described}**, the teacher of this sweep, {how}.  \nWeights: `{weights}`."
 

@@ -15,7 +15,9 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
+
+from segdistill.errors import passwords_in, without_passwords
 
 CONNECT_S = 5.0
 DEFAULT_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
@@ -40,13 +42,23 @@ def find_store(configured: str | None) -> Store:
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:///:memory:"):
         path = Path(uri.removeprefix("sqlite:///").partition("?")[0]).resolve()
         return Store(f"sqlite:///{path}", f"sqlite:///{path}", path)
-    return Store(uri, without_passwords(uri))
+    return Store(uri, _name(uri))
 
 
-def without_passwords(text: str) -> str:
-    """`text` with user and password cut out of every URI, and the query of a URI that is all of it."""
-    text = text.partition("?")[0] if re.match(r"\w[\w+.-]*://\S*$", text) else text
-    return re.sub(r"(\w[\w+.-]*://)[^\s'\"]*@", r"\1", text)
+def _name(uri: str) -> str:
+    """`uri` without user, password and query; only its scheme where it is unclear at which "@" the password ends."""
+    scheme, mark, rest = uri.partition("://")
+    place, _, query = rest.partition("?")
+    return scheme + mark + ("" if "@" in query and "@" not in place else place.rpartition("@")[2])
+
+
+def cause(error: Exception, store: Store) -> str:
+    """What `error` says, in one line without passwords; libraries quote a URI whole, or the part they stumble over."""
+    text = " ".join(without_passwords(str(error).replace(store.uri, store.name)).split())
+    passwords = {form for found in passwords_in(store.uri) for form in (found, unquote(found))}
+    if any(part in text for password in passwords for part in re.split(r"[^\w.-]", password) if len(part) > 1):
+        text = "its own words hold the password"
+    return f"{type(error).__name__}: {text[:300]}"
 
 
 def quiet_and_patient_for(timeout_s: int = 5) -> None:
