@@ -14,7 +14,7 @@ import pytest
 
 from segdistill.params import Params
 from segdistill.student import distill, finetune
-from stage_calls import Call, call_stage
+from stage_calls import Done, call_stage
 from tiny_city import build_city, save_params, tinier_params
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
@@ -44,7 +44,7 @@ def finished(tmp_path_factory, one_thread) -> Path:
         build_city(params())
         distill(params(), RUN)
         finetune(params(), RUN)
-        assert call_stage(folder, "export_onnx", "--run", RUN).code == 0
+        assert call_stage(folder, "export_onnx", "--run", RUN).exit_code == 0
     return folder
 
 
@@ -60,9 +60,9 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def assert_told(call: Call, *words: str) -> None:
+def assert_told(call: Done, *words: str) -> None:
     """One error, with all `words`, and no traceback."""
-    assert call.code == 1, call.err
+    assert call.exit_code == 1, call.err
     assert "Traceback" not in call.err
     errors = [line for line in call.err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, call.err
@@ -80,7 +80,7 @@ def test_a_file_that_cannot_grow_is_told_and_nothing_is_lost(folder, stage):
     assert_told(call_stage(folder, stage, *arguments, first=limited), output, "File too large; free some space")
     assert contents(folder) == before
     again = call_stage(folder, stage, *arguments)
-    assert again.code == 0, again.err
+    assert again.exit_code == 0, again.err
     assert contents(folder) == before, "the same bytes once there is space"
 
 
@@ -111,7 +111,7 @@ def test_a_full_disk_is_told_and_a_rerun_succeeds_after_space_is_freed(finished,
     assert contents(folder) == before
     filler.unlink()
     again = call_stage(folder, stage, *arguments)
-    assert again.code == 0, again.err
+    assert again.exit_code == 0, again.err
     assert contents(folder) == before
 
 

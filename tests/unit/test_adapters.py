@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from hostile_files import RunsCode
 from segdistill.errors import InputError
 from segdistill.nets.adapters import backbone_state, imagenet_backbone_state, load_state, read_torch_checkpoint
 from segdistill.nets.registry import ARCHS, build
@@ -139,22 +140,12 @@ def test_numpy_scalars_of_numpy_1_are_read(tmp_path, state):
     assert_same_state(read_torch_checkpoint(path), state)
 
 
-class Hostile:
-    """Unpickling it creates a file."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self):
-        return Path.touch, (self.target,)
-
-
 @pytest.mark.parametrize("how", ["zip", "legacy", "bare pickle"])
 def test_code_in_a_file_does_not_run(tmp_path, state, how):
     target, path = tmp_path / "created", tmp_path / "hostile.pth"
-    content = {"model_state": state, "extra": Hostile(target)}
+    content = {"model_state": state, "extra": RunsCode(target)}
     if how == "bare pickle":
-        path.write_bytes(pickle.dumps(Hostile(target), protocol=2))
+        path.write_bytes(pickle.dumps(RunsCode(target), protocol=2))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=how == "zip")
     with pytest.raises(InputError, match=r"hostile\.pth: not a checkpoint that can be read safely"):

@@ -75,15 +75,6 @@ def test_a_port_in_use_is_one_line(tmp_path, monkeypatch):
     assert "which is in use on 127.0.0.1" in done.stderr
 
 
-@pytest.mark.parametrize("command", ["show", "track", "ui"])
-def test_without_params_there_is_one_line_and_no_traceback(command, tmp_path):
-    code = f"import os; os.chdir({str(tmp_path)!r}); from segdistill.cli import app; app()"
-    done = subprocess.run([sys.executable, "-c", code, command], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "params.yaml: no such file" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
 def camvid(folder: Path, classes: int = 11) -> None:
     for split in ("train", "val"):
         for kind in (split, f"{split}annot"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,12 +10,12 @@ import numpy as np
 import pytest
 
 from city_on_disk import write_city
+from hostile_files import GREYSCALE, MAGIC, PALETTE, RGB, chunk, header
 from segdistill import png_file
 from segdistill.errors import InputError
 from segdistill.png_file import decoded_label_ids, decoded_photograph
 from segdistill.prepare import prepare
 
-GREYSCALE, RGB, PALETTE = 0, 2, 3
 # First column, first row, steps between columns and rows of the seven passes of an interlaced PNG.
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
@@ -29,10 +28,6 @@ def decoder(request, monkeypatch) -> str:
     else:
         pytest.importorskip("kornia_rs")
     return request.param
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def filtered(pixels: np.ndarray, rng: np.random.Generator) -> bytes:
@@ -58,8 +53,8 @@ def png(pixels: np.ndarray, kind: int, interlaced: bool = False, seed: int = 0) 
     height, width = pixels.shape[:2]
     return b"".join(
         (
-            b"\x89PNG\r\n\x1a\n",
-            chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, interlaced)),
+            MAGIC,
+            header(width, height, kind, interlaced),
             chunk(b"PLTE", bytes(range(102))) if kind == PALETTE else b"",
             chunk(b"IDAT", stream[:40]),
             chunk(b"IDAT", stream[40:]),

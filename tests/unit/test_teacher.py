@@ -43,9 +43,9 @@ def tiny_params(**teacher) -> Params:
     return tinier_params(teacher=teacher)
 
 
-def seeded_net(classes: int = 19) -> torch.nn.Module:
+def seeded_net() -> torch.nn.Module:
     torch.manual_seed(7)
-    return build(ARCH, classes, 16)
+    return build(ARCH, 19, 16)
 
 
 @pytest.mark.parametrize("form", ["public", "bare", "safetensors"])
@@ -83,27 +83,6 @@ def test_a_weak_teacher_stops_with_a_table_and_leaves_nothing(here):
         check_teacher(tiny_params(checkpoint="best.pth", min_mean_iou=0.9))
     assert not Path("models/teacher").exists()
     assert not Path("metrics/teacher.json").exists()
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "teacher.checkpoint: found 'best.pth'; no such file"),
-        (b"", "best.pth"),
-        (b"these are no weights", "best.pth"),
-    ],
-)
-def test_an_unreadable_checkpoint_is_named(here, content, message):
-    if content is not None:
-        Path("best.pth").write_bytes(content)
-    with pytest.raises(InputError, match=message.replace(".", r"\.")):
-        check_teacher(tiny_params(checkpoint="best.pth"))
-
-
-def test_a_teacher_of_other_classes_is_refused(here):
-    torch.save(seeded_net(classes=5).state_dict(), here / "best.pth")
-    with pytest.raises(InputError, match=r"best\.pth"):
-        check_teacher(tiny_params(checkpoint="best.pth"))
 
 
 def test_without_a_checkpoint_it_is_trained(here):

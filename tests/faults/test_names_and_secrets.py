@@ -1,0 +1,195 @@
+"""Passwords stay where they were put; names stay text wherever they are shown, and are no command; the UI is local."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+import urllib.parse
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from rich.console import Console
+from typer.testing import CliRunner
+
+from fake_metrics import sweep_params, write_metrics
+from finished_project import PASSWORD
+from segdistill import cli
+from segdistill.report.terminal import markdown, print_summary
+from segdistill.summary import of_rows, summarise
+from segdistill.tracking.rows import row_of
+from segdistill.tracking.store import cause, check_reachable, find_store
+from stage_calls import ROOT
+
+EVIL = "<script>alert(1)</script>"
+CALLS = (
+    "prepare",
+    "teacher_check",
+    "teacher_logits --kind views",
+    "distill --run taught",
+    "steplr_finetune --run taught",
+    "export_onnx --run taught",
+    "benchmark",
+    "report",
+    "show",
+    "track",
+    "ui",
+)
+
+
+@pytest.mark.slow
+def test_a_password_in_the_environment_is_nowhere_to_be_read(finished):
+    for done in finished.calls.values():
+        assert PASSWORD not in done.out + done.err
+    files = [path for path in finished.project.folder.rglob("*") if path.is_file()]
+    suffixes = {path.suffix for path in files}
+    assert {".safetensors", ".onnx", ".json", ".csv", ".html", ".npy", ".npz", ".png"} <= suffixes
+    assert [path for path in files if PASSWORD.encode() in path.read_bytes()] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("call", "exit_code"), [("report", 0), ("track", 1)])
+def test_a_server_that_is_not_there_is_one_warning(finished, call, exit_code):
+    (warning,) = finished.calls[call].err.splitlines()
+    assert warning.startswith("warning: MLflow at http://127.0.0.1:")
+    assert finished.calls[call].exit_code == exit_code
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_password_in_params_is_refused_by_all(project, refused, call):
+    """By all: `dvc.lock` keeps the section `tracking` of a stage that succeeded, and git keeps params.yaml."""
+    project.set_params(tracking__uri=f"http://me:{PASSWORD}@127.0.0.1:5000")
+    message = refused(call, ["tracking.uri: holds a password", "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"])
+    assert PASSWORD not in message
+
+
+MISPLACED = {
+    "in the query": {"tracking__uri": f"postgresql://host/mlflow?user=me&password={PASSWORD}"},
+    "badly quoted": {"tracking__uri": f"postgresql://me:'/@{PASSWORD}/@host/mlflow"},
+    "as the section": {"tracking": f"http://me:{PASSWORD}@host"},
+    "as a list": {"tracking__uri": [f"http://me:{PASSWORD}@host", f"http://me:{PASSWORD}@other"]},
+    "as a key": {"tracking": {f"uri:http://me:{PASSWORD}@host": None}},
+    "as another value": {"data__source": f"http://me:'{PASSWORD}'@host"},
+}
+
+
+@pytest.mark.parametrize("name", MISPLACED)
+def test_no_message_about_params_holds_a_password(project, refused, name):
+    project.set_params(**MISPLACED[name])
+    assert PASSWORD not in refused("prepare", ["params.yaml has values that are not allowed"])
+
+
+@pytest.mark.parametrize("uri", ["http://host:5000", "postgresql://me@host/mlflow", "sqlite:///a:b@c/mlflow.db", None])
+def test_a_uri_without_a_password_is_allowed(project, uri):
+    project.set_params(tracking__uri=uri)
+    done = project.call("prepare")
+    assert done.exit_code == 0, done.err
+
+
+@pytest.mark.parametrize(
+    "password", ["s3cret", "p/s3cret", "p@s3cret", "p?s3cret", "p[s3cret", "it's s3cret", "p%20s3cret", "p:s3cret"]
+)
+def test_no_warning_quotes_a_password_whatever_is_in_it(monkeypatch, password):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{password}@127.0.0.1:1/")
+    store = find_store(None)
+    quoting = [
+        ValueError(f"no good: {store.uri}"),
+        ValueError(f"invalid literal: {password!r}"),
+        ValueError(urllib.parse.unquote(password)),
+    ]
+    with pytest.raises((OSError, ValueError)) as raised:
+        check_reachable(store)
+    for error in (*quoting, raised.value):
+        assert "s3cret" not in f"{store.name} {cause(error, store)}"
+
+
+def test_the_curve_that_is_shown_live_tells_no_password(project):
+    command = [sys.executable, "-m", "segdistill.tracking.live_curves", "--run", "taught", "--phase", "distill"]
+    command += ["--curve", "metrics/runs/taught/distill_curve.csv", "--wait-s", "0"]
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"http://me:{PASSWORD}@127.0.0.1:1"}
+    with subprocess.Popen(
+        command, cwd=project.folder, env=environment, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        told = process.stderr.read()  # its stdin stays open: the training goes on
+    assert told.startswith("warning: MLflow at http://127.0.0.1:1 is not up to date")
+    assert PASSWORD not in told
+
+
+def test_the_ui_is_served_to_this_machine_only(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "params.yaml").write_bytes((ROOT / "profiles" / "tiny.yaml").read_bytes())
+    (tmp_path / "mlflow.db").touch()
+    called = []
+    monkeypatch.setattr(os, "execv", lambda path, argv: called.append(argv))
+    monkeypatch.setattr("segdistill.tracking.Experiment", lambda store, name: SimpleNamespace(id="1"))
+    done = CliRunner().invoke(cli.app, ["ui", "--port", "5123"])
+    assert done.exit_code == 0, done.output
+    (argv,) = called
+    options = dict(zip(argv[1:], argv[2:], strict=False))
+    assert (options["--host"], options["--port"], options["-m"]) == ("127.0.0.1", "5123", "mlflow")
+    assert argv.count("--host") == 1
+    assert "http://127.0.0.1:5123" in done.output
+
+
+def test_a_run_named_like_a_script_is_refused(project, refused):
+    runs = project.params()["runs"]
+    project.set_params(runs=runs | {EVIL: dict(runs["taught"])})
+    for call in ("report", "show"):
+        refused(call, [f"runs.{EVIL}: a run is named by lower-case letters"])
+
+
+@pytest.fixture
+def evil_summary(tmp_path):
+    """A summary with names that no stage would have let in."""
+    summary = summarise(sweep_params(), write_metrics(tmp_path / "metrics"))
+    names = {"a03": EVIL, "light": "[bold red]a|b[/]"}
+    return of_rows([replace(row, run=names.get(row.run, row.run)) for row in summary.rows], summary.benchmark)
+
+
+def test_names_on_the_terminal_are_no_markup(evil_summary, tmp_path):
+    with (tmp_path / "shown").open("w+", encoding="utf-8") as file:
+        print_summary(evil_summary, console=Console(file=file, width=200))
+        file.seek(0)
+        shown = file.read()
+    assert EVIL in shown
+    assert "[bold red]a|b[/]" in shown
+
+
+def test_names_in_markdown_are_no_html(evil_summary):
+    page = markdown(evil_summary)
+    assert "<script>" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "[bold red]a\\|b[/]" in page
+
+
+def test_the_note_of_an_mlflow_row_is_no_html():
+    checkpoint = {"checkpoint": f"{EVIL}.pth"}
+    row = row_of(sweep_params(teacher=checkpoint), "teacher", "data")
+    note = row.tags["mlflow.note.content"]
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;.pth" in note
+    assert "<script>" not in note
+
+
+def test_no_string_becomes_a_command():
+    forbidden = {"os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput", "eval", "exec"}
+    modules = [path for folder in ("src", "stages", "tools") for path in (ROOT / folder).rglob("*.py")]
+    assert len(modules) > 50
+    for path in modules:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                where = f"{path.relative_to(ROOT)}:{node.lineno}"
+                assert ast.unparse(node.func) not in forbidden, where
+                assert not any(keyword.arg == "shell" for keyword in node.keywords), where
+
+
+def test_the_pipeline_hands_a_shell_nothing_but_names_of_runs_and_kinds():
+    """DVC runs a stage's command in a shell; what it fills in is checked by `load_params`, and comes from no data."""
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    commands = [stage.get("do", stage)["cmd"] for stage in stages.values()]
+    filled = {command.partition("${")[2] for command in commands if "${" in command}
+    assert filled == {"key}", "item}"}
+    assert all(command.startswith("python stages/") for command in commands)

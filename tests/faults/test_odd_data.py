@@ -1,0 +1,136 @@
+"""Zips and prepared data that were damaged, which are refused; and what only looks odd, which works."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from city_on_disk import image_path, label_path, zip_city
+from finished_project import IMAGE, LABEL, VAL, Project
+from segdistill import cityscapes
+from segdistill.files import read_json
+
+IMAGE_ZIP, LABEL_ZIP = f"zips/{cityscapes.IMAGE_ZIP}", f"zips/{cityscapes.LABEL_ZIP}"
+MEMBER = IMAGE.removeprefix("raw/")
+
+
+def zipped(city: Project) -> None:
+    """The data as its two zips instead."""
+    zip_city(city.path("raw"), city.path("zips"))
+    city.set_params(data__root="zips")
+
+
+ZIPS = {
+    "a missing member": (
+        lambda city: (city.path(LABEL).unlink(), zipped(city)),
+        [f"{IMAGE_ZIP}: {MEMBER}: image without a label"],
+    ),
+    "a truncated zip": (
+        lambda city: (zipped(city), city.cut_short(LABEL_ZIP)),
+        [f"{LABEL_ZIP}: no readable zip"],
+    ),
+    "no zip": (
+        lambda city: (zipped(city), city.write(IMAGE_ZIP, b"PK but no zip")),
+        [f"{IMAGE_ZIP}: no readable zip"],
+    ),
+    "one zip of two": (
+        lambda city: (zipped(city), city.path(LABEL_ZIP).unlink()),
+        [f"data.root: 'zips' holds {cityscapes.IMAGE_ZIP}", cityscapes.LABEL_ZIP],
+    ),
+    "a damaged member": (
+        lambda city: (city.write(IMAGE, b"no picture"), zipped(city)),
+        [f"{IMAGE_ZIP}: {MEMBER}: no readable PNG"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ZIPS)
+def test_zips_that_cannot_be_right_are_refused(city, refused, name):
+    change, told = ZIPS[name]
+    change(city)
+    refused("prepare", told)
+
+
+PREPARED = {
+    "truncated images": (
+        lambda project: project.cut_short("data/prepared/train/images.npy"),
+        ["data/prepared/train/images.npy: unreadable", "file size", "dvc repro prepare"],
+    ),
+    "no labels": (
+        lambda project: project.path("data/prepared/val/labels.npy").unlink(),
+        ["data/prepared/val/labels.npy: unreadable", "dvc repro prepare"],
+    ),
+    "truncated index": (
+        lambda project: project.cut_short("data/prepared/index.json"),
+        ["data/prepared/index.json: damaged", "dvc repro prepare"],
+    ),
+    "nothing": (
+        lambda project: shutil.rmtree(project.path("data/prepared")),
+        ["data/prepared/index.json: no prepared data", "dvc repro prepare"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PREPARED)
+def test_prepared_data_that_was_damaged_is_refused(project, refused, name):
+    change, told = PREPARED[name]
+    change(project)
+    refused("distill --run vanilla", told)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [(None, "metrics/teacher.json: no such file"), (b'{"mean_iou": 0.', "metrics/teacher.json: damaged")],
+    ids=["missing", "truncated"],
+)
+def test_metrics_that_were_damaged_are_refused(project, refused, content, told):
+    project.path("metrics/teacher.json").unlink()
+    if content is not None:
+        project.write("metrics/teacher.json", content)
+    refused("report", [told, "dvc repro"])
+
+
+def as_palette(path: Path) -> None:
+    picture = Image.open(path)
+    picture.putpalette([value for colour in cityscapes.PALETTE.tolist() for value in colour])
+    picture.save(path)
+
+
+def test_palette_labels_give_the_ids_that_their_indices_are(city):
+    expected = cityscapes.TRAIN_ID_OF_LABEL_ID[np.asarray(Image.open(label_path(city.path("raw"), "val", VAL[0])))]
+    as_palette(label_path(city.path("raw"), "val", VAL[0]))
+    done = city.call("prepare")
+    assert done.exit_code == 0, done.err
+    np.testing.assert_array_equal(np.load(city.path("data/prepared/val/labels.npy"))[0], expected)
+
+
+@pytest.mark.slow
+def test_one_frame_is_a_split_to_every_stage(finished):
+    index = read_json(finished.project.path("data/prepared/index.json"))
+    frames = {split: len(facts["frames"]) for split, facts in index["splits"].items()}
+    assert frames == {"train": 2, "holdout": 1, "val": 1}
+    failed = {call: done.err for call, done in finished.calls.items() if done.exit_code}
+    assert failed.keys() == {"track", "ui"}, failed  # for want of the server
+
+
+def test_folders_may_be_links_and_have_any_name(city):
+    city.path("raw").rename(city.path("Straßen und 街道"))
+    city.path("here").symlink_to(city.path("Straßen und 街道"))
+    for root in ("Straßen und 街道", "here"):
+        city.set_params(data__root=root)
+        done = city.call("prepare")
+        assert done.exit_code == 0, done.err
+    stored = np.load(city.path("data/prepared/val/images.npy"))[0]
+    np.testing.assert_array_equal(stored, np.asarray(Image.open(image_path(city.path("here"), "val", VAL[0]))))
+
+
+def test_a_folder_that_links_back_to_its_parent_is_no_trap(city):
+    for split in ("train", "val"):
+        city.path(f"raw/leftImg8bit/{split}/again").symlink_to("..")
+    done = city.call("prepare")
+    assert done.exit_code == 0, done.err
+    assert len(np.load(city.path("data/prepared/val/images.npy"))) == 1
