@@ -127,7 +127,7 @@ def bound_by_modes() -> None:
     ("stage", "closed"),
     [
         ("prepare", "data"),
-        ("teacher_check", "models/teacher"),
+        ("teacher_check", "models"),
         ("teacher_logits", "data/teacher_logits"),
         ("distill", "."),
         ("export_onnx", f"models/runs/{RUN}"),
