@@ -129,7 +129,7 @@ def test_each_half_of_an_overlap_is_what_its_tile_says(files):
     frame, model = smooth_frame((64, 160), 5), Model(files.float32, 1)
     left, right = (model.classes(frame[:, start : start + 96]) for start in (0, 64))
     assert not np.array_equal(left[:, 64:], right[:, :32])
-    found = class_map(model, Image.fromarray(frame), Tiling((64, 96), 32))
+    found = class_map(model.classes, Image.fromarray(frame), Tiling((64, 96), 32))
     assert np.array_equal(found, np.concatenate([left[:, :80], right[:, 16:]], axis=1))
 
 
@@ -326,5 +326,5 @@ def test_names_that_are_not_ascii_and_suffixes_in_capitals_work(files, street):
 
 def test_from_python(files, street):
     model = Model(files.float32, threads=1)
-    classes = model.classes(np.asarray(read_picture(street / "pictures/a.png")))
+    classes = model.classes(np.asarray(read_picture("pictures/a.png")))
     assert (classes.dtype, classes.shape) == (np.uint8, (49, 65))

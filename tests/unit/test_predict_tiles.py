@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segdistill.predict.tiles import Span, Tiling, spans, tiled_classes
+from segdistill.predict.tiles import Span, Tiling, count_tiles, spans, tiled_classes
 
 
 def test_spans_counted_by_hand():
@@ -52,6 +52,7 @@ def test_no_more_than_a_tile_is_read_at_once():
 
     tiled_classes(lambda tile: tile[..., 0], read, (50, 100), Tiling((20, 30), 6))
     assert set(sizes) == {(20, 30)}
+    assert len(sizes) == count_tiles((50, 100), Tiling((20, 30), 6)) == 4 * 4
 
 
 def test_what_a_net_says_near_a_tiles_border_is_not_kept():

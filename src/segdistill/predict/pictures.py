@@ -20,7 +20,7 @@ _WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)  # what Pillow raises
 
 
-def read_picture(path: Path, *, any_size: bool = False) -> Image.Image:
+def read_picture(path: str | Path, *, any_size: bool = False) -> Image.Image:
     """A JPEG or PNG file as upright RGB of 8 bits: EXIF rotation applied, transparency dropped.
 
     Args:
@@ -30,7 +30,7 @@ def read_picture(path: Path, *, any_size: bool = False) -> Image.Image:
         InputError: no such picture, a damaged one, or one of more than 8 bits a channel.
     """
     try:
-        with path.open("rb") as stream, _pixel_limit(any_size):
+        with Path(path).open("rb") as stream, _pixel_limit(any_size):
             return _upright_rgb(Image.open(stream, formats=("PNG", "JPEG")))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None

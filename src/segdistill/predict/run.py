@@ -12,17 +12,17 @@ from segdistill.errors import InputError, raise_together
 from segdistill.predict.model import Model
 from segdistill.predict.outputs import Job, write_picture
 from segdistill.predict.pictures import pixels, read_picture
-from segdistill.predict.tiles import Tiling, tiled_classes
-from segdistill.predict.video import write_frames, write_overlay
+from segdistill.predict.tiles import Tiling, count_tiles, tiled_classes
+from segdistill.predict.video import ClassesOf, write_frames, write_overlay
 from segdistill.progress import Progress
 
 
-def class_map(model: Model, picture: Image.Image, tiling: Tiling | None = None) -> np.ndarray:
-    """The class map uint8 (H, W) of a picture in RGB, whole or in tiles."""
-    size_px = (picture.height, picture.width)
+def class_map(classes_of: ClassesOf, picture: Image.Image, tiling: Tiling | None = None) -> np.ndarray:
+    """The class map uint8 (H, W) of a picture in RGB, whole or in tiles; `classes_of` is that of a Model."""
     if tiling is None:
-        return model.classes(np.asarray(picture))
-    return tiled_classes(model.classes, lambda rows, columns: pixels(picture, rows, columns), size_px, tiling)
+        return classes_of(np.asarray(picture))
+    size_px = (picture.height, picture.width)
+    return tiled_classes(classes_of, lambda rows, columns: pixels(picture, rows, columns), size_px, tiling)
 
 
 def predict_files(model: Model, jobs: Sequence[Job], tiling: Tiling | None = None) -> None:
@@ -33,11 +33,15 @@ def predict_files(model: Model, jobs: Sequence[Job], tiling: Tiling | None = Non
     """
     faults: list[str] = []
     pictures = [job for job in jobs if not job.source.is_video]
-    if pictures:
+    if tiling is not None and len(pictures) == 1:
+        with _told_later(faults, pictures[0]):
+            _predict_large_picture(model, pictures[0], tiling)
+    elif pictures:
         with Progress("predict", len(pictures), unit="picture") as progress:
             for job in pictures:
                 with _told_later(faults, job):
-                    _predict_picture(model, job, tiling)
+                    picture = read_picture(job.source.path, any_size=tiling is not None)
+                    write_picture(job.targets, picture, class_map(model.classes, picture, tiling), model.table)
                 progress.advance()
     for job in jobs:
         if job.source.is_video:
@@ -55,9 +59,19 @@ def _told_later(faults: list[str], job: Job) -> Iterator[None]:
         faults.append(str(error) if named else f"{job.source.path}: {error}")
 
 
-def _predict_picture(model: Model, job: Job, tiling: Tiling | None) -> None:
-    picture = read_picture(job.source.path, any_size=tiling is not None)
-    write_picture(job.targets, picture, class_map(model, picture, tiling), model.table)
+def _predict_large_picture(model: Model, job: Job, tiling: Tiling) -> None:
+    """One picture that may take minutes: its tiles are the progress."""
+    picture = read_picture(job.source.path, any_size=True)
+    tiles = count_tiles((picture.height, picture.width), tiling)
+    with Progress(f"predict {job.source.path.name}", tiles, unit="tile") as progress:
+
+        def classes_of(tile_HW3: np.ndarray) -> np.ndarray:
+            classes_HW = model.classes(tile_HW3)
+            progress.advance()
+            return classes_HW
+
+        classes_HW = class_map(classes_of, picture, tiling)
+    write_picture(job.targets, picture, classes_HW, model.table)
 
 
 def _predict_video(model: Model, job: Job, tiling: Tiling | None) -> None:

@@ -32,8 +32,10 @@ def measure(model: Model, paths: Sequence[Path], tiling: Tiling | None = None) -
 
     pictures = [read(number) for number in range(len(paths))]
     calls = {
-        "picture in memory to class map": lambda number: class_map(model, pictures[number % len(paths)], tiling),
-        "picture file to class map": lambda number: class_map(model, read(number), tiling),
+        "picture in memory to class map": lambda number: class_map(
+            model.classes, pictures[number % len(paths)], tiling
+        ),
+        "picture file to class map": lambda number: class_map(model.classes, read(number), tiling),
     }
     taken_ms = interleaved_ms(calls, ROUNDS, WARMUP_ROUNDS)
     sizes = sorted({f"{picture.height}x{picture.width}" for picture in pictures})

@@ -46,6 +46,12 @@ def spans(length_px: int, tile_px: int, overlap_px: int) -> list[Span]:
     return [Span(slice(start, start + tile_px), slice(*kept)) for start, kept in zip(starts, edges, strict=True)]
 
 
+def count_tiles(size_px: tuple[int, int], tiling: Tiling) -> int:
+    """How many tiles a frame of that size takes."""
+    rows, columns = (spans(*axis, tiling.overlap_px) for axis in zip(size_px, tiling.tile_px, strict=True))
+    return len(rows) * len(columns)
+
+
 def tiled_classes(
     classes_of: Callable[[np.ndarray], np.ndarray],
     read: Callable[[slice, slice], np.ndarray],
