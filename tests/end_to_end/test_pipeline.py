@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import re
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -102,23 +105,47 @@ def test_a_changed_alpha_reruns_its_run_and_what_compares(done):
     assert len(done.mlflow_rows()) == before + 1
 
 
-def test_an_experiment_changes_one_value(done):
-    done.commit("as it is")
-    changes = ("-S", "runs.light.lr=0.02", "-S", "+runs.light.momentum=0.8")
-    shown = done.call("dvc", "exp", "run", *changes, "--name", "brighter")
-    assert shown.returncode == 0, shown.stdout + shown.stderr
-    assert set(RUNNING.findall(shown.stdout)) == stages_of("light") | {"benchmark", "report"}
-    assert "brighter" in done.call("dvc", "exp", "show", "--csv").stdout
+# Commands of the documents that are not run here, and what stands in for them.
+NOT_RUN = re.compile(
+    r"git clone|source |open |mv |cp profiles/"  # the copy is the clone, with params of fewer steps
+    r"|make (test|ui|bench|\.venv|pull-request)"  # these tests, a server, half an hour; pull-request is tested below
+)
+
+
+def shell_commands(page: Path) -> list[str]:
+    """The commands of a document, without their comments."""
+    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    lines = (re.sub(r"(^|\s+)# .*", "", line) for block in blocks for line in block.splitlines())
+    return [line for line in lines if line and not NOT_RUN.match(line)]
+
+
+@pytest.mark.parametrize("name", ["docs/tutorial.md", "README.md"])
+def test_the_commands_of_the_documents_work(done, name):
+    done.commit(f"before {name}")
+    shutil.copy(done.folder / "metrics/pictures/00000_image.png", done.folder / "street.png")
+    commands = shell_commands(done.folder / name)
+    assert any(command.startswith("dvc exp run -S") for command in commands)
+    said = {}
+    for command in commands:
+        # Packages are those that run this test.
+        called = done.call("sh", "-c", re.sub(r"^make ", "make -o .venv/.installed ", command))
+        assert called.returncode == 0, f"{command}\n{called.stdout}\n{called.stderr}"
+        said[command] = called.stdout
+    experiment = said["dvc exp run -S runs.a03-lr01.alpha=0.5"]
+    assert set(RUNNING.findall(experiment)) <= stages_of("a03-lr01") | {"benchmark", "report"}
+    assert "ship" in next(
+        text.lower() for command, text in said.items() if "show" in command or "make repro" in command
+    )
 
 
 def test_a_change_is_shown_beside_its_base(done):
-    """What CI writes into a pull request; the workspace holds the experiment of the test before."""
+    """What CI writes into a pull request; the workspace holds an experiment of the documents."""
     called = done.call(sys.executable, "tools/pull_request.py", "--base", "HEAD")
     assert called.returncode == 0, called.stdout + called.stderr
     page = (done.folder / "build/pull-request.md").read_text()
     assert "0 stages ran, 0 were restored" in page
     assert "| light |" in page
-    assert "runs.light.lr" in page.split("Figures that moved")[1], page
+    assert "runs.a03-lr01.temperature" in page.split("Figures that moved")[1], page
     assert not (done.folder / "build/base").exists()
     assert done.call("git", "worktree", "list").stdout.count("\n") == 1
 

@@ -106,7 +106,11 @@ def test_a_cache_of_another_teacher_is_refused(project, refused):
     with_another_teacher(project)
     there = file_sha256(project.path(TEACHER))
     assert there != made_from
-    told = [f"{CACHE}: teacher_sha256 is '{made_from}' there", f"models/teacher has '{there}'", "dvc repro teacher-logits"]
+    told = [
+        f"{CACHE}: teacher_sha256 is '{made_from}' there",
+        f"models/teacher has '{there}'",
+        "dvc repro teacher-logits",
+    ]
     refused("distill --run taught", told)
 
 
