@@ -19,4 +19,4 @@ if __name__ == "__main__":
         crop_px, logits = params.distill.crop_px, params.teacher_logits
         data.check_crop("distill.crop_px", crop_px)
         facts = geometry(data.train, data.fingerprint, params.seed, crop_px, logits.views, logits.stride)
-        build_cache(kind, FOLDER / kind, data.train, facts, logits, compute_of(params))
+        build_cache(kind, FOLDER / kind, data.train, facts, logits, compute_of(params), len(data.class_names))

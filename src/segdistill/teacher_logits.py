@@ -34,14 +34,26 @@ from segdistill.teacher_folder import open_teacher
 from segdistill.transforms import cut
 
 
-def build_cache(kind: str, out: Path, split: Split, facts: dict, params: TeacherLogitsParams, compute: Compute) -> None:
+def build_cache(
+    kind: str,
+    out: Path,
+    split: Split,
+    facts: dict,
+    params: TeacherLogitsParams,
+    compute: Compute,
+    classes: int | None = None,
+) -> None:
     """Write the folder of one kind from `models/teacher`, atomically.
 
     Raises:
-        InputError: the teacher gives a logit that is not finite in the stored precision, or is no single torch network
-            where `online` needs one.
+        InputError: the teacher is of other than `classes` classes, where these are given, gives a logit that is not
+            finite in the stored precision, or is no single torch network where `online` needs one.
     """
     teacher = open_teacher(TEACHER, compute)
+    if classes not in (None, teacher.classes):
+        raise InputError(
+            f"{TEACHER}: gives {teacher.classes} classes, {classes} are needed; run: dvc repro teacher-check"
+        )
     manifest = facts | {"kind": kind, "dtype": params.dtype, "teacher_sha256": teacher_sha256(TEACHER)}
     if kind == "online" and is_composite(TEACHER):
         raise InputError(f"teacher_logits.kinds: found online; {teacher.described} is more than one torch network")

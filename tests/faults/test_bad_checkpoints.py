@@ -176,6 +176,11 @@ HANDED_ON = {
         lambda project: project.cut_short(TEACHER),
         [f"{TEACHER}: no safetensors file"],
     ),
+    "a teacher of other classes": (
+        "teacher_logits --kind views",
+        lambda project: replaced_by_5_classes(project, TEACHER),
+        ["models/teacher: gives 5 classes, 19 are needed"],
+    ),
     "no teacher": (
         "teacher_logits --kind views",
         lambda project: project.path(TEACHER).unlink(),
