@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from segdistill.archs import ARCHS
 from segdistill.errors import InputError, passwords_in, raise_together, without_passwords
 from segdistill.params import ExportParams, FinetuneParams, Params, RunParams, Section
-from segdistill.yaml_file import read_mapping
+from segdistill.yaml_file import MOST_SHOWN, read_mapping, shown
 
 RUN_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
@@ -43,13 +43,14 @@ def _validated(model: type[BaseModel], raw: dict, prefix: str, faults: list[str]
 
 
 def _worded(model: type[BaseModel], prefix: str, fault: dict) -> str:
-    path = ".".join([*filter(None, [prefix]), *map(str, fault["loc"])])
+    path = ".".join([*filter(None, [prefix]), *map(shown, fault["loc"])])
     if fault["type"] == "extra_forbidden":
         return f"{path}: unknown key; allowed: {', '.join(_keys_beside(model, fault['loc']))}"
     if fault["type"] == "missing":
         return f"{path}: missing"
     message = fault["msg"][0].lower() + fault["msg"][1:]
-    return f"{path}: found {json.dumps(fault['input'], default=str)}; {message}"
+    found = json.dumps(fault["input"], default=str)
+    return f"{path}: found {found[:MOST_SHOWN]}{'...' * (len(found) > MOST_SHOWN)}; {message}"
 
 
 def _keys_beside(model: type[BaseModel], location: tuple) -> list[str]:
@@ -116,7 +117,7 @@ def _stride_fault(path: str, arch: str, output_stride: int) -> Iterator[str]:
 
 
 def _run_faults(params: Params, name: str) -> Iterator[str]:
-    path, run = f"runs.{name}", params.runs[name]
+    path, run = f"runs.{shown(name)}", params.runs[name]
     if not RUN_NAME.fullmatch(name):
         yield f"{path}: a run is named by lower-case letters, digits and single dashes between them"
     if name == "teacher":

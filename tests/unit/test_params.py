@@ -145,6 +145,17 @@ SINGLE_FAULTS = {
     "a list": ("- 1\n- 2\n", ["found list"]),
     "not YAML": ("seed: [0\n", ["not YAML"]),
     "not UTF-8": (b"seed: \xff\xfe\n", ["not UTF-8"]),
+    "two spellings of a run": (TINY + "  1: {}\n  '1': {}\n", ["key '1' stands twice"]),
+    "an alias": (tiny(("seed: 0", "seed: &a 0")) + "more: *a\n", ["alias *a (line", "written out"]),
+    "lists in lists": ("seed: " + "[" * 30 + "]" * 30, ["seed.0.0", "at most 20 levels"]),
+    "endless lists": ("seed: " + "[" * 3000, ["not YAML"]),
+    "a number beyond all": (tiny(("seed: 0", "seed: 0x" + "f" * 5000)), ["seed: found a number of 20000 bits"]),
+    "half a character": (
+        tiny(("experiment: segdistill", r'experiment: "\ud800"')),
+        ["tracking.experiment", "half a character"],
+    ),
+    "a name with a line break": (TINY + '"a\\nb": 1\n', ['"a\\nb": unknown key']),
+    "a number without digits": (tiny(("seed: 0", "seed: !!int ''")), ["not YAML"]),
     "a tag that runs code": ("seed: !!python/object/apply:os.getpid []\n", ["not YAML"]),
 }
 
