@@ -57,7 +57,8 @@ def train(job: Job, scratch: Scratch) -> list[dict]:
     Start ladder: 1. the unfinished training of exactly this job, if `scratch` holds one; 2. the net as it was given.
 
     Raises:
-        InputError: the loss is not finite (before the update; the last checkpoint stays).
+        InputError: the loss is not finite (before the update), or a weight (before it is saved); the last checkpoint
+            stays.
         TrainingStoppedError: SIGINT or SIGTERM came; the state after the running step is saved.
     """
     net, settings = job.compute.place(job.net).train(), job.settings
@@ -79,6 +80,7 @@ def train(job: Job, scratch: Scratch) -> list[dict]:
                 sums.zero_()
             progress.advance()
             if stops or _due(done, settings.checkpoint_every_steps, settings.steps):
+                _check_weights(net, job, done, lr)
                 scratch.save(_state(net, optimizer, done, sums, curve))
             if stops:
                 raise TrainingStoppedError(
@@ -160,6 +162,13 @@ def _check_finite(losses: tuple[Tensor, ...], job: Job, step: int, lr: float) ->
     if not math.isfinite(loss):
         names = ", ".join(dict.fromkeys(job.batches.names(step)))
         raise InputError(f"{job.name}: loss is {loss} at step {step + 1}, lr {lr:g}, frames {names}; not updated")
+
+
+def _check_weights(net: nn.Module, job: Job, done: int, lr: float) -> None:
+    """A finite loss may have a gradient that is not: a state spoilt by it must not replace the last good one."""
+    for name, value in net.state_dict().items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise InputError(f"{job.name}: {name} is not finite after step {done}, lr {lr:g}; not saved")
 
 
 def _curve_row(done: int, lr: float, sums: Tensor, curve: list[dict], holdout_mean_iou: float | None) -> dict:
