@@ -23,7 +23,7 @@ def followed(run: str, phase: str, curve: Path, enabled: bool) -> Iterator[None]
         status = "FINISHED"
     finally:
         if process:
-            _end(process, status)
+            _end(process, status, f"{run}/{phase}")
 
 
 def _start(run: str, phase: str, curve: Path) -> subprocess.Popen | None:
@@ -35,7 +35,7 @@ def _start(run: str, phase: str, curve: Path) -> subprocess.Popen | None:
         return None
 
 
-def _end(process: subprocess.Popen, status: str) -> None:
+def _end(process: subprocess.Popen, status: str, name: str) -> None:
     with contextlib.suppress(OSError):  # it may have ended by itself
         process.stdin.write(f"{status}\n".encode())
         process.stdin.close()
@@ -44,3 +44,5 @@ def _end(process: subprocess.Popen, status: str) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+        left = "it is on disk, and segdistill track brings it in"
+        print(f"warning: MLflow does not have all of the curve of {name} after {END_S:g} s; {left}", file=sys.stderr)

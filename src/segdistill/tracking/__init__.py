@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 RUN_TAG, ROW_TAG, CURVE_TAG = "segdistill.run", "segdistill.row", "segdistill.curve"
 CURRENT_TAG, PICTURES_TAG = "segdistill.current", "segdistill.pictures"
+PARENT_TAG = "mlflow.parentRunId"
 POINTS_PER_CALL = 1000 // len(CURVES)  # MLflow takes 1000 values; a point is never split between two calls
 ATTEMPTS = 3
 
@@ -120,17 +121,25 @@ class Experiment:
 
     def known(self, run: str) -> dict[str, Run]:
         """The rows and curves of `run` that are there, by key."""
-        found, token = {}, None
+        found: dict[str, list[Run]] = {}
+        token = None
         while True:
             page = self.client.search_runs(
                 [self.id], f"tags.`{RUN_TAG}` = '{run}'", order_by=["attributes.start_time DESC"], page_token=token
             )
             for one in page:
                 key = one.data.tags.get(ROW_TAG) or one.data.tags.get(CURVE_TAG)
-                found |= {key: one} if key else {}
+                found |= {key: [*found.get(key, ()), one]} if key else {}
             token = page.token
             if not token:
-                return found
+                return {key: self._only_one(same) for key, same in found.items()}
+
+    def _only_one(self, same: list[Run]) -> Run:
+        """The fullest of the runs of one key; the others go. A call whose answer was lost is made again, by MLflow."""
+        kept, *others = sorted(same, key=lambda run: -len(run.data.metrics) - len(run.data.params))
+        for other in others:
+            self.client.delete_run(other.info.run_id)
+        return kept
 
     def create(self, name: str, tags: dict[str, str]) -> Run:
         """A new run of `name`."""
@@ -143,6 +152,7 @@ class Experiment:
         run = known.get(row.key)
         if run is None:
             run = self.create(row.run, {RUN_TAG: row.run, ROW_TAG: row.key})
+        if not (run.inputs and run.inputs.dataset_inputs):
             self._add_data(run, row)
         self._update(run, row.metrics, row.params, row.tags | {CURRENT_TAG: "true"})
         for key, other in known.items():
@@ -193,10 +203,12 @@ class Curve:
     def __init__(self, experiment: Experiment, row: Row, phase: str, parent_id: str, known: dict[str, Run]) -> None:
         self.experiment, self.name, self.key = experiment, f"{row.run}/{phase}", f"{row.key}/{phase}"
         tags = {RUN_TAG: row.run, CURVE_TAG: self.key, CURRENT_TAG: "true"}
-        self._tags = tags | {"mlflow.parentRunId": parent_id}
+        self._tags = tags | {PARENT_TAG: parent_id}
         found = known.get(self.key)
         self._start(found or experiment.create(self.name, self._tags))
         if found:
+            if found.data.tags.get(PARENT_TAG) != parent_id:
+                experiment.client.set_tag(self.run_id, PARENT_TAG, parent_id)
             history = experiment.client.get_metric_history(self.run_id, "loss")
             self._logged = {point.step: point.value for point in history}
 
