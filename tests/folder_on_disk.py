@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,7 +31,9 @@ def describe(root: Path, **changed) -> None:
     """Write classes.yaml: DESCRIPTION with other keys; a key given as None is left out."""
     root.mkdir(parents=True, exist_ok=True)
     keys = {key: value for key, value in (DESCRIPTION | changed).items() if value is not None}
-    (root / "classes.yaml").write_text(yaml.safe_dump(keys, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    (root / "classes.yaml").write_text(
+        yaml.safe_dump(json.loads(json.dumps(keys)), sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
 
 
 def pixels(seed: int, size_px: tuple[int, int] = (6, 10)) -> tuple[np.ndarray, np.ndarray]:

@@ -14,10 +14,11 @@ from segdistill.class_table import ClassTable
 from segdistill.errors import InputError
 from segdistill.files import atomic_file
 from segdistill.nets.adapters import load_state
-from segdistill.nets.registry import build_to_load
+from segdistill.nets.registry import build_to_load, native_stride
 from segdistill.transforms import MEAN, STD
 
 _HEADER = "segdistill"
+MOST_CLASSES = 255  # a class map has a byte for each pixel, and 255 is void
 
 
 def net_facts(arch: str, classes: int | ClassTable, output_stride: int) -> dict:
@@ -45,7 +46,7 @@ def read_facts(path: str | Path) -> dict:
     """The header of a file of ours.
 
     Raises:
-        InputError: no such file, no safetensors, or none of ours.
+        InputError: no such file, no safetensors, none of ours, or facts that describe no net.
     """
     try:
         with safe_open(path, framework="pt") as opened:
@@ -56,7 +57,27 @@ def read_facts(path: str | Path) -> dict:
         raise InputError(f"{path}: no safetensors file ({error})") from None
     if _HEADER not in header:
         raise InputError(f"{path}: its header does not say which network it holds; name the network instead")
-    return json.loads(header[_HEADER])
+    return parsed_facts(header[_HEADER], path)
+
+
+def parsed_facts(text: str, source: str | Path) -> dict:
+    """The facts that `text`, the header of the file `source`, says in JSON: those of `net_facts` and more.
+
+    Raises:
+        InputError: a net cannot be rebuilt from them.
+    """
+    try:
+        facts = json.loads(text)
+        missing = [key for key in ("arch", "classes", "output_stride") if key not in facts]
+        if missing:
+            raise InputError(f"it does not say {', '.join(missing)}")
+        arch, classes, output_stride = facts["arch"], facts["classes"], facts["output_stride"]
+        if type(classes) is not int or not 1 <= classes <= MOST_CLASSES:
+            raise InputError(f"{classes!r:.40} classes; allowed: 1 to {MOST_CLASSES}")
+        native_stride(arch, output_stride)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{source}: its header does not describe a network: {error}") from None
+    return facts
 
 
 def own_facts(path: str | Path) -> dict:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,8 @@ from segdistill.class_table import ClassTable
 from segdistill.errors import InputError
 from segdistill.files import atomic_directory, atomic_file, write_json
 from segdistill.metrics_file import LEGEND
+
+MAX_MAP_BYTES = Image.MAX_IMAGE_PIXELS  # what no frame outgrows; keeps a crafted archive from filling the memory
 
 
 def write_archive(path: str | Path, class_maps: dict[int, np.ndarray]) -> None:
@@ -24,26 +26,38 @@ def write_archive(path: str | Path, class_maps: dict[int, np.ndarray]) -> None:
 class ClassMapArchive:
     """Reads what `write_archive` wrote: `archive(index)` is uint8 (H, W).
 
-    InputError, on opening or reading, where there is no archive, a damaged one, or one without that frame.
+    Raises:
+        InputError: the file is no such archive, or the class map asked for is missing or damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = path
         try:
-            self._maps = np.load(path)
-            if not isinstance(self._maps, np.lib.npyio.NpzFile):
-                raise ValueError("a single array")
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            self._archive = zipfile.ZipFile(path)
+        except Exception as error:  # a damaged zip surfaces as nearly any type
             reason = getattr(error, "strerror", None) or error
             raise InputError(f"{path}: no readable archive of class maps ({reason})") from None
 
     def __call__(self, index: int) -> np.ndarray:
         try:
-            return self._maps[str(index)]
+            with self._archive.open(f"{index}.npy") as member:
+                return _class_map(member.read(MAX_MAP_BYTES + 1))
         except KeyError:
             raise InputError(f"{self.path}: has no class map of frame {index}; it is of other data") from None
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise InputError(f"{self.path}: the class map of frame {index} is damaged ({error})") from None
+        except Exception as error:
+            raise InputError(f"{self.path}: no readable class map of frame {index} ({error})") from None
+
+
+def _class_map(content: bytes) -> np.ndarray:
+    """The uint8 (H, W) array of a .npy file, whose header is not believed before it is checked."""
+    if len(content) > MAX_MAP_BYTES:
+        raise ValueError(f"larger than the {MAX_MAP_BYTES} bytes that are read")
+    stream = io.BytesIO(content)
+    np.lib.format.read_magic(stream)
+    shape, by_columns, dtype = np.lib.format.read_array_header_1_0(stream)
+    if dtype != np.uint8 or len(shape) != 2:
+        raise ValueError(f"holds {dtype} {list(shape)}; a class map is uint8 of two dimensions")
+    return np.frombuffer(bytearray(content[stream.tell() :]), np.uint8).reshape(shape, order="F" if by_columns else "C")
 
 
 def as_picture(pixels: np.ndarray, table: ClassTable) -> Image.Image:

@@ -62,7 +62,7 @@ class ZipTree:
         self.path, self.top = path, top
         try:
             self.archive = zipfile.ZipFile(path)
-        except (OSError, zipfile.BadZipFile) as error:
+        except Exception as error:  # a damaged directory of members surfaces as nearly any type
             raise InputError(f"{path}: no readable zip ({error})") from None
         members = self.archive.infolist()
         outside = (f"{path}: {printable(member.filename)}" for member in members if _lies_outside(member))

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from segdistill.errors import InputError
+
 
 @contextmanager
 def named_in_faults(path: Path) -> Iterator[None]:
@@ -123,5 +125,15 @@ def write_json(path: str | Path, value: object) -> None:
 
 
 def read_json(path: str | Path) -> dict:
-    """Read one JSON object."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    """Read one JSON object.
+
+    Raises:
+        InputError: the file holds anything else.
+    """
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: no readable JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: holds a {type(value).__name__}; allowed is a JSON object")
+    return value

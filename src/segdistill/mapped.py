@@ -27,8 +27,11 @@ def open_array(path: Path, remedy: str) -> np.ndarray:
     """
     try:
         array = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # a damaged header surfaces as nearly any type
         raise InputError(f"{path}: unreadable ({error}); {remedy}") from None
+    if not isinstance(array, np.memmap):  # a zip, which NumPy opens as well
+        array.close()
+        raise InputError(f"{path}: unreadable (an archive instead of an array); {remedy}")
     found, needed = path.stat().st_size, array.offset + array.nbytes
     if found != needed:
         raise InputError(f"{path}: unreadable ({found} bytes, its header describes {needed}); {remedy}")

@@ -19,6 +19,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from segdistill.checkpoint import parsed_facts
 from segdistill.errors import InputError
 from segdistill.files import atomic_file
 from segdistill.nets.registry import native_stride
@@ -91,11 +92,11 @@ def read_metadata(path: str | Path) -> dict:
     Raises:
         InputError: no such file, no ONNX model, or none of ours.
     """
-    return _facts(_opened(path, threads=1))
+    return _facts(_opened(path, threads=1), path)
 
 
-def _facts(session: onnxruntime.InferenceSession) -> dict:
-    return json.loads(session.get_modelmeta().custom_metadata_map[METADATA])
+def _facts(session: onnxruntime.InferenceSession, path: str | Path) -> dict:
+    return parsed_facts(session.get_modelmeta().custom_metadata_map[METADATA], path)
 
 
 def _opened(path: str | Path, threads: int) -> onnxruntime.InferenceSession:
@@ -103,10 +104,11 @@ def _opened(path: str | Path, threads: int) -> onnxruntime.InferenceSession:
         raise InputError(f"{path}: no such file")
     try:
         session = open_session(str(path), threads)
-    except Exception as error:  # onnxruntime's own exceptions share no base class
+        names = [value.name for value in session.get_inputs()], [value.name for value in session.get_outputs()]
+        described = METADATA in session.get_modelmeta().custom_metadata_map
+    except Exception as error:  # onnxruntime's own exceptions share no base class, and its texts may be no Unicode
         raise InputError(f"{path}: no readable ONNX model ({' '.join(str(error).split())[:200]})") from None
-    names = [value.name for value in session.get_inputs()], [value.name for value in session.get_outputs()]
-    if names != ([INPUT], list(OUTPUTS)) or METADATA not in session.get_modelmeta().custom_metadata_map:
+    if names != ([INPUT], list(OUTPUTS)) or not described:
         raise InputError(
             f"{path}: has inputs {names[0]} and outputs {names[1]}; ours has {[INPUT]} and {list(OUTPUTS)}"
         )
@@ -118,7 +120,7 @@ class OnnxPredictor:
 
     def __init__(self, path: str | Path, threads: int) -> None:
         self.session = _opened(path, threads)
-        self.facts = _facts(self.session)
+        self.facts = _facts(self.session, path)
 
     def __call__(self, images_BHW3: np.ndarray) -> tuple[Tensor, Tensor]:
         classes, logits = self.session.run(list(OUTPUTS), {INPUT: images_BHW3})

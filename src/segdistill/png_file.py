@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import struct
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -19,6 +20,8 @@ from segdistill.errors import InputError
 # A PNG cannot sensibly outgrow its own pixels; this keeps a crafted archive from filling the memory.
 MAX_FILE_BYTES = 3 * Image.MAX_IMAGE_PIXELS
 _PNG_GREYSCALE, _PNG_RGB, _PNG_PALETTE = 0, 2, 3
+_CHANNELS = {_PNG_RGB: 3, 4: 2, 6: 4}  # by colour type: with alpha, grey has two and RGB four
+_MOST_INFLATED = 1032  # bytes that deflate, in which the pixels lie, makes of one
 
 
 def opened_png(content: bytes) -> contextlib.AbstractContextManager[Image.Image]:
@@ -38,7 +41,20 @@ def opened_image(content: bytes, formats: tuple[str, ...]) -> Iterator[Image.Ima
         except UnidentifiedImageError:
             raise InputError(f"no readable {' or '.join(formats)} ({len(content)} bytes)") from None
     with image:
+        if image.format == "PNG":
+            _check_header(content, image)
         yield image
+
+
+def _check_header(content: bytes, image: Image.Image) -> None:
+    """InputError where a PNG says of itself what cannot be."""
+    # The standard wants one header, and it first; Pillow goes by the last one, wherever it is.
+    if content[12:16] != b"IHDR" or struct.unpack(">II", content[16:24]) != image.size:
+        raise InputError("no PNG of the standard: its first chunk is not its only header")
+    depth, kind = _depth_and_kind(content)
+    # Told before a decoder gets memory for pixels that cannot come.
+    if image.width * image.height * depth * _CHANNELS.get(kind, 1) > 8 * _MOST_INFLATED * len(content):
+        raise InputError(f"truncated: {len(content)} bytes for {image.height} x {image.width} pixels")
 
 
 def _depth_and_kind(content: bytes) -> tuple[int, int]:
@@ -75,7 +91,7 @@ def decoded_photograph(content: bytes) -> np.ndarray:
     """uint8 (H, W, 3) RGB; InputError for anything but an 8-bit RGB PNG."""
     with opened_png(content) as image:
         depth, kind = _depth_and_kind(content)
-        if (depth, kind) != (8, _PNG_RGB):
+        if (depth, kind) != (8, _PNG_RGB) or image.mode != "RGB":
             raise InputError(f"mode {image.mode}, {depth} bit; a photograph has to be RGB, 8 bit")
         return _samples(content, image, "rgb")
 
@@ -84,6 +100,6 @@ def decoded_label_ids(content: bytes) -> np.ndarray:
     """uint8 (H, W) label ids; InputError for anything but 8-bit greyscale or palette indices."""
     with opened_png(content) as image:
         depth, kind = _depth_and_kind(content)
-        if kind != _PNG_PALETTE and (depth, kind) != (8, _PNG_GREYSCALE):
+        if (kind != _PNG_PALETTE and (depth, kind) != (8, _PNG_GREYSCALE)) or image.mode not in ("L", "P"):
             raise InputError(f"mode {image.mode}, {depth} bit; labels have to be 8-bit greyscale or palette indices")
         return _samples(content, image, "mono").reshape(image.height, image.width)

@@ -84,10 +84,13 @@ class StoredLogits:
         Raises:
             InputError: a file is missing or cut short, or holds something else than was written.
         """
-        opened = {name: open_array(folder / name, _REMEDY) for name in arrays}
+        opened = {name: open_array(folder / name, _REMEDY) for name in (LOGITS, SCALE) if name in arrays}
         for name, array in opened.items():
             if (found := _described(array.dtype, array.shape)) != arrays[name]:
                 raise InputError(f"{folder / name}: holds {_worded(found)}, its manifest says {_worded(arrays[name])}")
+        # Bytes without their scale would be taken for logits.
+        if LOGITS not in opened or (SCALE in opened) != (opened[LOGITS].dtype == np.uint8):
+            raise InputError(f"{folder}: its manifest describes {', '.join(opened) or 'no arrays'} alone; {_REMEDY}")
         return cls(opened[LOGITS], opened.get(SCALE), grid, stride)
 
     def cut(self, plan: BatchPlan, origins: np.ndarray) -> StoredCrops:
@@ -160,5 +163,7 @@ def _described(dtype: np.dtype, shape: tuple[int, ...]) -> dict:
     return {"dtype": str(dtype), "shape": list(shape)}
 
 
-def _worded(described: dict) -> str:
-    return f"{described['dtype']} {described['shape']}"
+def _worded(described: object) -> str:
+    if isinstance(described, dict) and described.keys() == {"dtype", "shape"}:
+        return f"{described['dtype']} {described['shape']}"
+    return f"{described!r:.100}"

@@ -97,8 +97,10 @@ class Teaching:
             raise InputError(f"{self.folder}: no readable manifest ({error}); run: dvc repro teacher-logits") from None
         for key, expected in (self.facts | {"kind": self.kind}).items():
             if manifest.get(key) != expected:
-                raise InputError(f"{self.folder}: {key} is {manifest.get(key)!r} there, {expected!r} is needed")
-        if self.kind != "online" and "arrays" not in manifest:
+                raise InputError(f"{self.folder}: {key} is {manifest.get(key)!r:.200} there, {expected!r} is needed")
+        if not isinstance(manifest.get("teacher_sha256"), str):
+            raise InputError(f"{self.folder}: its manifest names no teacher; run: dvc repro teacher-logits")
+        if self.kind != "online" and not isinstance(manifest.get("arrays"), dict):
             raise InputError(f"{self.folder}: its manifest describes no arrays; run: dvc repro teacher-logits")
         return manifest
 

@@ -66,7 +66,7 @@ PREPARED = {
     ),
     "truncated index": (
         lambda project: project.cut_short("data/prepared/index.json"),
-        ["data/prepared/index.json: damaged", "dvc repro prepare"],
+        ["data/prepared/index.json: no readable JSON", "dvc repro prepare"],
     ),
     "nothing": (
         lambda project: shutil.rmtree(project.path("data/prepared")),

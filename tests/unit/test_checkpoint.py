@@ -125,7 +125,34 @@ def test_weights_that_do_not_fit_are_refused_by_name(saved, tmp_path, change, to
     assert str(path) in str(error.value)
 
 
-def test_a_net_that_does_not_exist_is_refused(net, facts, tmp_path):
-    save_net(tmp_path / "net.safetensors", net, facts | {"arch": "resnet"})
-    with pytest.raises(InputError, match="resnet"):
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"arch": "resnet"}, "no network is named 'resnet'; allowed: .*lraspp"),
+        ({"arch": ["resnet"]}, "list"),
+        ({"classes": -1}, "-1 classes; allowed: 1 to 255"),
+        ({"classes": 10**9}, "1000000000 classes; allowed: 1 to 255"),
+        ({"classes": "5"}, "'5' classes"),
+        ({"output_stride": 7}, "cannot have output stride 7; allowed: 8 or 16"),
+        ({"output_stride": 16.0}, "cannot have output stride 16.0"),
+    ],
+)
+def test_facts_that_describe_no_net_are_refused_by_name(net, facts, tmp_path, changed, told):
+    save_net(tmp_path / "net.safetensors", net, facts | changed)
+    with pytest.raises(InputError, match=rf"net\.safetensors: its header does not describe a network: .*{told}"):
         load_net(tmp_path / "net.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{", "Expecting"),
+        ("[]", "does not say arch"),
+        ("3", "int"),
+        ("{}", "does not say arch, classes, output_stride"),
+    ],
+)
+def test_a_header_without_facts_is_refused_by_name(tmp_path, text, told):
+    save_file({"weight": torch.zeros(2)}, tmp_path / "net.safetensors", metadata={"segdistill": text})
+    with pytest.raises(InputError, match=rf"net\.safetensors: its header does not describe a network: .*{told}"):
+        read_facts(tmp_path / "net.safetensors")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import struct
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from city_on_disk import write_city
 from hostile_files import GREYSCALE, MAGIC, PALETTE, RGB, chunk, header
@@ -98,7 +101,41 @@ def test_other_layouts_are_refused(decoder):
         decoded_label_ids(png(np.zeros((6, 6, 3), np.uint8), RGB))
 
 
-def test_thefast_decoder_is_found_where_it_is_installed():
+def test_more_pixels_than_a_file_can_hold_are_refused_before_decoding(decoder, monkeypatch):
+    monkeypatch.setattr(png_file, "_samples", None)  # not called
+    whole = png(np.zeros((6, 6, 3), np.uint8), RGB)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 9000, 9000, 8, RGB, 0, 0, 0))
+    with pytest.raises(InputError, match="truncated: .* bytes for 9000 x 9000 pixels"):
+        decoded_photograph(whole[:8] + header + whole[33:])
+
+
+def test_the_emptiest_large_pictures_are_read(decoder):
+    image = np.zeros((2000, 2000, 3), np.uint8)
+    whole = png_of(image)
+    assert len(whole) < image.nbytes / 900
+    assert not decoded_photograph(whole).any()
+
+
+def png_of(image: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "PNG", compress_level=9)
+    return stream.getvalue()
+
+
+def test_a_second_header_or_one_that_is_not_first_is_refused(decoder):
+    grey = np.arange(30, dtype=np.uint8).reshape(5, 6)
+    image, labels = png(np.repeat(grey[..., None], 3, 2), RGB), png(grey, GREYSCALE)
+    header = slice(8, 33)
+    for added in (labels[header], png(grey[:3], RGB)[header]):
+        with pytest.raises(InputError, match="mode L, 8 bit; a photograph has to be RGB|not its only header"):
+            decoded_photograph(image[:33] + added + image[33:])
+    with pytest.raises(InputError, match="mode RGB, 8 bit; labels have to be"):
+        decoded_label_ids(labels[:33] + image[header] + labels[33:])
+    with pytest.raises(InputError, match="its first chunk is not its only header"):
+        decoded_photograph(image[:8] + chunk(b"tEXt", b"a\0b") + image[8:])
+
+
+def test_the_fast_decoder_is_found_where_it_is_installed():
     pytest.importorskip("kornia_rs")
     assert png_file.fast_decoder() is not None
 

@@ -70,7 +70,8 @@ def write_prepared(root) -> None:
     (root / "train").mkdir(parents=True)
     np.save(root / "train" / "images.npy", images)
     np.save(root / "train" / "labels.npy", rng.integers(0, CLASSES, images.shape[:3], np.uint8))
-    write_json(root / "index.json", {"splits": {"train": {"frames": [{"name": f"street{i}"} for i in range(FRAMES)]}}})
+    splits = {"train": {"frames": [{"name": f"street{i}"} for i in range(FRAMES)]}}
+    write_json(root / "index.json", {"fingerprint": "data", "classes": ["road"], "splits": splits})
 
 
 def write_teacher(folder, scale: float = 1.0, spoil: float | None = None) -> None:
@@ -259,6 +260,16 @@ def test_logits_that_are_not_finite_leave_no_cache(opened, tmp_path, monkeypatch
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_logits_that_are_not_finite_leave_an_earlier_cache_as_it_was(opened, copied, tmp_path, monkeypatch):
+    write_teacher(tmp_path / "models" / "teacher", spoil=float("inf"))
+    monkeypatch.chdir(tmp_path)
+    before = {file.name: file.read_bytes() for file in copied.iterdir()}
+    with pytest.raises(InputError, match="no cache written"):
+        build_cache("views", copied, opened.split, opened.facts, logits_params(), COMPUTE)
+    assert {file.name: file.read_bytes() for file in copied.iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["models", "views"]
+
+
 @pytest.mark.parametrize("key", CHANGES)
 def test_a_cache_of_something_else_is_refused(opened, copied, key):
     with pytest.raises(InputError, match=f"{key} is .* there, .* is needed"):
@@ -325,6 +336,22 @@ def test_a_manifest_that_describes_no_arrays_is_refused(opened, copied):
     del manifest["arrays"]
     (copied / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match="its manifest describes no arrays"):
+        Teaching("views", opened.facts, copied)
+
+
+def test_bytes_without_their_scale_are_refused(opened, in_8_bits):
+    manifest = json.loads((in_8_bits / "manifest.json").read_text())
+    del manifest["arrays"][SCALE]
+    (in_8_bits / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"its manifest describes logits\.npy alone"):
+        Teaching("views", opened.facts, in_8_bits)
+
+
+def test_a_manifest_without_a_teacher_is_refused(opened, copied):
+    manifest = json.loads((copied / "manifest.json").read_text())
+    del manifest["teacher_sha256"]
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="its manifest names no teacher"):
         Teaching("views", opened.facts, copied)
 
 

@@ -74,7 +74,10 @@ def load_state(net: nn.Module, state_dict: Mapping[str, Any], source: str) -> No
     unexpected = [key for key in found if key not in wanted]
     misshapen = [key for key in wanted if key in found and found[key].shape != wanted[key].shape]
     if not (missing or unexpected or misshapen):
-        net.load_state_dict(found)
+        try:
+            net.load_state_dict(found)
+        except RuntimeError as error:  # of the right shape, but sparse, quantised or without values
+            raise InputError(f"{source}: the weights cannot be copied into the network ({_gist(error)})") from error
         return
     shapes = [f"{key} {list(found[key].shape)} instead of {list(wanted[key].shape)}" for key in misshapen]
     faults = [_listed("missing", missing), _listed("unexpected", unexpected), _listed("wrongly shaped", shapes)]

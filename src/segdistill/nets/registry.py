@@ -87,10 +87,10 @@ def native_stride(arch: str, output_stride: int = 16) -> int:
 def _checked(arch: str, output_stride: int) -> Arch:
     """The table's row; an InputError when there is none, or when it cannot have that output stride."""
     if arch not in ARCHS:
-        raise InputError(f"no network is named {arch!r}; allowed: {', '.join(ARCHS)}")
+        raise InputError(f"no network is named {arch!r:.40}; allowed: {', '.join(ARCHS)}")
     allowed = ARCHS[arch].output_strides
-    if output_stride not in allowed:
+    if type(output_stride) is not int or output_stride not in allowed:
         raise InputError(
-            f"{arch} cannot have output stride {output_stride!r}; allowed: {' or '.join(map(str, sorted(allowed)))}"
+            f"{arch} cannot have output stride {output_stride!r:.40}; allowed: {' or '.join(map(str, sorted(allowed)))}"
         )
     return ARCHS[arch]

@@ -10,6 +10,7 @@ import math
 from html import escape
 from pathlib import Path
 
+from segdistill.errors import InputError
 from segdistill.summary import Summary
 from segdistill.summary.champion import ModelFile, pareto_front
 from segdistill.summary.row import CONTROL, TEACHER
@@ -174,17 +175,22 @@ def _curve_traces(run: str, points: list[dict], style: dict, extra: dict) -> lis
 
 
 def read_curve(path: Path, offset_steps: int) -> list[dict]:
-    """The points of a curve file, `offset_steps` further on; none where it is missing or only a header."""
+    """The points of a curve file, `offset_steps` further on; none where it is missing or only a header.
+
+    Raises:
+        InputError: a line of it is no point.
+    """
+    columns = [column for column, _ in CURVES]
     try:
         with path.open(newline="", encoding="utf-8") as stream:
-            rows = list(csv.DictReader(stream))
+            return [
+                {"step": int(row["step"]) + offset_steps} | {column: _number(row.get(column)) for column in columns}
+                for row in csv.DictReader(stream)
+            ]
     except FileNotFoundError:
         return []
-    columns = [column for column, _ in CURVES]
-    return [
-        {"step": int(row["step"]) + offset_steps} | {column: _number(row.get(column)) for column in columns}
-        for row in rows
-    ]
+    except (ValueError, TypeError, KeyError, csv.Error) as error:
+        raise InputError(f"{path}: no curve of a training ({type(error).__name__}: {error})") from None
 
 
 def _number(cell: str | None) -> float | None:

@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
+from segdistill.errors import InputError
 from segdistill.files import read_json
 from segdistill.params import Params
 from segdistill.provenance import settings_hash
@@ -95,15 +96,21 @@ def row_of(params: Params, run: str, data_fingerprint: str) -> Row:
 
 
 def read_curve(path: Path) -> list[Point]:
-    """The points of a curve file, without a last line that is still being written; none where there is no file."""
+    """The points of a curve file, without a last line that is still being written; none where there is no file.
+
+    Raises:
+        InputError: a line of it is no point.
+    """
     try:
         whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+        lines = csv.DictReader(whole.splitlines())
+        return [
+            Point(int(line["step"]), {name: float(line[name]) for name in CURVES if line.get(name)}) for line in lines
+        ]
     except FileNotFoundError:
         return []
-    return [
-        Point(int(row["step"]), {name: float(row[name]) for name in CURVES if row.get(name)})
-        for row in csv.DictReader(whole.splitlines())
-    ]
+    except (ValueError, TypeError, KeyError, csv.Error) as error:
+        raise InputError(f"{path}: no curve of a training ({type(error).__name__}: {error})") from None
 
 
 def _student_params(params: Params, run: str) -> dict:

@@ -1,0 +1,77 @@
+"""Archives of class maps: what was written comes back, and nothing else is believed."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segdistill import class_maps
+from segdistill.class_maps import ClassMapArchive, write_archive
+from segdistill.errors import InputError
+
+
+@pytest.mark.parametrize("by_columns", [False, True])
+def test_class_maps_come_back(tmp_path, by_columns):
+    maps = np.random.default_rng(0).integers(0, 19, (2, 5, 7), np.uint8)
+    stored = [np.asfortranarray(classes) if by_columns else classes for classes in maps]
+    write_archive(tmp_path / "maps.npz", {3: stored[0], 10: stored[1]})
+    archive = ClassMapArchive(tmp_path / "maps.npz")
+    assert np.array_equal(archive(3), maps[0])
+    assert np.array_equal(archive(10), maps[1])
+    assert archive(3).dtype == np.uint8
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no zip", b"PK\5\6" + bytes(18)[:-1]])
+def test_what_is_no_archive_is_refused_by_name(tmp_path, content):
+    if content is not None:
+        (tmp_path / "maps.npz").write_bytes(content)
+    with pytest.raises(InputError, match=r"maps\.npz: no "):
+        ClassMapArchive(tmp_path / "maps.npz")
+
+
+class Unpickled:
+    """Unpickling it creates a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return Path.touch, (self.target,)
+
+
+@pytest.mark.parametrize(
+    ("array", "told"),
+    [
+        (np.zeros((5, 7), np.int64), "holds int64 [5, 7]; a class map is uint8 of two dimensions"),
+        (np.zeros((5, 7, 3), np.uint8), "holds uint8 [5, 7, 3]"),
+        (np.zeros((50, 70), np.uint8), "larger than the 400 bytes"),
+    ],
+)
+def test_what_is_no_class_map_is_refused_by_name(tmp_path, monkeypatch, array, told):
+    monkeypatch.setattr(class_maps, "MAX_MAP_BYTES", 400 if "larger" in told else 10_000)
+    write_archive(tmp_path / "maps.npz", {0: array})
+    with pytest.raises(InputError, match=rf"maps\.npz: no readable class map of frame 0 \({re.escape(told)}"):
+        ClassMapArchive(tmp_path / "maps.npz")(0)
+
+
+def test_pickled_arrays_are_refused_and_do_not_run(tmp_path):
+    np.savez(tmp_path / "maps.npz", **{"0": np.array([Unpickled(tmp_path / "created")], object)})
+    with pytest.raises(InputError, match="holds object"):
+        ClassMapArchive(tmp_path / "maps.npz")(0)
+    assert not (tmp_path / "created").exists()
+
+
+def test_a_missing_or_cut_map_is_refused_by_name(tmp_path):
+    write_archive(tmp_path / "maps.npz", {0: np.zeros((5, 7), np.uint8)})
+    with pytest.raises(InputError, match="has no class map of frame 1"):
+        ClassMapArchive(tmp_path / "maps.npz")(1)
+    with zipfile.ZipFile(tmp_path / "maps.npz") as archive:
+        content = archive.read("0.npy")
+    with zipfile.ZipFile(tmp_path / "maps.npz", "w") as archive:
+        archive.writestr("0.npy", content[:-1])
+    with pytest.raises(InputError, match="no readable class map of frame 0"):
+        ClassMapArchive(tmp_path / "maps.npz")(0)

@@ -1,0 +1,83 @@
+"""The prepared data as training opens it; an index or an array that is not what prepare wrote is refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segdistill.dataset import open_split, read_index
+from segdistill.errors import InputError
+
+INDEX = {
+    "size_px": [4, 6],
+    "classes": ["road", "car"],
+    "fingerprint": "ab",
+    "splits": {"train": {"frames": [{"name": "a"}, {"name": "b"}]}},
+}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write(tmp_path, INDEX)
+    (tmp_path / "train").mkdir()
+    np.save(tmp_path / "train" / "images.npy", np.zeros((2, 4, 6, 3), np.uint8))
+    np.save(tmp_path / "train" / "labels.npy", np.zeros((2, 4, 6), np.uint8))
+    return tmp_path
+
+
+def write(root: Path, index: object) -> None:
+    (root / "index.json").write_text(index if isinstance(index, str) else json.dumps(index), encoding="utf-8")
+
+
+def test_a_split_is_its_arrays_and_names(root):
+    split = open_split("train", root)
+    assert (split.size_px, len(split), split.names) == ((4, 6), 2, ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("index", "told"),
+    [
+        ("", "no readable JSON"),
+        ("[" * 100_000, "no readable JSON"),
+        ([INDEX], "holds a list; allowed is a JSON object"),
+        (INDEX | {"fingerprint": None}, "fingerprint is None; allowed is a text"),
+        (INDEX | {"classes": []}, r"classes is \[\]; allowed is a list of names"),
+        (INDEX | {"classes": [1]}, r"classes is \[1\]"),
+        (
+            {key: INDEX[key] for key in ("classes", "fingerprint")},
+            "splits is None; allowed is the frames of each split",
+        ),
+        (INDEX | {"splits": [1]}, r"splits is \[1\]"),
+        (INDEX | {"splits": {"train": {"frames": [{"city": "a"}]}}}, "splits is .*city"),
+    ],
+)
+def test_an_index_that_says_too_little_is_refused(root, index, told):
+    write(root, index)
+    with pytest.raises(InputError, match=rf"index\.json: {told}.*; run: dvc repro prepare$"):
+        read_index(root)
+
+
+def test_a_split_that_the_index_does_not_have_is_refused(root):
+    with pytest.raises(InputError, match=r"index\.json: has no split val, but train; run: dvc repro prepare"):
+        open_split("val", root)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "dtype", "told"),
+    [
+        ("images", (2, 4, 6, 3), np.float32, r"images\.npy: holds float32 \[2, 4, 6, 3\]; allowed are bytes"),
+        ("images", (2, 4, 6), np.uint8, r"images\.npy: holds uint8 \[2, 4, 6\]; allowed are bytes of 4 dimensions"),
+        ("images", (), np.uint8, r"images\.npy: holds uint8 \[\]"),
+        ("images", (2, 4, 6, 4), np.uint8, r"images \(2, 4, 6, 4\) and labels"),
+        ("images", (3, 4, 6, 3), np.uint8, "the index has 2 frames"),
+        ("labels", (2, 4, 5), np.uint8, r"labels \(2, 4, 5\)"),
+        ("labels", (2, 4, 6), np.int64, r"labels\.npy: holds int64"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(root, name, shape, dtype, told):
+    np.save(root / "train" / f"{name}.npy", np.zeros(shape, dtype))
+    with pytest.raises(InputError, match=told):
+        open_split("train", root)
