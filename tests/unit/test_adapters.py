@@ -165,6 +165,14 @@ def test_numpy_stand_ins_do_not_become_weights(tmp_path, state):
         read_torch_checkpoint(path)
 
 
+@pytest.mark.parametrize("odd", [lambda weight: weight.to_sparse(), lambda weight: weight.to("meta")])
+def test_weights_without_plain_values_are_named(tmp_path, state, odd):
+    path = tmp_path / "odd.pth"
+    torch.save(state | {"backbone.weight": odd(state["backbone.weight"])}, path)
+    with pytest.raises(InputError, match=r"odd\.pth: the weights cannot be copied into the network .*backbone\.weight"):
+        load_state(Tiny(), read_torch_checkpoint(path), source=str(path))
+
+
 def truncated(path: Path) -> None:
     torch.save({"model_state": Tiny().state_dict()}, path)
     path.write_bytes(path.read_bytes()[:-600])

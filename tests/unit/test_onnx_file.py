@@ -226,6 +226,15 @@ def test_our_names_without_our_metadata_are_refused(lite, tmp_path):
         read_metadata(tmp_path / "bare.onnx")
 
 
+@pytest.mark.parametrize("text", ["no JSON", "[]", '{"arch": "deeplabv3_mobilenet_lite", "output_stride": 16}'])
+def test_metadata_that_describe_no_net_are_refused_by_name(lite, tmp_path, text):
+    model = onnx.load(lite.path)
+    model.metadata_props[0].value = text
+    onnx.save(model, tmp_path / "odd.onnx")
+    with pytest.raises(InputError, match=r"odd\.onnx: its header does not describe a network"):
+        read_metadata(tmp_path / "odd.onnx")
+
+
 def test_a_failed_export_leaves_no_file(tmp_path, lite):
     with pytest.raises(Exception, match="JSON serializable"):
         write_float32(tmp_path / "net.onnx", lite.net, lite.facts | {"note": object()}, OPSET, TRACED_PX)

@@ -158,6 +158,15 @@ def points_in(store: Path) -> dict[str, Counter]:
     return {name: Counter((key, step) for of, key, step in points if of == run) for run, name in runs}
 
 
+def test_a_params_file_that_was_spoilt_meanwhile_costs_one_line(home):
+    (home / "params.yaml").write_text("seed: [", encoding="utf-8")
+    command = [sys.executable, "-m", follower.MODULE, "--run", RUN, "--phase", "distill", "--curve", "curve.csv"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        (said,) = process.stderr.readlines()  # the training has not ended: nothing is written to its stdin
+    assert process.returncode == 0
+    assert said.startswith("warning: no live curve of vanilla: params.yaml: not YAML")
+
+
 def live_params(live: bool) -> Params:
     steps = {"steps": 4, "log_every_steps": 1, "checkpoint_every_steps": 2}
     return tinier_params(distill=steps, tracking={"live": live}, runs={RUN: RUNS[RUN]})

@@ -77,7 +77,8 @@ def load_state(net: nn.Module, state_dict: Mapping[str, Any], source: str) -> No
         try:
             net.load_state_dict(found)
         except RuntimeError as error:  # of the right shape, but sparse, quantised or without values
-            raise InputError(f"{source}: the weights cannot be copied into the network ({_gist(error)})") from error
+            why = " ".join(str(error).split())[:300]
+            raise InputError(f"{source}: the weights cannot be copied into the network ({why})") from error
         return
     shapes = [f"{key} {list(found[key].shape)} instead of {list(wanted[key].shape)}" for key in misshapen]
     faults = [_listed("missing", missing), _listed("unexpected", unexpected), _listed("wrongly shaped", shapes)]

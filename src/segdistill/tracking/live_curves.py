@@ -15,6 +15,7 @@ import threading
 import time
 from pathlib import Path
 
+from segdistill.errors import InputError
 from segdistill.files import read_json
 from segdistill.params import Params
 from segdistill.params_file import load_params
@@ -60,7 +61,11 @@ def main() -> None:
     arguments = parser.parse_args()
     ending = Ending()
     os.nice(10)
-    params = load_params()  # before the wait: the training has read this file just now, and it may be edited soon
+    try:
+        params = load_params()  # before the wait: the training has read this file just now, and it may be edited soon
+    except (InputError, OSError) as error:  # it has been already
+        print(f"warning: no live curve of {arguments.run}: {str(error).splitlines()[0]}", file=sys.stderr)
+        return
     time.sleep(arguments.wait_s)
     store = find_store(params.tracking.uri)
     quiet_and_patient_for(timeout_s=2)
