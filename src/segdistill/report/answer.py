@@ -105,9 +105,11 @@ def _against_teacher(summary: Summary, champion: ModelFile, row: Row) -> str:
     if champion.mean_iou > teacher.mean_iou:
         text = f"It scores higher than the teacher ({teacher.mean_iou:.1%}), which is too weak to learn much from,"
     if champion.p50_ms:
-        for name, teacher_ms in (("float32 ONNX", teacher.onnx_float32_p50_ms), ("PyTorch", teacher.torch_p50_ms)):
+        # Of a teacher that is partly ONNX, which has no known number of parameters, PyTorch runs but a part.
+        whole = "in PyTorch" if teacher.parameters else "as a whole"
+        for how, teacher_ms in (("in float32 ONNX", teacher.onnx_float32_p50_ms), (whole, teacher.torch_p50_ms)):
             if teacher_ms:
-                text += f" and is {teacher_ms / champion.p50_ms:.1f} times as fast (the teacher in {name})"
+                text += f" and is {teacher_ms / champion.p50_ms:.1f} times as fast (the teacher {how})"
                 break
     if row.parameters and teacher.parameters:
         text += f" with {_share(row.parameters / teacher.parameters)} of its parameters"
