@@ -77,3 +77,9 @@ def write_pictures(folder: str | Path, pictures: dict[str, np.ndarray], table: C
         for name, pixels in pictures.items():
             as_picture(pixels, table).save(temporary / f"{name}.png", optimize=True)
         write_json(temporary / LEGEND, table.facts())
+
+
+def write_class_map(path: str | Path, classes_HW: np.ndarray, table: ClassTable) -> None:
+    """Write one class map uint8 (H, W) as a PNG in its colours, atomically."""
+    with atomic_file(path) as temporary:
+        as_picture(classes_HW, table).save(temporary, "PNG", optimize=True)

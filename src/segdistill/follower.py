@@ -10,6 +10,7 @@ from pathlib import Path
 
 END_S = 6.0
 MODULE = "segdistill.tracking.live_curves"  # by name: a training does not depend on what shows it
+PICTURES = "pictures"  # the folder beside a curve that its training leaves pictures in
 EXTRA: tuple[str, ...] = ()  # further arguments, for tests
 
 

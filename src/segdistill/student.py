@@ -11,6 +11,7 @@ from segdistill.class_maps import write_pictures
 from segdistill.dataset import PREPARED
 from segdistill.evaluate import Evaluation, TorchPredictor, evaluate, spread
 from segdistill.files import write_json
+from segdistill.holdout import keep_pictures
 from segdistill.metrics_file import figures_on_disk
 from segdistill.params import Params, RunSettings
 from segdistill.progress import write_curve
@@ -18,7 +19,7 @@ from segdistill.provenance import file_sha256, git_revision
 from segdistill.scratch import Scratch
 from segdistill.teacher_cache import Teaching, geometry
 from segdistill.train_loop import CURVE_COLUMNS, Distillation
-from segdistill.training_job import Data, compute_of, initial_net, train_net
+from segdistill.training_job import Data, compute_of, initial_net, train_net, watch_of
 from segdistill.val_record import ValRecorder
 
 MODELS = Path("models/runs")
@@ -39,6 +40,7 @@ def distill(params: Params, run: str) -> None:
     )
     training = _StudentTraining(params, run, "distill", settings, data)
     curve, scratch = training.train(net, start=settings.init)
+    training.keep_pictures(net, scratch)
     training.write(net, settings.steps, curve, MODELS / run / "distilled.safetensors", finished=False)
     scratch.clear()
 
@@ -52,6 +54,7 @@ def finetune(params: Params, run: str) -> None:
     curve, scratch = [], None
     if steps:
         curve, scratch = training.train(net, start=file_sha256(distilled))
+    training.keep_pictures(net, scratch)
     training.write(net, steps, curve, MODELS / run / "finetuned.safetensors", finished=True)
     if scratch:
         scratch.clear()
@@ -85,6 +88,12 @@ class _StudentTraining:
             teaching=self.teaching if distillation else None,
             distillation=distillation,
         )
+
+    def keep_pictures(self, net: nn.Module, scratch: Scratch | None) -> None:
+        def of_given(folder: Path) -> None:
+            watch_of(self.params, self.data, self.settings, folder).picture_start(net)
+
+        keep_pictures(scratch and scratch.folder, METRICS / self.run / f"{self.phase}_pictures", of_given)
 
     def write(self, net: nn.Module, steps: int, curve: list[dict], weights: Path, finished: bool) -> None:
         names, metrics = self.data.class_names, METRICS / self.run

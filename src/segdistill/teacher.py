@@ -15,6 +15,7 @@ from segdistill.dataset import PREPARED
 from segdistill.errors import InputError
 from segdistill.evaluate import evaluate, spread
 from segdistill.files import atomic_directory, write_json
+from segdistill.holdout import keep_pictures
 from segdistill.metrics_file import figures_on_disk
 from segdistill.nets.adapters import load_state
 from segdistill.nets.registry import build_to_load
@@ -25,7 +26,7 @@ from segdistill.scratch import Scratch
 from segdistill.teacher_cache import VAL_CLASSES, geometry, teacher_sha256
 from segdistill.teacher_folder import TorchMember, open_teacher, write_members
 from segdistill.train_loop import CURVE_COLUMNS
-from segdistill.training_job import Data, compute_of, initial_net, read_weights, train_net
+from segdistill.training_job import Data, compute_of, initial_net, read_weights, train_net, watch_of
 from segdistill.val_record import ValRecorder
 
 # Places per frame that the teacher's own crops are drawn from; nothing is stored for them.
@@ -59,6 +60,11 @@ def check_teacher(params: Params, models: Path = Path("models"), metrics: Path =
         _stop_if_weak(figures, data.class_names, teacher.min_mean_iou)
         write_archive(folder / VAL_CLASSES, class_maps)
     write_curve(metrics / "teacher_curve.csv", CURVE_COLUMNS, curve)
+    keep_pictures(
+        scratch and scratch.folder,
+        metrics / "teacher_pictures",
+        lambda folder: watch_of(params, data, teacher, folder).picture_given(opened.predict),
+    )
     write_pictures(metrics / "pictures", _pictures(data, shown, class_maps), data.table)
     recorder.write(metrics / "val")
     extra = {

@@ -48,7 +48,7 @@ class Job(NamedTuple):
     lr: float
     compute: Compute
     distillation: Distillation | None = None
-    holdout_mean_iou: Callable[[nn.Module], float | None] = lambda _: None
+    holdout_mean_iou: Callable[[nn.Module, int], float | None] = lambda *_: None  # of the net after so many steps
 
 
 def train(job: Job, scratch: Scratch) -> list[dict]:
@@ -73,7 +73,7 @@ def train(job: Job, scratch: Scratch) -> list[dict]:
             sums += losses.double().cpu()
             evaluate_now = settings.evaluate_every_steps and _due(done, settings.evaluate_every_steps, settings.steps)
             if evaluate_now or _due(done, settings.log_every_steps, settings.steps):
-                mean_iou = job.holdout_mean_iou(net) if evaluate_now else None
+                mean_iou = job.holdout_mean_iou(net, done) if evaluate_now else None
                 net.train()
                 curve.append(_curve_row(done, lr, sums, curve, mean_iou))
                 progress.point(curve[-1])

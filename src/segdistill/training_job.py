@@ -12,8 +12,8 @@ from segdistill.compute import Compute, choose
 from segdistill.crops import CropBatches
 from segdistill.dataset import PREPARED, open_split, read_classes, read_index
 from segdistill.errors import InputError
-from segdistill.evaluate import TorchPredictor, evaluate
-from segdistill.follower import followed
+from segdistill.follower import PICTURES, followed
+from segdistill.holdout import Watch
 from segdistill.nets.adapters import imagenet_backbone_state, load_state, read_torch_checkpoint
 from segdistill.nets.registry import build
 from segdistill.params import Params, TrainingParams
@@ -66,6 +66,13 @@ def read_weights(file: str | Path, path: str) -> dict[str, torch.Tensor]:
     return read_state(file) if file.suffix.lower() == ".safetensors" else read_torch_checkpoint(file)
 
 
+def watch_of(params: Params, data: Data, settings: TrainingParams, folder: Path) -> Watch:
+    """What scores a net on the holdout and keeps pictures of that in `folder`, if params ask for any."""
+    evaluation = params.evaluation
+    compute = compute_of(params)
+    return Watch(data.holdout, data.table, evaluation.batch_size, compute, settings, folder, evaluation.pictures > 0)
+
+
 def train_net(
     name: str,
     net: nn.Module,
@@ -88,7 +95,7 @@ def train_net(
         start: what the net starts from, for the key of the scratch folder.
 
     Returns:
-        The curve, and the scratch folder to clear once the outputs are written.
+        The curve, and the scratch folder, with pictures of the holdout, to clear once the outputs are written.
     """
     compute = compute_of(params)
     batches = Batches(
@@ -105,18 +112,14 @@ def train_net(
         data.train, batches, origins_of(facts), tuple(facts["crop_px"]), cached, pinned=compute.device.type == "cuda"
     )
 
-    def holdout_mean_iou(trained: nn.Module) -> float | None:
-        predictor = TorchPredictor(trained, compute)
-        return evaluate(predictor, data.holdout, len(data.class_names), params.evaluation.batch_size).figures[
-            "mean_iou"
-        ]
-
-    job = Job(name, net, crops, settings, lr, compute, distillation, holdout_mean_iou)
     what_matters = (settings.model_dump(), lr, seed, facts, start, teaching and teaching.manifest)
+    what_matters += (params.evaluation.pictures > 0,)
     where = (package_versions("torch", "segdistill"), str(compute.device), str(compute.dtype), compute.threads)
     phase, run = name.split("/") if "/" in name else ("train", name)
     with (
         Scratch(name, settings_hash(what_matters, where)) as scratch,
         followed(run, phase, scratch.folder / CURVE_FILE, enabled=params.tracking.live),
     ):
-        return train(job, scratch), scratch
+        watch = watch_of(params, data, settings, scratch.folder / PICTURES)
+        watch.picture_start(net)
+        return train(Job(name, net, crops, settings, lr, compute, distillation, watch), scratch), scratch

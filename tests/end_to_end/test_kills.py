@@ -49,6 +49,7 @@ def outputs(phase: str) -> dict[str, str]:
     """Hashes of everything that a phase writes."""
     metrics = Path("metrics") if phase == "teacher" else Path("metrics/runs") / RUN
     files = [Path(PHASES[phase][1]), metrics / f"{phase}.json", metrics / f"{phase}_curve.csv"]
+    files += sorted((metrics / f"{phase}_pictures").iterdir())
     return {str(file): file_sha256(file) for file in files}
 
 

@@ -142,6 +142,25 @@ def test_finetune_goes_on_from_the_distilled_student(here):
     assert read_json("metrics/runs/views/finetune.json")["mean_loss"] != distilled["mean_loss"]
 
 
+def names_of_pictures(phase: str) -> list[str]:
+    return sorted(path.name for path in Path(f"metrics/runs/vanilla/{phase}_pictures").iterdir())
+
+
+def test_a_frame_of_the_holdout_is_pictured_by_step(here):
+    distill(params_of(vanilla=RUNS["vanilla"] | {"evaluate_every_steps": 2}), "vanilla")
+    assert names_of_pictures("distill") == [
+        f"00000_{name}.png" for name in ("step_000000", "step_000002", "step_000003", "truth")
+    ]
+    still = params_of(vanilla=RUNS["vanilla"] | {"finetune": {"steps": 0}})
+    finetune(still, "vanilla")
+    assert names_of_pictures("finetune") == ["00000_step_000000.png", "00000_truth.png"]
+    last, given = (
+        Path(f"metrics/runs/vanilla/{name}.png").read_bytes()
+        for name in ("distill_pictures/00000_step_000003", "finetune_pictures/00000_step_000000")
+    )
+    assert last == given, "what was distilled is what is finetuned"
+
+
 def test_export_scores_every_file_and_its_agreement_with_the_teacher(here):
     distill(params_of(), "vanilla")
     finetune(params_of(), "vanilla")
