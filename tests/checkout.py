@@ -89,9 +89,12 @@ class Checkout:
     def lock(self) -> dict:
         return yaml.safe_load((self.folder / "dvc.lock").read_text())["stages"]
 
-    def mlflow_rows(self) -> list:
+    def mlflow_client(self):
         from mlflow import MlflowClient
 
-        client = MlflowClient(tracking_uri=f"sqlite:///{self.folder / 'mlflow.db'}")
+        return MlflowClient(tracking_uri=f"sqlite:///{self.folder / 'mlflow.db'}")
+
+    def mlflow_rows(self) -> list:
+        client = self.mlflow_client()
         experiment = client.get_experiment_by_name("segdistill")
         return client.search_runs([experiment.experiment_id], "tags.`segdistill.row` LIKE '%'")

@@ -25,11 +25,10 @@ from segdistill.files import atomic_file
 from segdistill.nets.registry import native_stride
 from segdistill.onnx_classes import add_classes
 from segdistill.onnx_int8 import normalising, quantised
+from segdistill.onnx_interface import INPUT, METADATA, OUTPUTS
 from segdistill.onnx_net import ShippedNet
-from segdistill.onnx_session import METADATA, open_session
+from segdistill.onnx_session import open_session
 from segdistill.transforms import MEAN, STD
-
-INPUT, OUTPUTS = "image", ("classes", "logits")
 
 
 def write_float32(path: str | Path, net: nn.Module, facts: dict, opset: int, size_px: tuple[int, int]) -> None:

@@ -1,10 +1,8 @@
-"""How onnxruntime is run here, on the CPU and quietly, and where files of ours say what they are."""
+"""How onnxruntime is run here, on the CPU and quietly."""
 
 from __future__ import annotations
 
 import onnxruntime
-
-METADATA = "segdistill"  # key of the metadata of a file of ours: its facts as JSON
 
 
 def open_session(model: str | bytes, threads: int) -> onnxruntime.InferenceSession:

@@ -179,6 +179,10 @@ class TrackingParams(Section):
         description="tracking server, without a password; null is mlflow.db here. MLFLOW_TRACKING_URI goes first"
     )
     live: bool = Field(description="show the curves in MLflow while training goes on")
+    system_metrics: bool = Field(description="with live: CPU, memory and GPU of a training, every 10 s")
+    model: Annotated[str, Field(pattern=r"^[\w.-]+$")] | None = Field(
+        description="name of the champion in MLflow's model registry; null does not register it"
+    )
 
 
 class RunBase(Section):

@@ -70,6 +70,8 @@ def _cross_faults(params: Params) -> Iterator[str]:
     for section in ("teacher", "distill"):
         arch = params.teacher.arch if section == "teacher" else params.distill.student
         yield from _stride_fault(section, arch, getattr(params, section).output_stride)
+    if params.tracking.system_metrics and not params.tracking.live:
+        yield "tracking.system_metrics: found true with tracking.live false; the process that live starts records them"
     if params.distill.student and not any(run.teacher == "none" for run in params.runs.values()):
         yield "runs: no control; allowed is a sweep with at least one run of alpha 0 and teacher none"
     if params.tracking.uri and passwords_in(params.tracking.uri):

@@ -25,11 +25,11 @@ PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stag
 # 0: facts, without torch. 1: pure torch. 2: things with state.
 LAYERS = {
     0: """__init__ archs errors stage_process params params_file cityscapes provenance files metrics_file progress
-          mapped yaml_file class_table label_coding""",
+          mapped yaml_file class_table label_coding follower""",
     1: "rng transforms nets losses optimizer pixels scores schedules timing compute",
     2: """synthetic dataset png_file file_tree teacher_cache stored_logits checkpoint onnx_file onnx_net
           onnx_decoder onnx_classes onnx_int8 class_maps crops scratch evaluate engines summary tracking sources
-          image_file teacher_folder composite_teacher onnx_session onnx_teacher val_record""",
+          image_file teacher_folder composite_teacher onnx_session onnx_teacher val_record onnx_interface""",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 PROCEDURES = 3

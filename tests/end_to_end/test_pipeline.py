@@ -42,6 +42,8 @@ def test_every_stage_left_its_files(done):
             assert 0 <= done.metrics(f"runs/{run}/{name}.json")["mean_iou"] <= 1
             with (done.folder / f"metrics/runs/{run}/{name}_curve.csv").open() as curve:
                 assert int(list(csv.DictReader(curve))[-1]["step"]) == done.params[name]["steps"]
+            pictures = [path.name for path in (done.folder / f"metrics/runs/{run}/{name}_pictures").iterdir()]
+            assert sum("_step_" in picture for picture in pictures) == 2  # of the net as given, and in the end
         exported = done.metrics(f"runs/{run}/export.json")
         assert exported["float32"]["class_agreement_with_torch"] > 0.999
         assert exported["torch"]["mean_iou"] == pytest.approx(done.metrics(f"runs/{run}/finetune.json")["mean_iou"])
@@ -60,6 +62,12 @@ def test_mlflow_has_a_row_for_each_run(done):
     for row in rows.values():
         assert {"mean_iou", "onnx_int8_mean_iou", "torch_p50_ms", "onnx_int8_p50_ms"} <= set(row.data.metrics)
         assert float(row.data.params["lr"]) == 0.01
+
+
+def test_the_champion_is_registered(done):
+    champion = done.metrics("summary.json")["champion"]
+    version = done.mlflow_client().get_model_version_by_alias("segdistill-student", "champion")
+    assert (version.tags["run"], version.tags["file"]) == (champion["run"], champion["path"])
 
 
 def test_again_runs_nothing(done):

@@ -13,10 +13,12 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
-from segdistill.follower import followed
+from segdistill.follower import PICTURES, followed
 from segdistill.params import Params
 from segdistill.params_file import load_params
 from segdistill.tracking import track
@@ -54,7 +56,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def write_params(runs: dict, **tracking) -> Params:
     raw = yaml.safe_load(PROFILE.read_text(encoding="utf-8")) | {"runs": runs}
-    raw["tracking"] |= tracking
+    raw["tracking"] |= {"model": None} | tracking
     Path("params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
     return load_params()
 
@@ -139,16 +141,56 @@ def test_rows_hold_params_figures_curves_and_pictures(home, capfd):
     assert (figures["mean_iou"], figures["distilled_mean_iou"], figures["onnx_int8_mean_iou"]) == (0.3, 0.2, 0.29)
     assert (figures["torch_p50_ms"], figures["onnx_int8_forward_p50_ms"]) == (25, 20)
     assert (figures["class_iou_traffic_light"], figures["onnx_float32_bytes"]) == (0.1, 20_000_000)
+    assert figures["onnx_int8_mb"] == 20
     assert "class_iou_train" not in figures
     assert row.data.tags["segdistill.current"] == "true"
     assert row.data.tags["git_revision"] == "0123456789ab-dirty"
     assert row.info.status == "FINISHED"
-    assert row.inputs.dataset_inputs[0].dataset.digest == FIGURES["data_fingerprint"][:12]
+    (data,) = row.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("synthetic city", FIGURES["data_fingerprint"][:12])
+    assert {tag.key: tag.value for tag in data.tags} == {"mlflow.data.context": "training"}
     assert row.pictures == ["pictures/00001_image.png", "pictures/00001_student.png"]
     (curve,) = found["a03-lr01/distill"]
     assert curve.data.tags["mlflow.parentRunId"] == row.info.run_id
     assert [step for step, _ in curve.histories["loss"]] == expected_points(40)
     assert [step for step, _ in curve.histories["holdout_mean_iou"]] == list(range(5, 41, 5))
+    notes = {name: run.data.tags["mlflow.note.content"] for name, (run,) in found.items()}
+    assert {name: len(note.split("  \n")) for name, note in notes.items()} == dict.fromkeys(found, 2)
+    assert "**a03-lr01**" in notes["a03-lr01/distill"]
+
+
+PREDICTED, TRUTH = "holdout frame 12 predicted", "holdout frame 12 truth"
+
+
+def write_step_pictures(folder: Path, *steps: int) -> None:
+    folder.mkdir(exist_ok=True)
+    for step in (None, *steps):
+        name = "truth" if step is None else f"step_{step:06d}"
+        Image.fromarray(np.full((4, 8), step or 0, np.uint8)).save(folder / f"00012_{name}.png")
+
+
+def logged_pictures(run) -> list[tuple[str, int]]:
+    """(name, step) of each picture that MLflow's page can slide through, of both its sizes."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{Path.cwd()}/mlflow.db")
+    paths = [Path(file.path).name.split("+") for file in client.list_artifacts(run.info.run_id, "images")]
+    assert {path[-1].split(".")[-1] for path in paths} <= {"png", "webp"}
+    return sorted((name, int(step)) for name, _, step, *_ in paths)
+
+
+def test_pictures_by_step_are_there_once_however_often_it_is_tracked(home):
+    folder = Path("metrics/runs/vanilla/distill_pictures")
+    write_step_pictures(folder, 5)
+    assert track(load_params(), Path("metrics"))
+    expected = [(PREDICTED, 5)] * 2 + [(TRUTH, 0)] * 2
+    (curve,) = runs_in()["vanilla/distill"]
+    assert logged_pictures(curve) == expected
+    assert curve.data.tags["mlflow.loggedImages"] == "True"
+    write_step_pictures(folder, 5, 10)  # as if it had been cut short before
+    assert track(load_params(), Path("metrics"))
+    assert track(load_params(), Path("metrics"))
+    assert logged_pictures(curve) == sorted(expected + [(PREDICTED, 10)] * 2)
 
 
 def test_tracking_again_adds_nothing_and_a_changed_figure_one_point(home):
@@ -202,7 +244,7 @@ def test_the_experiment_offers_views_that_stay_as_a_user_changed_them(home):
 
 
 def test_a_half_logged_curve_is_completed(home, monkeypatch):
-    monkeypatch.setattr("segdistill.tracking.POINTS_PER_CALL", 7)
+    monkeypatch.setattr("segdistill.tracking.curve.POINTS_PER_CALL", 7)
     whole = Path("metrics/runs/vanilla/distill_curve.csv").read_text(encoding="utf-8")
     write_curve(Path("metrics/runs/vanilla/distill_curve.csv"), 15)
     track(load_params(), Path("metrics"))
@@ -312,10 +354,12 @@ def test_the_lock_is_waited_for_no_longer_than_asked(home):
 @pytest.mark.slow
 def test_a_followed_curve_is_live_and_every_point_is_there_once(home, monkeypatch):
     # `--wait-s` is for those who do not want to wait: the training itself never passes it.
-    monkeypatch.setattr("segdistill.follower.EXTRA", ("--wait-s", "0"))
+    write_params(RUNS, system_metrics=True)
+    monkeypatch.setattr("segdistill.follower.EXTRA", ("--wait-s", "0", "--sample-s", "0"))
     write(Path("data/prepared/index.json"), {"fingerprint": FIGURES["data_fingerprint"]})
     curve = Path("metrics/runs/vanilla/distill_curve.csv")
     write_curve(curve, 0)
+    write_step_pictures(curve.parent / PICTURES, 10)
     with followed("vanilla", "distill", curve, enabled=True):
         for step in range(1, 31):
             with curve.open("a", encoding="utf-8") as stream:
@@ -329,10 +373,15 @@ def test_a_followed_curve_is_live_and_every_point_is_there_once(home, monkeypatc
     (ended,) = runs_in()["vanilla/distill"]
     assert ended.info.status == "FINISHED"
     assert [step for step, _ in ended.histories["loss"]] == expected_points(31)
+    assert [step for step, _ in ended.histories["system/training_memory_megabytes"]][:1] == [0]
+    pictures = logged_pictures(ended)
+    assert pictures == [(PREDICTED, 10)] * 2 + [(TRUTH, 0)] * 2
+    write_step_pictures(curve.with_name("distill_pictures"), 10)
     track(load_params(), Path("metrics"))
     (tracked,) = runs_in()["vanilla/distill"]
     assert tracked.info.run_id == live.info.run_id
     assert tracked.histories == ended.histories
+    assert logged_pictures(tracked) == pictures
     assert len(runs_in()["vanilla"]) == 1
 
 

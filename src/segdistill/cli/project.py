@@ -54,7 +54,7 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="on 127.0.0.1")]
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     quiet_and_patient_for()
     from segdistill.tracking import Experiment
-    from segdistill.tracking.view import view_path
+    from segdistill.tracking.view import compare_path, view_path
 
     with told_plainly():
         tracking = load_params().tracking
@@ -65,7 +65,11 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="on 127.0.0.1")]
             raise InputError(f"{store.sqlite.name}: no runs are tracked yet; run: make repro")
         _check_free(port)
     address = f"http://127.0.0.1:{port}"
-    print(f"the sweep as a table: {address}{view_path(Experiment(store, tracking.experiment).id)}", flush=True)
+    experiment = Experiment(store, tracking.experiment)
+    print(f"the sweep as a table: {address}{view_path(experiment.id)}", flush=True)
+    students = [row.info.run_id for row in experiment.current()[0] if "alpha" in row.data.params]
+    if len(students) > 1:
+        print(f"its runs compared:    {address}{compare_path(experiment.id, students)}", flush=True)
     server = ["-m", "mlflow", "server", "--backend-store-uri", store.uri, "--host", "127.0.0.1", "--workers", "1"]
     os.execv(sys.executable, [sys.executable, *server, "--port", str(port)])
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import getpass
-import math
 import os
 import sys
 import time
@@ -18,7 +17,9 @@ from typing import TYPE_CHECKING
 
 from segdistill.params import Params
 from segdistill.provenance import file_sha256, settings_hash
-from segdistill.tracking.rows import CURVES, Point, Row, read_curve, rows_on_disk
+from segdistill.tracking.curve import CURRENT_TAG, CURVE_TAG, PICTURES_TAG, ROW_TAG, RUN_TAG, Curve, now_ms
+from segdistill.tracking.registered import champion_on_disk, register
+from segdistill.tracking.rows import Row, read_curve, read_step_pictures, rows_on_disk
 from segdistill.tracking.store import (
     Store,
     cause,
@@ -33,17 +34,14 @@ from segdistill.tracking.view import experiment_tags
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-RUN_TAG, ROW_TAG, CURVE_TAG = "segdistill.run", "segdistill.row", "segdistill.curve"
-CURRENT_TAG, PICTURES_TAG = "segdistill.current", "segdistill.pictures"
-PARENT_TAG = "mlflow.parentRunId"
-POINTS_PER_CALL = 1000 // len(CURVES)  # MLflow takes 1000 values; a point is never split between two calls
 ATTEMPTS = 3
 
 
 def track(params: Params, metrics: Path, limit_s: float = 300.0) -> bool:
     """Bring every run of `params` that `metrics` holds into MLflow, each row, figure and point exactly once.
 
-    Never raises: where the store cannot be used, one line on stderr says so.
+    When all runs are measured, the champion is registered as well. Never raises: where the store cannot be used, one
+    line on stderr says so.
 
     Returns:
         Whether all of it is there now.
@@ -55,7 +53,7 @@ def track(params: Params, metrics: Path, limit_s: float = 300.0) -> bool:
         check_reachable(store)
         quiet_and_patient_for()
         with locked(store, wait_s=limit_s / 2):
-            _with_patience(lambda: _bring_in(store, params.tracking.experiment, rows))
+            _with_patience(lambda: _bring_in(store, params, metrics, rows))
 
     return told_as_warning(store, lambda: within(limit_s, bring_in))
 
@@ -86,9 +84,9 @@ def _with_patience(work: Callable[[], None]) -> None:
     return None
 
 
-def _bring_in(store: Store, experiment_name: str, rows: Sequence[Row]) -> None:
-    experiment = Experiment(store, experiment_name)
-    runs = {}
+def _bring_in(store: Store, params: Params, metrics: Path, rows: Sequence[Row]) -> None:
+    experiment = Experiment(store, params.tracking.experiment)
+    runs, curves = {}, []
     for row in rows:
         known = experiment.known(row.run)
         runs[row.key] = experiment.bring_in(row, known)
@@ -96,9 +94,16 @@ def _bring_in(store: Store, experiment_name: str, rows: Sequence[Row]) -> None:
             curve = experiment.curve(row, phase, runs[row.key], known)
             curve.bring_in(read_curve(path), whole=True)
             curve.end("FINISHED")
+            curves.append((curve, row.step_pictures[phase]))
     # Last, because a store of pictures may fail where the store of figures works.
     for row in rows:
         experiment.bring_in_pictures(row, runs[row.key])
+    for curve, folder in curves:
+        curve.bring_in_pictures(read_step_pictures(folder))
+    champion = champion_on_disk(params, metrics)
+    for row in rows:
+        if champion is not None and row.run == champion.file.run:
+            register(experiment.client, champion, runs[row.key], row.params)
 
 
 class Experiment:
@@ -141,6 +146,11 @@ class Experiment:
             self.client.delete_run(other.info.run_id)
         return kept
 
+    def current(self) -> tuple[list[Run], list[Run]]:
+        """(rows, curves) of the sweep as params.yaml describes it, the newest first; at most 1000 together."""
+        found = self.client.search_runs([self.id], f"tags.`{CURRENT_TAG}` = 'true'", max_results=1000)
+        return [one for one in found if ROW_TAG in one.data.tags], [one for one in found if CURVE_TAG in one.data.tags]
+
     def create(self, name: str, tags: dict[str, str]) -> Run:
         """A new run of `name`."""
         with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
@@ -166,7 +176,7 @@ class Experiment:
     def _update(self, run: Run, metrics: dict, params: dict, tags: dict) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
-        now = _now_ms()
+        now = now_ms()
         has = run.data
         new_metrics = [Metric(k, v, now, 0) for k, v in metrics.items() if has.metrics.get(k) != v]
         # A param of MLflow cannot change; what the row's key covers does not.
@@ -176,12 +186,13 @@ class Experiment:
             self.client.log_batch(run.info.run_id, new_metrics, new_params, new_tags)
 
     def _add_data(self, run: Run, row: Row) -> None:
-        from mlflow.entities import Dataset, DatasetInput
+        from mlflow.entities import Dataset, DatasetInput, InputTag
 
         name, fingerprint = row.data
         if fingerprint:
             data = Dataset(name, fingerprint[:12], "local", '{"uri": "data/prepared"}')
-            self.client.log_inputs(run.info.run_id, [DatasetInput(data)])
+            used_for = InputTag("mlflow.data.context", "training")
+            self.client.log_inputs(run.info.run_id, [DatasetInput(data, [used_for])])
 
     def curve(self, row: Row, phase: str, parent: Run, known: dict[str, Run]) -> Curve:
         """The curve of `phase` of `row`, made if it is not there."""
@@ -195,54 +206,6 @@ class Experiment:
         for path in row.pictures:
             self.client.log_artifact(run.info.run_id, str(path), "pictures")
         self.client.set_tag(run.info.run_id, PICTURES_TAG, content)
-
-
-class Curve:
-    """The curve of one phase of a row, as a run of its own below it: steps of two phases do not mix."""
-
-    def __init__(self, experiment: Experiment, row: Row, phase: str, parent_id: str, known: dict[str, Run]) -> None:
-        self.experiment, self.name, self.key = experiment, f"{row.run}/{phase}", f"{row.key}/{phase}"
-        tags = {RUN_TAG: row.run, CURVE_TAG: self.key, CURRENT_TAG: "true"}
-        self._tags = tags | {PARENT_TAG: parent_id}
-        found = known.get(self.key)
-        self._start(found or experiment.create(self.name, self._tags))
-        if found:
-            if found.data.tags.get(PARENT_TAG) != parent_id:
-                experiment.client.set_tag(self.run_id, PARENT_TAG, parent_id)
-            history = experiment.client.get_metric_history(self.run_id, "loss")
-            self._logged = {point.step: point.value for point in history}
-
-    def _start(self, run: Run) -> None:
-        self.run_id, self._status, self._logged = run.info.run_id, run.info.status, {}
-
-    def bring_in(self, points: Sequence[Point], whole: bool) -> None:
-        """Log the points that are not there; with `whole`, what is there beside them is of an outdated training."""
-        from mlflow.entities import Metric
-
-        losses = {point.step: point.values["loss"] for point in points}
-        if any(not math.isclose(losses[step], self._logged[step]) for step in losses.keys() & self._logged) or (
-            whole and self._logged.keys() - losses.keys()
-        ):
-            # Trained again with another outcome, on other code or another machine: one curve, not two mixed.
-            self.experiment.client.delete_run(self.run_id)
-            self._start(self.experiment.create(self.name, self._tags))
-        missing = [point for point in points if point.step not in self._logged]
-        now = _now_ms()
-        for first in range(0, len(missing), POINTS_PER_CALL):
-            batch = missing[first : first + POINTS_PER_CALL]
-            values = [Metric(name, value, now, point.step) for point in batch for name, value in point.values.items()]
-            self.experiment.client.log_batch(self.run_id, values)
-            self._logged |= {point.step: point.values["loss"] for point in batch}
-
-    def end(self, status: str) -> None:
-        """Say that no points are to come; RUNNING says that some are."""
-        if self._status == status:
-            return
-        if status == "RUNNING":
-            self.experiment.client.update_run(self.run_id, status)
-        else:
-            self.experiment.client.set_terminated(self.run_id, status)
-        self._status = status
 
 
 def _client(uri: str):
@@ -266,7 +229,3 @@ def _create_sqlite(path: Path) -> None:
             path.hardlink_to(temporary)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _now_ms() -> int:
-    return int(time.time() * 1000)

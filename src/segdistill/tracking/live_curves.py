@@ -17,14 +17,16 @@ from pathlib import Path
 
 from segdistill.errors import InputError
 from segdistill.files import read_json
+from segdistill.follower import PICTURES
 from segdistill.params import Params
 from segdistill.params_file import load_params
-from segdistill.tracking.rows import Row, read_curve, row_of
+from segdistill.tracking.rows import Row, read_curve, read_step_pictures, row_of
 from segdistill.tracking.store import Store, check_reachable, find_store, locked, quiet_and_patient_for
 
 WAIT_S = 8.0  # a training that is over by then has never paid for the import of mlflow
 POLL_S = 2.0
 LOCK_S = 3.0
+SAMPLE_S = 10.0
 INDEX = Path("data/prepared/index.json")
 
 
@@ -58,6 +60,7 @@ def main() -> None:
     parser.add_argument("--phase", required=True, choices=("distill", "finetune", "train"))
     parser.add_argument("--curve", required=True, type=Path)
     parser.add_argument("--wait-s", type=float, default=WAIT_S, help="before MLflow is touched")
+    parser.add_argument("--sample-s", type=float, default=SAMPLE_S, help="between two system metrics")
     arguments = parser.parse_args()
     ending = Ending()
     os.nice(10)
@@ -82,14 +85,28 @@ def _follow(ending: Ending, store: Store, params: Params, arguments: argparse.Na
     row = row_of(params, arguments.run, read_json(INDEX)["fingerprint"])
     with locked(store, LOCK_S):
         curve = _curve(Experiment(store, params.tracking.experiment), row, arguments.phase)
+    samples = _samples(arguments.sample_s) if params.tracking.system_metrics else None
+    pictures = arguments.curve.parent / PICTURES
     ending.at_once = False
     over = False
     while not over:
         over = ending.comes_within(POLL_S)
+        if samples and not over:
+            samples.take_when_due()
         # Whoever tracks everything meanwhile is let through; the next round brings the points in.
         with contextlib.nullcontext() if over else contextlib.suppress(TimeoutError), locked(store, LOCK_S):
             curve.bring_in(read_curve(arguments.curve), whole=False)
+            curve.bring_in_pictures(read_step_pictures(pictures))
+            if samples:
+                curve.log_system_metrics(samples.taken)
+                samples.taken.clear()
     curve.end(ending.status)
+
+
+def _samples(every_s: float):
+    from segdistill.tracking.machine import Samples
+
+    return Samples(os.getppid(), every_s)
 
 
 def _curve(experiment, row: Row, phase: str):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from html import escape
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,8 +13,10 @@ from segdistill.files import read_json
 from segdistill.params import Params
 from segdistill.provenance import settings_hash
 from segdistill.summary import row_key
+from segdistill.tracking.notes import student_note, teacher_note
 
 TEACHER = "teacher"
+_STEP_PICTURE = re.compile(r"(\d+)_(?:truth|step_(\d+))\.png")
 CURVES = ("lr", "loss", "label_loss", "distill_loss", "holdout_mean_iou")
 
 
@@ -23,6 +25,14 @@ class Point(NamedTuple):
 
     step: int
     values: dict[str, float]
+
+
+class StepPicture(NamedTuple):
+    """A picture of what was there after `step`; those of one name are stages of one thing."""
+
+    name: str
+    step: int
+    path: Path
 
 
 class Row(NamedTuple):
@@ -35,6 +45,7 @@ class Row(NamedTuple):
     data: tuple[str, str]  # name and fingerprint
     metrics: dict[str, float] = {}
     curves: dict[str, Path] = {}  # by phase
+    step_pictures: dict[str, Path] = {}  # folders, by phase
     pictures: tuple[Path, ...] = ()
     finished: bool = False
 
@@ -53,6 +64,7 @@ def rows_on_disk(params: Params, metrics: Path) -> list[Row]:
                 tags=row.tags | _revision(teacher, metrics, "teacher/teacher"),
                 metrics=_figures(teacher) | _latencies(benchmark, TEACHER),
                 curves={"train": curve} if read_curve(curve) else {},
+                step_pictures={"train": metrics / "teacher_pictures"},
                 pictures=shared,
                 finished=True,
             )
@@ -70,12 +82,15 @@ def _student_row(params: Params, metrics: Path, run: str, benchmark: dict, share
     export = _read(folder / "export.json")
     return row._replace(
         tags=row.tags | _revision(finetuned or distilled, metrics, f"runs/{run}/distilled"),
-        metrics={f"distilled_{name}": value for name, value in _figures(distilled, classes=False).items()}
+        # In this order, because a page that compares runs begins with the first figure.
+        metrics=_figures({name: finetuned.get(name) for name in ("mean_iou",)})
+        | {f"distilled_{name}": value for name, value in _figures(distilled, classes=False).items()}
         | _figures(finetuned)
         | _exported(export, finetuned)
         | _latencies(benchmark, run, int8=bool(export.get("int8")))
         | _gain(metrics, row),
         curves={phase: path for phase, path in curves.items() if read_curve(path)},
+        step_pictures={phase: folder / f"{phase}_pictures" for phase in curves},
         pictures=(*shared, *sorted((folder / "pictures").glob("*.png"))),
         finished=bool(finetuned),
     )
@@ -87,10 +102,10 @@ def row_of(params: Params, run: str, data_fingerprint: str) -> Row:
     data = (official.get(params.data.source) or Path(params.data.root).name or "folder", data_fingerprint)
     if run == TEACHER:
         key = settings_hash(TEACHER, params.teacher.model_dump(mode="json"), params.seed, data_fingerprint)
-        named, note = _teacher_params(params), _teacher_note(params)
+        named, note = _teacher_params(params), teacher_note(params)
     else:
         key = row_key(params, run, data_fingerprint)
-        named, note = _student_params(params, run), _student_note(params, run)
+        named, note = _student_params(params, run), student_note(params, run)
     named |= {"data_fingerprint": data_fingerprint}
     return Row(run, key, {name: _text(value) for name, value in named.items()}, {"mlflow.note.content": note}, data)
 
@@ -113,11 +128,22 @@ def read_curve(path: Path) -> list[Point]:
         raise InputError(f"{path}: no curve of a training ({type(error).__name__}: {error})") from None
 
 
+def read_step_pictures(folder: Path) -> list[StepPicture]:
+    """The pictures that a training has left in `folder`, in the order of their steps; none where there is no folder."""
+    found = []
+    for path in folder.glob("*.png"):
+        if match := _STEP_PICTURE.fullmatch(path.name):
+            name = f"holdout frame {int(match[1])} {'predicted' if match[2] else 'truth'}"
+            found.append(StepPicture(name, int(match[2] or 0), path))
+    return sorted(found, key=lambda picture: (picture.step, picture.name))
+
+
 def _student_params(params: Params, run: str) -> dict:
     settings = params.distill_settings(run)
     finetune, finetune_steps = params.finetune_settings(run)
-    taught = settings.teacher != "none"
-    # What a control never reads is left empty: it would only look like a difference between two rows.
+    taught, own = settings.teacher != "none", params.finetune_params(run)
+    # What a control never reads is left empty, and so is what the further steps take over from the first ones: it would
+    # only look like one more difference between two rows.
     return {
         "alpha": settings.alpha,
         "lr": settings.lr,
@@ -129,8 +155,8 @@ def _student_params(params: Params, run: str) -> dict:
         "schedule": settings.schedule,
         "steps": settings.steps,
         "finetune_steps": finetune_steps,
-        "finetune_alpha": finetune.alpha if finetune_steps else "-",
-        "finetune_lr": finetune.lr if finetune_steps else "-",
+        "finetune_alpha": finetune.alpha if finetune_steps and taught and own.alpha is not None else "-",
+        "finetune_lr": finetune.lr if finetune_steps and own.lr is not None else "-",
         "batch_size": settings.batch_size,
         "crop": settings.crop_px,
         "seed": settings.seed,
@@ -144,26 +170,6 @@ def _teacher_params(params: Params) -> dict:
     names = ("lr", "schedule", "steps", "batch_size")
     named = {name: getattr(teacher, name) for name in names}
     return named | {"teacher_arch": teacher.described, "crop": teacher.crop_px, "seed": params.seed}
-
-
-def _student_note(params: Params, run: str) -> str:
-    settings, (_, further) = params.distill_settings(run), params.finetune_settings(run)
-    how = "learns from the labels alone, as a control"
-    if settings.teacher != "none":
-        taught = f"({settings.teacher}, {settings.method}, T {settings.temperature:g})"
-        how = f"learns from {params.teacher.described} {taught}"
-        how += f" with weight {settings.alpha:g} and from the labels with {1 - settings.alpha:g}"
-    steps = f"{settings.steps} steps of {settings.batch_size} crops at lr {settings.lr:g}, then {further} further ones"
-    return f"**{settings.student}** {how}: {steps}.  \nWeights and ONNX files: `models/runs/{run}/`."
-
-
-def _teacher_note(params: Params) -> str:
-    teacher = params.teacher
-    # MLflow renders the note as Markdown, in which HTML is HTML.
-    files = ", ".join(teacher.checkpoints)
-    how = f"read from {escape(files)}" if files else f"trained here for {teacher.steps} steps"
-    weights = "models/teacher/teacher.safetensors" if teacher.is_one_net else "models/teacher/"
-    return f"**{teacher.described}**, the teacher of this sweep, {how}.  \nWeights: `{weights}`."
 
 
 def _figures(figures: dict, classes: bool = True) -> dict[str, float]:
@@ -182,6 +188,9 @@ def _exported(export: dict, finetuned: dict) -> dict[str, float]:
         f"onnx_{kind}_{name}": value
         for kind in ("float32", "int8")
         for name, value in _figures(export.get(kind) or {}, classes=False).items()
+    }
+    figures |= {
+        name.replace("_bytes", "_mb"): value / 1e6 for name, value in figures.items() if name.endswith("_bytes")
     }
     # A control meets the teacher only when it is exported: what finetune did not measure is taken from here.
     torch = _figures(export.get("torch") or {}, classes=False)

@@ -7,22 +7,31 @@ MLflow 3.17's page; another version that does not understand it leaves it out of
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from urllib.parse import quote
 
-SWEEP, CURVES = "sweep", "curves"
+SWEEP, COMPARED, CURVES = "sweep", "compared", "curves"
 CURRENT = "tags.`segdistill.current` = 'true'"
-PARAMS = ("alpha", "lr", "temperature", "teacher", "student")
+PARAMS = ("alpha", "lr", "student")
 METRICS = (
+    "distilled_mean_iou",
     "mean_iou",
     "onnx_float32_mean_iou",
     "onnx_int8_mean_iou",
     "torch_p50_ms",
+    "torch_best_p50_ms",
     "onnx_float32_p50_ms",
     "onnx_int8_p50_ms",
+    "onnx_float32_mb",
+    "onnx_int8_mb",
 )
 
-
 CHARTS = "^(loss|holdout_mean_iou|label_loss|distill_loss|lr)$"
-WIDTHS = {"params.`student`": 210, "params.`temperature`": 100} | {f"metrics.`{name}`": 150 for name in METRICS}
+TRADE_OFFS = "trade-offs"
+# Wide enough for the name: the page cuts what does not fit, and it is the figures that may be cut.
+WIDTHS = {"params.`alpha`": 70, "params.`lr`": 70, "params.`student`": 210}
+WIDTHS |= {f"metrics.`{name}`": max(110, 24 + 6 * len(name)) for name in METRICS}
+ML_PAGES = "workflowType=machine_learning"
 
 
 def experiment_tags() -> dict[str, str]:
@@ -31,6 +40,7 @@ def experiment_tags() -> dict[str, str]:
     sweep, curves = (f"{CURRENT} AND tags.`segdistill.{kind}` LIKE '%'" for kind in ("row", "curve"))
     return {
         f"mlflow.sharedViewState.{SWEEP}": _view("Sweep", sweep, "metrics.`mean_iou`"),
+        f"mlflow.sharedViewState.{COMPARED}": _view("Compared", sweep, "metrics.`mean_iou`", trade_offs=True),
         f"mlflow.sharedViewState.{CURVES}": _view("Curves", curves, "metrics.`loss`", CHARTS),
         "mlflow.experimentKind": "custom_model_development",
     }
@@ -38,11 +48,22 @@ def experiment_tags() -> dict[str, str]:
 
 def view_path(experiment_id: str, view: str = SWEEP) -> str:
     """Where a view stands behind the address of an MLflow server."""
-    chart = "&compareRunsMode=CHART" if view == CURVES else ""
-    return f"/#/experiments/{experiment_id}/runs?viewStateShareKey={view}&workflowType=machine_learning{chart}"
+    chart = "" if view == SWEEP else "&compareRunsMode=CHART"
+    return f"/#/experiments/{experiment_id}/runs?viewStateShareKey={view}&{ML_PAGES}{chart}"
 
 
-def _view(name: str, search: str, order_by: str, charts: str = "") -> str:
+def compare_path(experiment_id: str, run_ids: Sequence[str]) -> str:
+    """Where the given runs stand side by side."""
+    runs, experiments = (quote(json.dumps(ids, separators=(",", ":"))) for ids in (list(run_ids), [experiment_id]))
+    return f"/#/compare-runs?runs={runs}&experiments={experiments}&{ML_PAGES}"
+
+
+def run_path(experiment_id: str, run_id: str) -> str:
+    """Where the charts of one run stand."""
+    return f"/#/experiments/{experiment_id}/runs/{run_id}/model-metrics?{ML_PAGES}"
+
+
+def _view(name: str, search: str, order_by: str, charts: str = "", trade_offs: bool = False) -> str:
     columns = [*(f"params.`{name}`" for name in PARAMS), *(f"metrics.`{name}`" for name in METRICS)]
     state = {
         "selectedColumns": columns,
@@ -70,4 +91,38 @@ def _view(name: str, search: str, order_by: str, charts: str = "") -> str:
         "startTime": "ALL",
         "datasetsFilter": [],
     }
+    if trade_offs:
+        state |= {"compareRunCharts": _charts(), "compareRunSections": _sections()}
     return json.dumps({"name": name, "createdAt": 0, "state": json.dumps(state)})
+
+
+def _charts() -> list[dict]:
+    """Alpha and learning rate against what comes of them, and accuracy against what it costs."""
+    parallel = {
+        "type": "PARALLEL",
+        "displayName": "From alpha to mIoU",
+        "selectedParams": ["alpha", "lr"],
+        "selectedMetrics": ["teacher_agreement", "mean_iou"],
+        "showAllRuns": False,
+    }
+    pairs = {
+        "mIoU by alpha": (("PARAM", "alpha"), ("METRIC", "mean_iou")),
+        "int8 mIoU by latency": (("METRIC", "onnx_int8_p50_ms"), ("METRIC", "onnx_int8_mean_iou")),
+    }
+    scatters = [
+        {"type": "SCATTER", "displayName": name, **_axes(*axes), "runsCountToCompare": 100}
+        for name, axes in pairs.items()
+    ]
+    common = {"metricSectionId": TRADE_OFFS, "deleted": False, "isGenerated": False}
+    return [chart | common | {"uuid": f"{TRADE_OFFS}-{number}"} for number, chart in enumerate([parallel, *scatters])]
+
+
+def _axes(*axes: tuple[str, str]) -> dict[str, dict[str, str]]:
+    return {name: {"type": kind, "key": key} for name, (kind, key) in zip(("xaxis", "yaxis"), axes, strict=True)}
+
+
+def _sections() -> list[dict]:
+    """Ours open, the one with a chart of each metric closed."""
+    names = {TRADE_OFFS: ("Trade-offs", True), "all": ("Model metrics", False)}
+    common = {"isReordered": False, "deleted": False, "isGenerated": False}
+    return [{"uuid": key, "name": name, "display": shown} | common for key, (name, shown) in names.items()]

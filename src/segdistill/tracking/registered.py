@@ -1,0 +1,163 @@
+"""The champion in MLflow's model registry: the file that the summary's rule picks, in a form that MLflow can serve.
+
+A version is found by the hash of its ONNX file, so only another file adds one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from segdistill.errors import InputError
+from segdistill.files import read_json
+from segdistill.params import Params
+from segdistill.provenance import file_sha256, package_versions
+from segdistill.summary import summarise
+from segdistill.summary.champion import RULE, ModelFile
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
+
+ALIAS = "champion"
+FILE_TAG = "file_sha256"
+READY_S = 30  # for a version to become ready; SQL stores have it at once
+EXAMPLE_PX = (32, 64)  # of the input example, which is kept as JSON
+
+
+class Champion(NamedTuple):
+    """The file to ship: `name` is that of the registered model, `path` and the hashes are of the file on disk."""
+
+    name: str
+    file: ModelFile
+    path: Path
+    sha256: str
+    weights_sha256: str
+
+
+def champion_on_disk(params: Params, metrics: Path) -> Champion | None:
+    """The champion among all runs of `params`; None before every run is measured, and where none is to be registered.
+
+    Raises:
+        InputError: its file is not there.
+    """
+    name = params.tracking.model
+    if name is None:
+        return None
+    try:
+        file = summarise(params, metrics).champion
+    except InputError:
+        return None
+    if file is None:
+        return None
+    path = metrics.parent / file.path
+    if not path.is_file():
+        raise InputError(f"{file.path}: no such file, so it is not registered; dvc checkout or dvc pull brings it")
+    weights = read_json(metrics / "runs" / file.run / "finetune.json")["weights_sha256"]
+    return Champion(name, file, path, file_sha256(path), weights)
+
+
+def register(client: MlflowClient, champion: Champion, run: Run, params: dict[str, str]) -> None:
+    """Make `champion`, the outcome of `run` with `params`, the version that the alias names; add it if it is new."""
+    name = champion.name
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name, description=f"The student to ship: {RULE}.")
+    found = client.search_model_versions(f"name = '{name}' and tags.`{FILE_TAG}` = '{champion.sha256}'")
+    version = found[0] if found else _add_version(client, champion, run, params)
+    for key, value in _tags(champion, params).items():
+        if version.tags.get(key) != value:
+            client.set_model_version_tag(name, version.version, key, value)
+    if str(client.get_registered_model(name).aliases.get(ALIAS)) != str(version.version):
+        client.set_registered_model_alias(name, ALIAS, version.version)
+
+
+def _tags(champion: Champion, params: dict[str, str]) -> dict[str, str]:
+    file = champion.file
+    measured = {"mean_iou": file.mean_iou, "p50_ms": file.p50_ms}
+    return {
+        "run": file.run,
+        "file": file.path,
+        "precision": file.precision,
+        **{name: f"{value:.4f}" for name, value in measured.items() if value is not None},
+        **{name: params[name] for name in ("alpha", "lr", "student", "teacher")},
+        "weights_sha256": champion.weights_sha256,
+        FILE_TAG: champion.sha256,
+    }
+
+
+def _add_version(client: MlflowClient, champion: Champion, run: Run, params: dict[str, str]) -> ModelVersion:
+    from mlflow.entities import LoggedModelOutput
+
+    # By the client's own calls: log_model works on an active run and one store for the whole process.
+    run_id, file = run.info.run_id, champion.file
+    model = client.create_logged_model(
+        run.info.experiment_id, name=champion.name, source_run_id=run_id, params=params, model_type="segmentation"
+    )
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            _save(champion, Path(folder) / "model", run_id, model)
+            client.log_model_artifacts(model.model_id, str(Path(folder) / "model"))
+        client.finalize_logged_model(model.model_id, "READY")
+        version = client.create_model_version(
+            champion.name,
+            model.artifact_location,
+            run_id,
+            tags=_tags(champion, params),
+            description=f"**{file.run}** as {file.precision} ONNX (`{file.path}`): {RULE}.",
+            await_creation_for=READY_S,
+            model_id=model.model_id,
+        )
+        # What log_model does beside: the run's page names the model, and the model's page its version.
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+        named = json.dumps([{"name": champion.name, "version": version.version}])
+        client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": named})
+    except Exception:
+        with contextlib.suppress(Exception):  # the first fault is the one to tell
+            client.delete_logged_model(model.model_id)
+        raise
+    return version
+
+
+def _save(champion: Champion, folder: Path, run_id: str, logged) -> None:
+    """Write the file in MLflow's ONNX flavour: signature, input example, requirements at the versions in use."""
+    import mlflow.onnx
+    import numpy as np
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    from segdistill.onnx_interface import INPUT, OUTPUTS, read_for_serving
+
+    onnx_model, facts = read_for_serving(champion.path)
+    if facts.get("weights_sha256") != champion.weights_sha256:
+        raise InputError(f"{champion.path}: made of other weights than metrics/ was measured on; run dvc checkout")
+    uint8 = np.dtype(np.uint8)
+    mlflow.onnx.save_model(
+        onnx_model,
+        folder,
+        mlflow_model=Model(logged.artifact_location, run_id, model_uuid=logged.model_id, model_id=logged.model_id),
+        signature=ModelSignature(
+            Schema([TensorSpec(uint8, (-1, -1, -1, 3), INPUT)]), Schema([TensorSpec(uint8, (-1, -1, -1), OUTPUTS[0])])
+        ),
+        input_example={INPUT: _example()},
+        pip_requirements=[f"{name}=={version}" for name, version in _requirements().items()],
+        onnx_execution_providers=["CPUExecutionProvider"],
+        metadata={"segdistill": facts},
+        save_as_external_data=False,
+    )
+
+
+def _requirements() -> dict[str, str]:
+    return package_versions("mlflow", "numpy", "onnx", "onnxruntime")
+
+
+def _example():
+    """A small frame, uint8 (1, H, W, 3): as JSON a whole one would outweigh the model."""
+    import numpy as np
+
+    height, width = EXAMPLE_PX
+    shades = np.linspace(0, 255, width, dtype=np.uint8)
+    return np.broadcast_to(shades[None, None, :, None], (1, height, width, 3)).copy()
