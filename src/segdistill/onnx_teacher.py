@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from segdistill.errors import InputError
-from segdistill.onnx_session import METADATA, open_session
+from segdistill.onnx_interface import METADATA
+from segdistill.onnx_session import open_session
 
 _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _LOGITS = "logits"

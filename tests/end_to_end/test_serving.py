@@ -1,0 +1,68 @@
+"""mlflow models serve of the champion answers a picture sent as JSON with the class map that the file itself gives."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fake_metrics import sweep_params, write_metrics
+from segdistill.checkpoint import net_facts
+from segdistill.nets.registry import build
+from segdistill.onnx_file import OnnxPredictor, write_float32
+from segdistill.tracking import track
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+ROOT = Path(__file__).resolve().parents[2]
+ARCH = "deeplabv3_mobilenet_lite"
+# Which file fake_metrics makes the champion; served is what lies there.
+CHAMPION = Path("models/runs/a03/student.int8.onnx")
+ANSWER_S = 60
+
+
+def load_screenshots():
+    spec = importlib.util.spec_from_file_location("screenshots", ROOT / "docs" / "screenshots.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def ask(port: int, inputs: object) -> dict:
+    body = json.dumps({"inputs": inputs}).encode()
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"}, method="POST"
+    )
+    with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:
+        return json.load(answer)
+
+
+def test_the_champion_answers_a_picture_sent_as_json(tmp_path, monkeypatch):
+    screenshots = load_screenshots()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")  # it calls uvicorn
+    write_metrics(Path("metrics"))
+    torch.manual_seed(0)
+    write_float32(CHAMPION, build(ARCH, 19), net_facts(ARCH, 19, 16) | {"weights_sha256": "0"}, 18, (32, 64))
+    assert track(sweep_params(), Path("metrics"))
+    port = screenshots.free_port()
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/segdistill-student@champion"]
+    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
+    image_1HW3 = np.random.default_rng(0).integers(0, 256, (1, 40, 72, 3), dtype=np.uint8)
+    with screenshots.served(command, f"http://127.0.0.1:{port}/ping"):
+        answer = ask(port, image_1HW3.tolist())
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            ask(port, [[[[0, 0, 256]]]])
+    assert answer["predictions"].keys() == {"classes"}
+    assert np.array_equal(answer["predictions"]["classes"], OnnxPredictor(CHAMPION, 1).classes(image_1HW3))
+    with pytest.raises(OSError, match="refused"):
+        ask(port, [])
