@@ -125,7 +125,9 @@ def test_the_ui_is_served_to_this_machine_only(tmp_path, monkeypatch):
     (tmp_path / "mlflow.db").touch()
     called = []
     monkeypatch.setattr(os, "execv", lambda path, argv: called.append(argv))
-    monkeypatch.setattr("segdistill.tracking.Experiment", lambda store, name: SimpleNamespace(id="1"))
+    monkeypatch.setattr(
+        "segdistill.tracking.Experiment", lambda store, name: SimpleNamespace(id="1", current=lambda: ([], []))
+    )
     done = CliRunner().invoke(cli.app, ["ui", "--port", "5123"])
     assert done.exit_code == 0, done.output
     (argv,) = called

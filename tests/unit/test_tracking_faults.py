@@ -26,8 +26,13 @@ from segdistill.tracking import track
 from segdistill.tracking.rows import read_curve, rows_on_disk
 from tiny_city import tinier_params
 
-TRACK = [sys.executable, "-m", "segdistill.cli", "track"]
+TRACK = [sys.executable, "-m", "segdistill", "track"]
 RUN = "vanilla"
+
+
+def without_model() -> Params:
+    """The sweep of the fake metrics; there are no models to register beside them."""
+    return sweep_params(tracking={"model": None})
 
 
 @pytest.fixture
@@ -38,7 +43,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{name}", "0")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     write_metrics(tmp_path / "metrics")
-    write_params(sweep_params())
+    write_params(without_model())
     return tmp_path
 
 
@@ -76,7 +81,7 @@ def tracked_without_a_fault(monkeypatch) -> dict[str, dict]:
     content = Content()
     with serving(content) as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-        assert track(sweep_params(), Path("metrics"))
+        assert track(without_model(), Path("metrics"))
     return described(content)
 
 
@@ -89,7 +94,7 @@ def test_a_server_that_dies_again_and_again_has_everything_once_in_the_end(home,
         lives += 1
         with serving(content, fault, good_requests=5 + 2 * lives) as address:
             monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-            done = track(sweep_params(), Path("metrics"))
+            done = track(without_model(), Path("metrics"))
     assert done
     assert lives >= 4
     warnings = capfd.readouterr().err.splitlines()
@@ -126,7 +131,7 @@ def command(address: str) -> subprocess.CompletedProcess:
 def test_two_sweeps_at_once_lose_and_repeat_nothing_in_one_file(home, tmp_path_factory):
     """They share a teacher and a control, and each has a run of its own."""
     folders, store = (home, tmp_path_factory.mktemp("other")), home / "mlflow.db"
-    sweeps = [sweep_params().model_copy(update={"runs": dict(runs)}) for runs in (RUNS_OF_ONE, RUNS_OF_OTHER)]
+    sweeps = [without_model().model_copy(update={"runs": dict(runs)}) for runs in (RUNS_OF_ONE, RUNS_OF_OTHER)]
     write_metrics(folders[1] / "metrics")
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{store}"}
     both = []
@@ -145,8 +150,8 @@ def test_two_sweeps_at_once_lose_and_repeat_nothing_in_one_file(home, tmp_path_f
     assert points_in(store) == expected
 
 
-RUNS_OF_ONE = [(name, run) for name, run in sweep_params().runs.items() if name != "light"]
-RUNS_OF_OTHER = [(name, run) for name, run in sweep_params().runs.items() if name != "a03"]
+RUNS_OF_ONE = [(name, run) for name, run in without_model().runs.items() if name != "light"]
+RUNS_OF_OTHER = [(name, run) for name, run in without_model().runs.items() if name != "a03"]
 
 
 def points_in(store: Path) -> dict[str, Counter]:
