@@ -242,7 +242,7 @@ def mlflow_pages() -> Iterator[Pages]:
     paths = view_path(experiment.id), view_path(experiment.id, COMPARED), run_path(experiment.id, curve.info.run_id)
     port = free_port()
     base = f"http://127.0.0.1:{port}"
-    with served([sys.executable, "-m", "segdistill.cli", "ui", "--port", str(port)], f"{base}/health"):
+    with served([sys.executable, "-m", "segdistill", "ui", "--port", str(port)], f"{base}/health"):
         yield Pages(*(base + path for path in paths))
 
 

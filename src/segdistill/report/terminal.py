@@ -45,10 +45,13 @@ def markdown(summary: Summary) -> str:
     """The same table and answer as Markdown, for a page or a pull request; names cannot become HTML there."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---" + "|---:" * (len(COLUMNS) - 1) + "|"]
     lines += [
-        "| " + " | ".join(escape(cell).replace("|", "\\|") for cell in _cells(row)) + " |" for row in summary.rows
+        "| " + " | ".join(escape(cell, quote=False).replace("|", "\\|") for cell in _cells(row)) + " |"
+        for row in summary.rows
     ]
     found = answer(summary)
-    return "\n".join([*lines, "", f"**{escape(found.headline)}.** {escape(' '.join(found.reasons))}"])
+    return "\n".join(
+        [*lines, "", f"**{escape(found.headline, quote=False)}.** {escape(' '.join(found.reasons), quote=False)}"]
+    )
 
 
 def _cells(row: Row) -> list[str]:
