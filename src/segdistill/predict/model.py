@@ -56,7 +56,7 @@ class Model:
             missing = ((0, max(0, LEAST_PX - height)), (0, max(0, LEAST_PX - width)), (0, 0))
             image_HW3 = np.pad(image_HW3, missing, mode="edge")
         try:
-            return self._classes_1HW(np.ascontiguousarray(image_HW3)[None])[0, :height, :width]
+            return self._classes_1HW(np.require(image_HW3, requirements=("C", "W"))[None])[0, :height, :width]
         except Exception as error:  # each engine has its own
             if isinstance(error, MemoryError) or "alloc" in str(error):
                 raise InputError(f"not enough memory for {height}x{width} pixels at once; try --tile") from None
