@@ -35,8 +35,13 @@ stage.wait()
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stage_that_is_asked_to_stop_says_so_and_leaves_nothing_half(tmp_path, number):
+    def as_in_a_terminal() -> None:
+        """Tests that run in the background of a script are started with SIGINT ignored, and so would the stage be."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", STAGE, str(tmp_path)], **pipes) as stage:
+    command = [sys.executable, "-c", STAGE, str(tmp_path)]
+    with subprocess.Popen(command, preexec_fn=as_in_a_terminal, **pipes) as stage:
         assert stage.stdout.readline() == "working\n"
         stage.send_signal(number)
         _, told = stage.communicate(timeout=30)
