@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+from png_decoders import DECODERS, decoding_with  # noqa: E402 - which lies beside this file
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +20,13 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=DECODERS)
+def decoder(request):
+    """Both ways of decoding a PNG, in turn."""
+    with decoding_with(request.param) as name:
+        yield name
 
 
 @pytest.fixture(scope="session")

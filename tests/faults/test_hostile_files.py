@@ -13,7 +13,7 @@ import torch
 from city_on_disk import random_frame, write_frame, zip_city
 from finished_project import IMAGE, LABEL, Project
 from hostile_files import GREYSCALE, RGB, RunsCode, chunk, png_of, zeros_compressed
-from segdistill import cityscapes, png_file
+from segdistill import cityscapes
 from segdistill.file_tree import MAX_RATIO
 from segdistill.nets.registry import build_to_load
 from tiny_city import ARCH
@@ -91,16 +91,6 @@ def test_a_zip_of_honest_frames_of_one_colour_is_read(city):
     city.set_params(data__root="zips")
     done = city.call("prepare")
     assert done.exit_code == 0, done.err
-
-
-@pytest.fixture(params=["kornia-rs", "Pillow"])
-def decoder(request, monkeypatch) -> str:
-    """Both ways of decoding, in turn."""
-    if request.param == "Pillow":
-        monkeypatch.setattr(png_file, "fast_decoder", lambda: None)
-    else:
-        pytest.importorskip("kornia_rs")
-    return request.param
 
 
 BURSTING = 160 * MIB

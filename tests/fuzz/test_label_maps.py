@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from segdistill import png_file
+from png_decoders import DECODERS, decoding_with
 from segdistill.cityscapes import CLASSES, CODING, LABEL_ID_OF_TRAIN_ID, LABELS, TRAIN_ID_OF_LABEL_ID
 from segdistill.errors import InputError
 from segdistill.label_coding import SHOWN
@@ -30,14 +30,10 @@ def maps_of(values, shapes=sizes):
     return shapes.flatmap(lambda shape: arrays(np.uint8, shape, elements=values))
 
 
-@pytest.fixture(params=["kornia-rs", "Pillow"], scope="module")
+@pytest.fixture(params=DECODERS, scope="module")  # hypothesis refuses one that is made anew for each test
 def decoder(request):
-    if request.param == "kornia-rs" and png_file.fast_decoder() is None:
-        pytest.skip("kornia-rs is not installed")
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param == "Pillow":
-            patch.setattr(png_file, "fast_decoder", lambda: None)
-        yield request.param
+    with decoding_with(request.param) as name:
+        yield name
 
 
 @often

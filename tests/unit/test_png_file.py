@@ -23,16 +23,6 @@ from segdistill.prepare import prepare
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
 
-@pytest.fixture(params=["kornia-rs", "Pillow"])
-def decoder(request, monkeypatch) -> str:
-    """Both ways of decoding, in turn."""
-    if request.param == "Pillow":
-        monkeypatch.setattr(png_file, "fast_decoder", lambda: None)
-    else:
-        pytest.importorskip("kornia_rs")
-    return request.param
-
-
 def filtered(pixels: np.ndarray, rng: np.random.Generator) -> bytes:
     """Rows of uint8 (H, W) or (H, W, 3), each behind one of the five filters of the standard, drawn by `rng`."""
     height, width = pixels.shape[:2]

@@ -104,3 +104,4 @@ def test_what_is_being_trained_stays(tmp_path):
 
 def test_nothing_to_clear_is_fine(tmp_path):
     clear_removed(["here"], tmp_path / "none")
+    assert not (tmp_path / "none").exists()

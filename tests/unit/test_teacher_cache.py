@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -331,26 +333,28 @@ def test_logits_of_another_precision_are_refused(opened, copied, in_8_bits):
         Teaching("views", opened.facts, in_8_bits)
 
 
+def forget(folder: Path, *path: str) -> None:
+    """Take the entry at `path` out of the manifest in `folder`."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    *sections, key = path
+    del functools.reduce(dict.__getitem__, sections, manifest)[key]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
 def test_a_manifest_that_describes_no_arrays_is_refused(opened, copied):
-    manifest = json.loads((copied / "manifest.json").read_text())
-    del manifest["arrays"]
-    (copied / "manifest.json").write_text(json.dumps(manifest))
+    forget(copied, "arrays")
     with pytest.raises(InputError, match="its manifest describes no arrays"):
         Teaching("views", opened.facts, copied)
 
 
 def test_bytes_without_their_scale_are_refused(opened, in_8_bits):
-    manifest = json.loads((in_8_bits / "manifest.json").read_text())
-    del manifest["arrays"][SCALE]
-    (in_8_bits / "manifest.json").write_text(json.dumps(manifest))
+    forget(in_8_bits, "arrays", SCALE)
     with pytest.raises(InputError, match=r"its manifest describes logits\.npy alone"):
         Teaching("views", opened.facts, in_8_bits)
 
 
 def test_a_manifest_without_a_teacher_is_refused(opened, copied):
-    manifest = json.loads((copied / "manifest.json").read_text())
-    del manifest["teacher_sha256"]
-    (copied / "manifest.json").write_text(json.dumps(manifest))
+    forget(copied, "teacher_sha256")
     with pytest.raises(InputError, match="its manifest names no teacher"):
         Teaching("views", opened.facts, copied)
 
