@@ -46,6 +46,8 @@ class Checkout:
         """Where the copy's own package is found, and no one else's settings."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         extra = {"PATH": path, "PYTHONPATH": str(self.folder / "src"), "DVC_NO_ANALYTICS": "true"}
+        # Where stages run: with dash, which stands between DVC and its stage, signals and deaths have a longer way.
+        extra["SHELL"] = "/bin/sh"
         if git:
             # The revision stands in the headers of weights: two copies of one tree are one commit only at one date.
             extra |= dict.fromkeys(("GIT_AUTHOR_DATE", "GIT_COMMITTER_DATE"), "2026-01-01T00:00:00Z")

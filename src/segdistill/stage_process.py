@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import sys
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 from segdistill.errors import told_plainly
 
-_PR_SET_PDEATHSIG = 1  # prctl(2)
+# DVC runs a command through the user's shell. bash and zsh replace themselves by a lone command, dash does not.
+_SHELLS = ("sh", "dash", "ash", "bash", "zsh", "fish", "ksh")
 
 
 @contextlib.contextmanager
@@ -36,11 +40,27 @@ def _interrupt(number: int, _: object) -> None:
 
 
 def _end_with_dvc() -> None:
-    """Ask Linux for a SIGTERM when our parent ends, where that is DVC (shells replace themselves by a lone command).
+    """Have Linux tell us when the DVC that started us has ended, and end then as if by a SIGTERM.
 
     A killed DVC leaves its stage running, and the next `dvc repro` starts a second one beside it.
     """
-    if sys.platform == "linux" and "DVC_STAGE" in os.environ:
-        import ctypes
+    if sys.platform != "linux" or "DVC_STAGE" not in os.environ:
+        return
+    try:
+        dvc = os.pidfd_open(_dvc())
+    except OSError:  # a kernel before 5.3
+        return
+    threading.Thread(target=_stop_after, args=(dvc,), daemon=True, name="waits for DVC").start()
 
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+def _dvc() -> int:
+    """The process that runs us: our parent, or its parent where that is a shell that does not replace itself."""
+    parent = Path(f"/proc/{os.getppid()}")
+    is_shell = (parent / "comm").read_text().strip() in _SHELLS
+    return int((parent / "stat").read_text().rsplit(")", 1)[1].split()[1]) if is_shell else int(parent.name)
+
+
+def _stop_after(process: int) -> None:
+    """Wait for the end of `process`, a pidfd, and ask ourselves to stop."""
+    select.select([process], [], [])
+    os.kill(os.getpid(), signal.SIGTERM)

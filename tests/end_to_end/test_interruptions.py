@@ -37,13 +37,19 @@ def checkout(tmp_path):
 
 
 class Training:
-    """`dvc repro` of one training in the background, once it has saved something new."""
+    """`dvc repro` of one training in the background, held still once it has saved something new.
 
-    def __init__(self, checkout: Checkout, *options: str) -> None:
+    However slow the test, the training is in the midst of its steps when it is disturbed.
+    """
+
+    def __init__(self, checkout: Checkout) -> None:
         self.checkout, before = checkout, self._saved(checkout)
-        self.dvc = checkout.start("dvc", "repro", *options, STAGE)
+        self.dvc = checkout.start("dvc", "repro", STAGE)
         wait_until(lambda: self._saved(checkout) - before or self.dvc.poll() is not None, "no checkpoint was written")
         assert self.dvc.poll() is None, checkout.said.read_text()
+        *_, self.stage = psutil.Process(self.dvc.pid).children(recursive=True)  # a shell may stand between
+        self.stage.suspend()
+        assert self._saved(checkout), "the training was over too soon to be disturbed"
 
     @staticmethod
     def _saved(checkout: Checkout) -> set[int]:
@@ -59,20 +65,18 @@ class Training:
         return self.dvc.wait(LIMIT_S), self.checkout.said.read_text()
 
 
-def stages_running(checkout: Checkout) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter(["cmdline", "cwd", "status"]):
-        command = process.info["cmdline"] or []
-        ended = process.info["status"] == psutil.STATUS_ZOMBIE
-        if "stages/distill.py" in command and process.info["cwd"] == str(checkout.folder) and not ended:
-            found.append(process)
-    return found
+def runs(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_a_training_that_is_stopped_killed_and_disturbed_ends_with_the_same_bytes(checkout):
     # Ctrl-C reaches every process of the terminal.
     training = Training(checkout)
     os.killpg(training.dvc.pid, signal.SIGINT)
+    training.stage.resume()
     code, said = training.end()
     assert code != 0
     assert said.count("error: distill/vanilla: stopped after step") == 1
@@ -82,15 +86,15 @@ def test_a_training_that_is_stopped_killed_and_disturbed_ends_with_the_same_byte
     # A killed DVC: its stage ends by itself, after the step that it is in.
     training = Training(checkout)
     assert "distill/vanilla: goes on after step" in checkout.said.read_text()
-    assert len(stages_running(checkout)) == 1
     training.dvc.kill()
     training.dvc.wait()
-    wait_until(lambda: not stages_running(checkout), "the stage outlives its DVC")
+    training.stage.resume()
+    wait_until(lambda: not runs(training.stage), "the stage outlives its DVC")
 
     # Two at once: the second ends with a line that says why, and the first is not disturbed.
     training = Training(checkout)
     second = checkout.call("dvc", "repro", STAGE)
-    assert training.dvc.poll() is None, "the first was over too soon to be disturbed"
+    training.stage.resume()
     assert second.returncode != 0
     assert "ERROR: " in second.stderr
     assert "lock" in second.stderr or "busy" in second.stderr, second.stderr

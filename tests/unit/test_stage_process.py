@@ -12,24 +12,22 @@ from pathlib import Path
 import pytest
 
 STAGE = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from segdistill.files import atomic_directory
 from segdistill.stage_process import stage_process
 with stage_process():
     with atomic_directory(Path(sys.argv[1]) / "out") as folder:
         (folder / "half").touch()
-        print("working", flush=True)
+        print("working", os.getpid(), flush=True)
         time.sleep(60)
 """
-# Starts the stage as DVC does, and says its number.
+# Starts a command as DVC does, and says what its stage says.
 STARTER = """
 import os, subprocess, sys
-command, environment = [sys.executable, *sys.argv[1:]], os.environ | {"DVC_STAGE": "x"}
-stage = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-stage.stdout.readline()
-print(stage.pid, flush=True)
-stage.wait()
+command = subprocess.Popen(sys.argv[1:], stdout=subprocess.PIPE, text=True, env=os.environ | {"DVC_STAGE": "x"})
+print(command.stdout.readline(), flush=True)
+command.wait()
 """
 
 
@@ -42,7 +40,7 @@ def test_a_stage_that_is_asked_to_stop_says_so_and_leaves_nothing_half(tmp_path,
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     command = [sys.executable, "-c", STAGE, str(tmp_path)]
     with subprocess.Popen(command, preexec_fn=as_in_a_terminal, **pipes) as stage:
-        assert stage.stdout.readline() == "working\n"
+        assert stage.stdout.readline().startswith("working")
         stage.send_signal(number)
         _, told = stage.communicate(timeout=30)
     assert stage.returncode == 128 + number
@@ -50,11 +48,12 @@ def test_a_stage_that_is_asked_to_stop_says_so_and_leaves_nothing_half(tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
-def test_a_stage_ends_with_the_dvc_that_started_it(tmp_path):
-    command = [sys.executable, "-c", STARTER, "-c", STAGE, str(tmp_path)]
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that another has ended")
+@pytest.mark.parametrize("shell", [[], ["sh", "-c", '"$@"; exit', "sh"]], ids=["replaced itself", "stays"])
+def test_a_stage_ends_with_the_dvc_that_started_it(tmp_path, shell):
+    command = [sys.executable, "-c", STARTER, *shell, sys.executable, "-c", STAGE, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as dvc:
-        stage = int(dvc.stdout.readline())
+        stage = int(dvc.stdout.readline().split()[1])
         dvc.kill()
     deadline = time.monotonic() + 30
     while runs(stage) and time.monotonic() < deadline:
