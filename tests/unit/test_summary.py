@@ -53,6 +53,17 @@ def test_an_own_control_is_preferred_and_the_first_one_stands_in(metrics: Path) 
     assert of_rows(rows, {}).run("c").gain_over_vanilla == pytest.approx(0.05)
 
 
+def test_a_student_is_measured_against_the_control_of_its_seed() -> None:
+    controls = [one(f"v{seed}", 0.5 + seed / 100, role="control", seed=seed) for seed in (0, 1)]
+    other_network = one("other", 0.3, role="control", seed=2, arch="other")
+    students = [one(f"a{seed}", 0.6, seed=seed) for seed in (0, 1, 2)]
+    rows = of_rows([*controls, other_network, *students], {}).rows
+    assert {row.run: row.control for row in rows} == {
+        **{"v0": "v0", "v1": "v0", "other": "other"},
+        **{"a0": "v0", "a1": "v1", "a2": "v0"},
+    }
+
+
 def test_a_control_agrees_as_its_export_found(metrics: Path) -> None:
     summary = summarise(sweep_params(), metrics)
     assert summary.run("vanilla").teacher_agreement == 0.8

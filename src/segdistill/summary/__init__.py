@@ -191,15 +191,26 @@ def _latencies(benchmark: dict, model: str, int8: bool = True) -> dict:
 
 
 def _with_gains(rows: Sequence[Row]) -> tuple[Row, ...]:
-    """The rows, each run measured against the first control of its architecture, or else against the first one."""
+    """The rows, each run measured against its control."""
     controls = [row for row in rows if row.role == CONTROL]
 
     def measured(row: Row) -> Row:
         if row.role == TEACHER or not controls:
             return row
-        control = next((other for other in controls if other.arch == row.arch), controls[0])
+        control = _control_of(row, controls)
         known = row.mean_iou is not None and control.mean_iou is not None
         gain = row.mean_iou - control.mean_iou if known else None
         return replace(row, control=control.run, gain_over_vanilla=gain)
 
     return tuple(measured(row) for row in rows)
+
+
+def _control_of(row: Row, controls: Sequence[Row]) -> Row:
+    """The first control of the same network, or else the first one; a student's has its seed where there is one.
+
+    A seed fixes initial weights and batches, so much of what chance does to a pair of one seed is the same for both.
+    Controls of other seeds are measured against the first one, which shows what chance does.
+    """
+    alike = [control for control in controls if control.arch == row.arch] or controls
+    paired = [control for control in alike if control.seed == row.seed and row.role == STUDENT]
+    return (paired or alike)[0]
