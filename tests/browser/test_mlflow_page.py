@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ import yaml
 from PIL import Image
 
 from fake_metrics import sweep_params, write_metrics
+from scripts_as_modules import load_script
 from segdistill.files import write_text
 from segdistill.tracking import track
 
@@ -25,10 +24,7 @@ METRICS = Path("metrics")
 @pytest.fixture(scope="module")
 def screenshots():
     pytest.importorskip("selenium", reason="the browser tests need the package selenium")
-    spec = importlib.util.spec_from_file_location("screenshots", ROOT / "docs" / "screenshots.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    module = load_script(ROOT / "docs" / "screenshots.py")
     if not Path(module.DRIVER).exists() or shutil.which("chromium") is None:
         pytest.skip("Chromium and its driver are not installed (Debian: chromium chromium-driver)")
     return module

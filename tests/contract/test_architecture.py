@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,14 +10,26 @@ from pathlib import Path
 import pytest
 import yaml
 
+from scripts_as_modules import load_script
 from segdistill.params import Params
 
 ROOT = Path(__file__).parents[2]
+
+
 SOURCE = ROOT / "src"
+
+
 PACKAGE = SOURCE / "segdistill"
+
+
 MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
 STAGES = sorted((ROOT / "stages").glob("*.py"))
+
+
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+
 
 # The lowest layers, by module or package of segdistill; whatever is not named here is a procedure, of layer 3.
 # 0: facts, without torch. 1: pure torch. 2: things with state.
@@ -31,8 +41,13 @@ LAYERS = {
           onnx_decoder onnx_classes onnx_int8 class_maps crops scratch evaluate engines summary tracking sources
           image_file teacher_folder composite_teacher onnx_session onnx_teacher val_record onnx_interface""",
 }
+
+
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
+
+
 PROCEDURES = 3
+
 
 # The params section that bears another name than its stage, and why.
 SECTION_OF = {
@@ -44,14 +59,7 @@ SECTION_OF = {
 }
 
 
-def load_stage_deps():
-    spec = importlib.util.spec_from_file_location("stage_deps", ROOT / "tools" / "stage_deps.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-stage_deps = load_stage_deps()
+stage_deps = load_script(ROOT / "tools" / "stage_deps.py")
 
 
 def name_of(path: Path) -> str:
@@ -214,109 +222,3 @@ def test_sections_that_are_named_otherwise_are_no_more_than_needed():
 @pytest.mark.parametrize("name", PIPELINE)
 def test_a_stage_depends_on_sections_that_exist(name):
     assert {param.split(".")[0] for param in params_of(PIPELINE[name])} <= set(Params.model_fields)
-
-
-def test_code_dependencies_of_the_pipeline_are_up_to_date():
-    command = [sys.executable, str(ROOT / "tools" / "stage_deps.py")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stderr
-
-
-TREE = {
-    "stages/go.py": "from segdistill.a import one\nimport numpy\n",
-    "src/segdistill/__init__.py": "",
-    "src/segdistill/a.py": "def one():\n    from segdistill import b\n    return b\n",
-    "src/segdistill/b.py": (
-        'import segdistill.pkg.d\nfrom segdistill import a\nPAGE = Path(__file__).with_name("page.html")\n'
-    ),
-    "src/segdistill/page.html": "",
-    "src/segdistill/pkg/__init__.py": "",
-    "src/segdistill/pkg/d.py": "from segdistillery import unused\nfrom torch import nn\n",
-    "src/segdistill/unused.py": "from segdistill import a\n",
-}
-CLOSURE = [
-    "src/segdistill/__init__.py",
-    "src/segdistill/a.py",
-    "src/segdistill/b.py",
-    "src/segdistill/page.html",
-    "src/segdistill/pkg/__init__.py",
-    "src/segdistill/pkg/d.py",
-    "stages/go.py",
-]
-
-
-@pytest.fixture
-def made_up(tmp_path, monkeypatch):
-    """tools/stage_deps.py, looking at a made-up tree: imports in functions, a cycle, a package, a data file."""
-    for name, text in TREE.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    monkeypatch.setattr(stage_deps, "ROOT", tmp_path)
-    monkeypatch.setattr(stage_deps, "SOURCE", tmp_path / "src")
-    return tmp_path
-
-
-def test_the_closure_follows_every_import_of_ours(made_up):
-    assert stage_deps.import_closure(made_up / "stages" / "go.py") == CLOSURE
-
-
-def test_code_dependencies_are_replaced_and_others_kept(made_up):
-    before = (
-        "stages:\n  go:\n    cmd: python stages/go.py\n    deps:\n      - data/x\n      - src/segdistill/unused.py\n"
-    )
-    before += "      - stages/go.py\n    outs:\n      - models/y\n"
-    after = yaml.safe_load(stage_deps.with_code_deps(before))["stages"]["go"]
-    assert after == {"cmd": "python stages/go.py", "deps": ["data/x", *CLOSURE], "outs": ["models/y"]}
-
-
-def test_dependencies_that_are_right_stay_as_they_are(made_up):
-    text = "stages:\n  go:\n    cmd: python stages/go.py\n    deps:\n      - stages/go.py\n"
-    right = stage_deps.with_code_deps(text)
-    assert stage_deps.with_code_deps(right) == right
-
-
-def text_files() -> dict[str, str]:
-    """Text of every file that git tracks or would add."""
-    command = ["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard", "-z"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip("the tree is no git repository")
-    texts = {}
-    for name in filter(None, done.stdout.split("\0")):
-        content = (ROOT / name).read_bytes() if (ROOT / name).is_file() else b"\0"
-        if b"\0" not in content:
-            texts[name] = content.decode("utf-8")
-    return texts
-
-
-# Written with brackets, so that they do not find themselves.
-MACHINE_PATH = re.compile(r"(?<![\w.~}/-])/(?:wor[k]|hom[e]|roo[t]|User[s]|mn[t])/\w|\b[A-Z]:\\User[s]")
-PRIVATE_HOST = re.compile(
-    r"://[^\s/]*?(?:10\.\d+\.\d+\.\d+|192\.168\.\d+\.\d+|172\.(?:1[6-9]|2\d|3[01])\.\d+\.\d+|\.(?:internal|local|corp|lan))\b"
-    r"|index-ur[l]|trusted-hos[t]"
-)
-
-
-@pytest.mark.parametrize("pattern", [MACHINE_PATH, PRIVATE_HOST], ids=["path", "host"])
-def test_no_file_knows_a_machine(pattern):
-    lines = [
-        f"{name}:{number}: {line.strip()[:100]}"
-        for name, text in text_files().items()
-        for number, line in enumerate(text.splitlines(), 1)
-        if pattern.search(line)
-    ]
-    assert lines == []
-
-
-@pytest.mark.parametrize(
-    ("pattern", "text"),
-    [
-        (MACHINE_PATH, "/".join(["", "home", "me", "data"])),
-        (MACHINE_PATH, "root: " + "/".join(["", "work", "main"])),
-        (PRIVATE_HOST, "http:" + "//10.0.0.7:5000"),
-        (PRIVATE_HOST, "https:" + "//pypi.corp/simple"),
-        (PRIVATE_HOST, "--index" + "-url x"),
-    ],
-)
-def test_what_knows_a_machine_is_found(pattern, text):
-    assert pattern.search(text)

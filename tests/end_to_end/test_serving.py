@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import sys
@@ -15,6 +14,7 @@ import pytest
 import torch
 
 from fake_metrics import sweep_params, write_metrics
+from scripts_as_modules import load_script
 from segdistill.checkpoint import net_facts
 from segdistill.nets.registry import build
 from segdistill.onnx_file import OnnxPredictor, write_float32
@@ -28,14 +28,6 @@ CHAMPION = Path("models/runs/a03/student.int8.onnx")
 ANSWER_S = 60
 
 
-def load_screenshots():
-    spec = importlib.util.spec_from_file_location("screenshots", ROOT / "docs" / "screenshots.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def ask(port: int, inputs: object) -> dict:
     body = json.dumps({"inputs": inputs}).encode()
     request = urllib.request.Request(
@@ -46,7 +38,7 @@ def ask(port: int, inputs: object) -> dict:
 
 
 def test_the_champion_answers_a_picture_sent_as_json(tmp_path, monkeypatch):
-    screenshots = load_screenshots()
+    screenshots = load_script(ROOT / "docs" / "screenshots.py")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")  # it calls uvicorn

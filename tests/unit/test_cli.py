@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import socket
 import subprocess
@@ -15,6 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fake_metrics import sweep_params, write_metrics
+from scripts_as_modules import load_script
 from segdistill import params_file
 from segdistill.cli import app
 from segdistill.errors import InputError
@@ -25,10 +25,7 @@ SHARED = ROOT.parent / "shared" / "data" / "camvid"
 
 
 def tool(name: str):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "tools" / f"{name}.py")
 
 
 def call(*arguments: str):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import json
 from pathlib import Path
 from unittest.mock import patch
@@ -13,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from scripts_as_modules import load_script
 from segdistill.errors import InputError
 from segdistill.nets import registry
 from segdistill.nets.backbones import BACKBONES
@@ -61,10 +61,7 @@ def reference_weights():
     source = SHARED / "tools" / "reference_weights.py"
     if not source.is_file():
         pytest.skip(f"no reference weights at {source}")
-    spec = importlib.util.spec_from_file_location("reference_weights", source)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(source)
 
 
 @pytest.mark.parametrize("arch", REFERENCED_ARCHS)
