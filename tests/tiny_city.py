@@ -38,6 +38,11 @@ def build_city(params: Params) -> None:
     """Run prepare, teacher-check and teacher-logits in the current folder."""
     prepare(params.data, params.seed, PREPARED, workers=1)
     check_teacher(params)
+    build_logits(params)
+
+
+def build_logits(params: Params) -> None:
+    """Run teacher-logits in the current folder, after the stages before it."""
     train, fingerprint, logits = open_split("train"), read_index()["fingerprint"], params.teacher_logits
     facts = geometry(train, fingerprint, params.seed, params.distill.crop_px, logits.views, logits.stride)
     for kind in logits.kinds:

@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from segdistill.archs import ARCHS
-from segdistill.params import Params, RunBase
+from segdistill.params import Params, RunBase, section_of
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "params.md"
 SECTIONS = [name for name in Params.model_fields if name not in {"seed", "runs"}]
@@ -59,8 +59,11 @@ def rows(model: type[BaseModel], prefix: str) -> list[str]:
     found = []
     for name, field in model.model_fields.items():
         path = f"{prefix}{name}"
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            found += rows(field.annotation, f"{path}.")
+        section = section_of(field.annotation)
+        if section is not None and section is not field.annotation:
+            found.append(f"| `{path}` | null or the keys below | {field.description} |")
+        if section is not None:
+            found += rows(section, f"{path}.")
         else:
             takes = "mapping of keys" if "dict" in str(field.annotation) else allowed(field.annotation, field.metadata)
             found.append(f"| `{path}` | {takes} | {field.description or ''} |")

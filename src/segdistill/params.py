@@ -6,7 +6,7 @@ This is the one description of the parameters; `params_file` reads the file into
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
@@ -30,6 +30,12 @@ class Section(BaseModel):
     """A section of params.yaml: immutable, and no key beside the ones declared."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+def section_of(annotation: object) -> type[Section] | None:
+    """The section that a field of this annotation holds, or may hold; None where it holds a value."""
+    parts = (annotation, *get_args(annotation))
+    return next((part for part in parts if isinstance(part, type) and issubclass(part, Section)), None)
 
 
 class SyntheticParams(Section):
@@ -127,6 +133,17 @@ def is_onnx(file: str) -> bool:
     return PurePath(file).suffix.lower() == ".onnx"
 
 
+class DrawnByParams(Section):
+    distill_steps: Count = Field(description="the most first steps of a run")
+    finetune_steps: CountOrZero = Field(description="the most further steps of a run")
+    batch_size: Annotated[int, Field(ge=2)] = Field(description="crops per step of all runs")
+
+    @property
+    def steps(self) -> dict[str, int]:
+        """Steps by phase of a training."""
+        return {"distill": self.distill_steps, "finetune": self.finetune_steps}
+
+
 class TeacherLogitsParams(Section):
     kinds: tuple[TeacherKind, ...] = Field(description="what students of this sweep learn from, one folder each")
     views: Count = Field(description="K crop views per train frame; every student draws its crops from them")
@@ -135,6 +152,10 @@ class TeacherLogitsParams(Section):
         description="stored precision; uint8 has a scale for each class of each row"
     )
     batch_size: Count = Field(description="crops per forward pass of the teacher")
+    drawn_by: DrawnByParams | None = Field(
+        default=None,
+        description="store only the views that runs of so many steps draw with the global seed; null stores all",
+    )
 
 
 class DistillParams(TrainingParams):

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from segdistill.archs import ARCHS
 from segdistill.errors import InputError, passwords_in, raise_together, without_passwords
-from segdistill.params import ExportParams, FinetuneParams, Params, RunParams, Section
+from segdistill.params import ExportParams, FinetuneParams, Params, RunParams, section_of
 from segdistill.yaml_file import MOST_SHOWN, read_mapping, shown
 
 RUN_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
@@ -57,8 +57,9 @@ def _keys_beside(model: type[BaseModel], location: tuple) -> list[str]:
     here: type[BaseModel] = model
     for part in location[:-1]:
         field = here.model_fields.get(part) if isinstance(part, str) else None
-        if field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            here = field.annotation
+        section = section_of(field.annotation) if field is not None else None
+        if section is not None:
+            here = section
         elif here is Params or part not in here.model_fields:
             here = RunParams
     return sorted(here.model_fields)
@@ -133,11 +134,29 @@ def _run_faults(params: Params, name: str) -> Iterator[str]:
     _validated(FinetuneParams, params.finetune.model_dump() | run.finetune, f"{path}.finetune", nested)
     _validated(ExportParams, params.export.model_dump() | run.export, f"{path}.export", nested)
     yield from nested
+    if not nested:
+        yield from _drawn_faults(params, name, path)
     if run.finetune.get("alpha") and run.teacher == "none":
         yield f"{path}.finetune.alpha: found {run.finetune['alpha']}; a control has no teacher to learn from"
     if run.student or run.output_stride:  # else the fault is the section's, and told there
         settings = params.distill_settings(name)
         yield from _stride_fault(path, settings.student, settings.output_stride)
+
+
+def _drawn_faults(params: Params, name: str, path: str) -> Iterator[str]:
+    """A run must not draw views whose logits are not stored."""
+    stored, run = params.teacher_logits.drawn_by, params.runs[name]
+    if stored is None or run.teacher != "views":
+        return
+    first, (further, further_steps) = params.distill_settings(name), params.finetune_settings(name)
+    steps = {"distill": first.steps, "finetune": further_steps if further.alpha > 0 else 0}
+    fits = all(steps[phase] <= most for phase, most in stored.steps.items())
+    if not fits or (first.seed, first.batch_size) != (params.seed, stored.batch_size):
+        yield (
+            f"{path}: found {steps} steps with batches of {first.batch_size} and seed {first.seed}; "
+            f"teacher_logits.drawn_by stores what up to {stored.steps} with batches of {stored.batch_size} and seed "
+            f"{params.seed} draw, and null stores all views"
+        )
 
 
 def known_run(params: Params, name: str) -> str:

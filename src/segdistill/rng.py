@@ -72,6 +72,14 @@ class Batches:
             colour=1 + self.jitter * (2 * draws[:, 2:] - 1),
         )
 
+    def drawn(self, steps: int) -> np.ndarray:
+        """Which views of each frame the first `steps` batches draw, bool (N, K)."""
+        drawn = np.zeros((self.frames, self.views), bool)
+        for step in range(steps):
+            plan = self.plan(step)
+            drawn[plan.frames, plan.views] = True
+        return drawn
+
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:
             # A batch touches its own epoch and at most the neighbouring ones: older orders are not needed again.

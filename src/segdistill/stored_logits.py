@@ -2,12 +2,14 @@
 
     logits.npy  (N, K, h, w, C), or (N, h, w, C) for whole frames; channels last, so that a view is one long read
     scale.npy   uint8 only: float16 (N, K, h, 2, C), or (N, h, 2, C): offset and step of each class in each row
+    rows.npy    where some views are stored only: int32 (N, K), the place of each in the arrays, which are then
+                (M, h, w, C) and (M, h, 2, C); -1 where it is not stored
 
 logit = offset + step * stored. A scale for each class of each row costs 4 C / w bytes more per vector than one for each
 class of the view, and errs several times less; one for each cell, over its classes, costs 4 bytes per vector and errs
 more as well (benchmarks/cache_precision.py). Offsets are kept, because only a softmax over classes may forget them.
 
-Shapes: B crops, N frames, K views, M = N * K, h/w cells of the logits' grid, C classes.
+Shapes: B crops, N frames, K views, M stored views or frames, h/w cells of the logits' grid, C classes.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from segdistill.mapped import open_array, release, will_read
 from segdistill.rng import BatchPlan
 from segdistill.transforms import cut
 
-LOGITS, SCALE = "logits.npy", "scale.npy"
+LOGITS, SCALE, ROWS = "logits.npy", "scale.npy", "rows.npy"
 _LEVELS = 255
 _REMEDY = "run: dvc repro teacher-logits"
 
@@ -49,6 +51,11 @@ def quantised(logits_BhwC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.nan_to_num(stored).clip(0, _LEVELS).astype(np.uint8), scale
 
 
+def rows_of(stored: np.ndarray) -> np.ndarray:
+    """The place of each view that is `stored`, bool (N, K), when they lie in order: int32 (N, K), -1 for the others."""
+    return np.where(stored, np.cumsum(stored).reshape(stored.shape) - 1, -1).astype(np.int32)
+
+
 class StoredCrops(NamedTuple):
     """Logits of a batch in their stored form: values (B, h, w, C), and for uint8 their scale (B, h, 2, C)."""
 
@@ -71,10 +78,25 @@ class StoredCrops(NamedTuple):
 class StoredLogits:
     """The logits of one folder, mapped. Crops of `grid` cells are cut from them: whole views, or windows of frames."""
 
-    def __init__(self, logits: np.ndarray, scale: np.ndarray | None, grid: tuple[int, int], stride: int) -> None:
-        """Read from `logits` (N, K, h, w, C) or (N, Hs, Ws, C), at `stride` pixels per cell; `scale` for uint8 only."""
-        self.of_views, self.grid, self.stride = logits.ndim == 5, grid, stride
-        self.views = logits.shape[1] if self.of_views else 1
+    def __init__(
+        self,
+        logits: np.ndarray,
+        scale: np.ndarray | None,
+        grid: tuple[int, int],
+        stride: int,
+        rows: np.ndarray | None = None,
+    ) -> None:
+        """Read from `logits` at `stride` pixels per cell.
+
+        Args:
+            logits: (N, K, h, w, C) of views, (N, Hs, Ws, C) of frames, or (M, h, w, C) of the views that `rows` places.
+            scale: for uint8 only.
+            rows: int (N, K), -1 where a view is not stored.
+        """
+        self.grid, self.stride = grid, stride
+        if rows is None and logits.ndim == 5:
+            rows = rows_of(np.ones(logits.shape[:2], bool))
+        self.rows = None if rows is None else np.asarray(rows)  # None for whole frames
         self.arrays = [part.reshape(-1, *part.shape[-3:]) for part in (logits, scale) if part is not None]
 
     @classmethod
@@ -84,14 +106,22 @@ class StoredLogits:
         Raises:
             InputError: a file is missing or cut short, or holds something else than was written.
         """
-        opened = {name: open_array(folder / name, _REMEDY) for name in (LOGITS, SCALE) if name in arrays}
+        opened = {name: open_array(folder / name, _REMEDY) for name in (LOGITS, SCALE, ROWS) if name in arrays}
         for name, array in opened.items():
             if (found := _described(array.dtype, array.shape)) != arrays[name]:
                 raise InputError(f"{folder / name}: holds {_worded(found)}, its manifest says {_worded(arrays[name])}")
         # Bytes without their scale would be taken for logits.
         if LOGITS not in opened or (SCALE in opened) != (opened[LOGITS].dtype == np.uint8):
             raise InputError(f"{folder}: its manifest describes {', '.join(opened) or 'no arrays'} alone; {_REMEDY}")
-        return cls(opened[LOGITS], opened.get(SCALE), grid, stride)
+        rows, stored = opened.get(ROWS), len(opened[LOGITS])
+        if rows is not None and not np.array_equal(np.sort(rows[rows >= 0]), np.arange(stored)):
+            raise InputError(f"{folder / ROWS}: does not name each of the {stored} stored views once; {_REMEDY}")
+        return cls(opened[LOGITS], opened.get(SCALE), grid, stride, rows)
+
+    @property
+    def lacking(self) -> np.ndarray | None:
+        """Which views are not stored, bool (N, K); None where none is lacking."""
+        return None if self.rows is None or (self.rows >= 0).all() else self.rows < 0
 
     def cut(self, plan: BatchPlan, origins: np.ndarray) -> StoredCrops:
         """The stored logits of the planned crops, mirrored where the plan flips; `origins` (B, 2) in pixels."""
@@ -117,9 +147,9 @@ class StoredLogits:
 
     def _place(self, plan: BatchPlan, origins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where in the arrays (M, ...) each crop lies: its frame or view (B,), and its top-left cell (B, 2)."""
-        if self.of_views:
-            return plan.frames * self.views + plan.views, np.zeros_like(origins)
-        return plan.frames, origins // self.stride
+        if self.rows is None:
+            return plan.frames, origins // self.stride
+        return self.rows[plan.frames, plan.views], np.zeros_like(origins)
 
 
 class LogitsWriter:
@@ -128,8 +158,8 @@ class LogitsWriter:
     Bytes are appended, not mapped: memory stays flat, and a full disk is an OSError.
     """
 
-    def __init__(self, folder: Path, dtype: str, shape: tuple[int, ...]) -> None:
-        """Begin the files of logits of `shape` (N, K, h, w, C) or (N, h, w, C)."""
+    def __init__(self, folder: Path, dtype: str, shape: tuple[int, ...], rows: np.ndarray | None = None) -> None:
+        """Begin the files of logits of `shape` (N, K, h, w, C), (N, h, w, C), or (M, h, w, C) of views in `rows`."""
         shapes = {LOGITS: (np.dtype(dtype), shape)}
         if dtype == "uint8":
             shapes[SCALE] = (np.dtype(np.float16), (*shape[:-2], 2, shape[-1]))
@@ -139,6 +169,9 @@ class LogitsWriter:
         for name, (stored, whole) in shapes.items():
             header = {"descr": np.lib.format.dtype_to_descr(stored), "fortran_order": False, "shape": whole}
             np.lib.format.write_array_header_1_0(self._files[name], header)
+        if rows is not None:
+            np.save(folder / ROWS, rows)
+            self.arrays[ROWS] = _described(rows.dtype, rows.shape)
 
     def __enter__(self) -> LogitsWriter:
         return self

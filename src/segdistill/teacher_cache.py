@@ -2,7 +2,8 @@
 
 A student learns from one folder, `data/teacher_logits/KIND`:
 
-    views   logits.npy (N, K, h, w, C): the teacher on K crop views of each of N train frames
+    views   logits.npy (N, K, h, w, C): the teacher on K crop views of each of N train frames, or on those of them that
+            some trainings draw
     frame   logits.npy (N, Hs, Ws, C): the teacher on whole frames, to be cropped (for comparison)
     online  teacher.safetensors: the teacher itself, to be run in every step (for comparison)
 
@@ -23,8 +24,9 @@ from segdistill.compute import Compute
 from segdistill.dataset import Split
 from segdistill.errors import InputError
 from segdistill.files import read_json
+from segdistill.params import DrawnByParams
 from segdistill.provenance import file_sha256
-from segdistill.rng import view_origins
+from segdistill.rng import Batches, view_origins
 from segdistill.stored_logits import StoredLogits
 from segdistill.transforms import MEAN, STD
 
@@ -64,11 +66,27 @@ def origins_of(facts: dict) -> np.ndarray:
     )
 
 
-def stored_shape(kind: str, facts: dict, classes: int) -> tuple[int, ...]:
-    """Shape of the stored logits: (N, K, h, w, C) of `views`, (N, h, w, C) of the whole frames of `frame`."""
+def drawn_views(facts: dict, drawn_by: DrawnByParams) -> np.ndarray:
+    """Which of the views that `geometry` describes such runs draw with its seed, bool (N, K)."""
+    drawn = np.zeros((facts["frames"], facts["views"]), bool)
+    for phase, steps in drawn_by.steps.items():
+        batches = Batches(
+            facts["seed"], phase, *drawn.shape, batch=drawn_by.batch_size, flip_probability=0.0, jitter=0.0
+        )
+        drawn |= batches.drawn(steps)
+    return drawn
+
+
+def stored_shape(kind: str, facts: dict, classes: int, drawn: np.ndarray | None = None) -> tuple[int, ...]:
+    """Shape of the stored logits.
+
+    (N, K, h, w, C) of `views`, or (M, h, w, C) of the M that are `drawn`; (N, h, w, C) of the whole frames of `frame`.
+    """
     of_px = facts["crop_px"] if kind == "views" else facts["frame_px"]
     grid = tuple(-(-side // facts["stride"]) for side in of_px)
-    return (facts["frames"], *((facts["views"],) if kind == "views" else ()), *grid, classes)
+    if kind != "views":
+        return (facts["frames"], *grid, classes)
+    return (*((facts["frames"], facts["views"]) if drawn is None else (int(drawn.sum()),)), *grid, classes)
 
 
 class Teaching:
@@ -89,6 +107,7 @@ class Teaching:
         if kind != "online":
             grid = (facts["crop_px"][0] // facts["stride"], facts["crop_px"][1] // facts["stride"])
             self.stored = StoredLogits.open(self.folder, self.manifest["arrays"], grid, facts["stride"])
+            self._check_places(self.stored.rows)
 
     def _checked_manifest(self) -> dict:
         try:
@@ -104,6 +123,14 @@ class Teaching:
             raise InputError(f"{self.folder}: its manifest describes no arrays; run: dvc repro teacher-logits")
         return manifest
 
+    def _check_places(self, rows: np.ndarray | None) -> None:
+        found, needed = np.shape(rows), (self.facts["frames"], self.facts["views"]) if self.kind == "views" else ()
+        if found != needed:
+            raise InputError(
+                f"{self.folder}: its arrays are of {list(found)} frames and views, {list(needed)} are needed; "
+                "run: dvc repro teacher-logits"
+            )
+
     def _check_teacher(self) -> None:
         """A student depends on the folder alone, and may be trained where no teacher is; a teacher there has to be its.
 
@@ -118,6 +145,20 @@ class Teaching:
                 f"{self.folder}: teacher_sha256 is {found!r} there, {TEACHER} has {expected!r}; "
                 "run: dvc repro teacher-logits, or dvc checkout for a teacher and logits that belong together"
             )
+
+    def drawn_from(self, name: str, batches: Batches, steps: int) -> StoredLogits | None:
+        """The stored logits, for `steps` of `batches` of the training `name`; None for the live teacher.
+
+        Raises:
+            InputError: these draw a view that is not stored.
+        """
+        lacking = self.stored.lacking if self.stored is not None else None
+        if lacking is not None and (missing := batches.drawn(steps) & lacking).any():
+            raise InputError(
+                f"{self.folder}: lacks {missing.sum()} of the views that {name} draws; it has those drawn by "
+                f"{self.manifest.get('drawn_by')!r:.100}; change teacher_logits.drawn_by, null stores all"
+            )
+        return self.stored
 
     def live_teacher(self, compute: Compute) -> nn.Module | None:
         """The teacher itself, in eval mode, for `online`; None for the kinds whose logits are stored."""

@@ -19,19 +19,22 @@ from segdistill.mapped import release
 from segdistill.nets.resize import upsample
 from segdistill.params import TeacherLogitsParams
 from segdistill.progress import Progress
-from segdistill.stored_logits import LogitsWriter
+from segdistill.stored_logits import LogitsWriter, rows_of
 from segdistill.teacher_cache import (
     MANIFEST,
     TEACHER,
     VAL_CLASSES,
     WEIGHTS,
+    drawn_views,
     is_composite,
     origins_of,
     stored_shape,
     teacher_sha256,
 )
-from segdistill.teacher_folder import open_teacher
+from segdistill.teacher_folder import Teacher, open_teacher
 from segdistill.transforms import cut
+
+Crops = tuple[np.ndarray, np.ndarray]  # the frame of each (B,), and images uint8 (B, H, W, 3)
 
 
 def build_cache(
@@ -61,43 +64,55 @@ def build_cache(
         if kind == "online":
             shutil.copyfile(TEACHER / WEIGHTS, folder / WEIGHTS)
         else:
-            shape = stored_shape(kind, facts, teacher.classes)
-            crops = _view_crops(split, facts, params.batch_size) if kind == "views" else _whole_frames(split)
-            with LogitsWriter(folder, params.dtype, shape) as writer:
-                _run_teacher(teacher.predict, crops, writer, split.names)
-            manifest["arrays"] = writer.arrays
+            manifest |= _write_logits(kind, folder, split, facts, params, teacher)
         shutil.copyfile(TEACHER / VAL_CLASSES, folder / VAL_CLASSES)
         write_json(folder / MANIFEST, manifest)
 
 
-def _run_teacher(teacher: Member, crops: Iterator[np.ndarray], writer: LogitsWriter, names: tuple[str, ...]) -> None:
-    """Write the logits of all `crops`, which are equally many for each frame of `names`."""
+def _write_logits(
+    kind: str, folder: Path, split: Split, facts: dict, params: TeacherLogitsParams, teacher: Teacher
+) -> dict:
+    """Run the teacher over views, or over whole frames; what the manifest says of the arrays."""
+    drawn_by = params.drawn_by if kind == "views" else None
+    drawn = None if drawn_by is None else drawn_views(facts, drawn_by)
+    if kind == "views":
+        wanted = np.ones((facts["frames"], facts["views"]), bool) if drawn is None else drawn
+        crops = _view_crops(split, facts, wanted, params.batch_size)
+    else:
+        crops = _whole_frames(split)
+    shape = stored_shape(kind, facts, teacher.classes, drawn)
+    with LogitsWriter(folder, params.dtype, shape, None if drawn is None else rows_of(drawn)) as writer:
+        _run_teacher(teacher.predict, crops, writer, split.names)
+    return {"arrays": writer.arrays} | ({} if drawn_by is None else {"drawn_by": drawn_by.model_dump()})
+
+
+def _run_teacher(teacher: Member, crops: Iterator[Crops], writer: LogitsWriter, names: tuple[str, ...]) -> None:
+    """Write the logits of all `crops` of the frames `names`."""
     *lead, height, width, _ = writer.shape
-    done, total = 0, math.prod(lead)
-    with Progress("teacher-logits", total, unit="crop") as progress:
-        for images in crops:
+    with Progress("teacher-logits", math.prod(lead), unit="crop") as progress:
+        for frames, images in crops:
             finite = writer.append(logits_on_grid(teacher, images, (height, width)))
             if not finite.all():
-                frame = names[(done + int(finite.argmin())) * len(names) // total]
+                frame = names[frames[finite.argmin()]]
                 raise InputError(f"teacher: a logit of frame {frame} is not finite as {writer.dtype}; no cache written")
-            done += len(images)
             progress.advance(len(images))
 
 
-def _view_crops(split: Split, facts: dict, batch: int) -> Iterator[np.ndarray]:
-    """The images uint8 (B, H, W, 3) of all views of all frames, in order."""
-    corners = origins_of(facts).reshape(-1, 2)
-    for first in range(0, len(corners), batch):
-        chosen = np.arange(first, min(first + batch, len(corners)))
-        images = np.empty((len(chosen), *facts["crop_px"], 3), np.uint8)
-        unflipped = np.zeros(len(chosen), bool)
-        yield cut(split.images, chosen // facts["views"], corners[chosen], unflipped, facts["crop_px"], images)
+def _view_crops(split: Split, facts: dict, wanted: np.ndarray, batch: int) -> Iterator[Crops]:
+    """The views that are `wanted`, bool (N, K), in order."""
+    frames, views = np.nonzero(wanted)
+    corners = origins_of(facts)[frames, views]
+    for first in range(0, len(frames), batch):
+        chosen = slice(first, first + batch)
+        images = np.empty((len(frames[chosen]), *facts["crop_px"], 3), np.uint8)
+        unflipped = np.zeros(len(images), bool)
+        yield frames[chosen], cut(split.images, frames[chosen], corners[chosen], unflipped, facts["crop_px"], images)
         release(split.images)
 
 
-def _whole_frames(split: Split) -> Iterator[np.ndarray]:
-    for first in range(len(split)):
-        yield np.array(split.images[first : first + 1])
+def _whole_frames(split: Split) -> Iterator[Crops]:
+    for frame in range(len(split)):
+        yield np.array([frame]), np.array(split.images[frame : frame + 1])
         release(split.images)
 
 

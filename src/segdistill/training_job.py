@@ -107,7 +107,7 @@ def train_net(
         settings.flip_probability,
         settings.jitter,
     )
-    cached = teaching.stored if teaching is not None else None
+    cached = teaching.drawn_from(name, batches, settings.steps) if teaching is not None else None
     crops = CropBatches(
         data.train, batches, origins_of(facts), tuple(facts["crop_px"]), cached, pinned=compute.device.type == "cuda"
     )

@@ -5,6 +5,7 @@ Each function takes a path, and gives nothing; an AssertionError is a file that 
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from pathlib import Path
 from unittest.mock import patch
@@ -142,7 +143,8 @@ def read_index_and_split(path: Path) -> None:
 
 def read_manifest(path: Path) -> None:
     """Open the logits beside it, and cut a batch out of them."""
-    teaching = Teaching("views", valid.FACTS, path.parent)
+    with contextlib.chdir(path.parent):  # where there is no teacher that they would have to be of
+        teaching = Teaching("views", valid.FACTS, path.parent)
     plan = Batches(0, "distill", valid.FRAMES, valid.VIEWS, 2, 0.5, 0.0).plan(0)
     crops = teaching.stored.cut(plan, origins_of(valid.FACTS)[plan.frames, plan.views])
     assert crops.scale is not None

@@ -78,6 +78,13 @@ SINGLE_FAULTS = {
         ['teacher.arch: found "resnet"', "lraspp"],
     ),
     "unknown kind": (tiny(("kinds: [views]", "kinds: [view]")), ['teacher_logits.kinds.0: found "view"']),
+    "key of drawn_by": (
+        tiny(("drawn_by: null", "drawn_by: {distill_steps: 5, finetune_steps: 0, batch: 4}")),
+        [
+            "teacher_logits.drawn_by.batch: unknown key; allowed: batch_size, distill_steps, finetune_steps",
+            "drawn_by.batch_size: missing",
+        ],
+    ),
     "kind twice": (tiny(("kinds: [views]", "kinds: [views, views]")), ["teacher_logits.kinds", "at most once"]),
     "crop beyond frame": (
         tiny(("size_px: [64, 128]", "size_px: [60, 128]")),
@@ -196,6 +203,17 @@ def test_all_faults_between_sections_are_told_at_once(load):
         load(text)
     for told in ("teacher.crop_px", "distill.crop_px", "runs.A.b: a run is named", "runs.A.b: found alpha 0.4"):
         assert told in str(error.value)
+
+
+@pytest.mark.parametrize("run", ["seed: 1", "batch_size: 8", "steps: 13", "finetune: {steps: 13}"])
+def test_a_run_that_draws_other_views_than_are_stored_is_refused(load, run):
+    stored = TINY.replace("drawn_by: null", "drawn_by: {distill_steps: 12, finetune_steps: 12, batch_size: 4}")
+    stored = stored[: stored.index("\nruns:")] + OTHER_RUNS + "  a: {alpha: 0.3, lr: 0.01, teacher: views%s}\n"
+    assert load(stored % "").teacher_logits.drawn_by.steps == {"distill": 12, "finetune": 12}
+    # Without a teacher in the further steps, none of these views is needed there.
+    assert load(stored % ", finetune: {steps: 13, alpha: 0.0}")
+    with pytest.raises(InputError, match=r"runs\.a: found \{.*seed \d; teacher_logits.drawn_by stores what up to \{"):
+        load(stored % f", {run}")
 
 
 @pytest.mark.parametrize(

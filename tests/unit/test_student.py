@@ -19,7 +19,7 @@ from segdistill.files import read_json
 from segdistill.provenance import file_sha256
 from segdistill.student import distill, finetune
 from segdistill.val_record import ValRecord
-from tiny_city import build_city, tinier_params
+from tiny_city import build_city, build_logits, tinier_params
 
 KINDS = ("views", "frame", "online")
 RUNS = {"vanilla": {"alpha": 0.0, "lr": 0.01, "teacher": "none"}} | {
@@ -211,3 +211,19 @@ def test_bfloat16_trains_close_to_float32(here):
     assert all(
         value.dtype != torch.bfloat16 for value in load_net("models/runs/views/distilled.safetensors")[0].parameters()
     )
+
+
+def test_a_student_learns_the_same_from_the_views_that_it_draws(here):
+    drawn_by = {"distill_steps": 3, "finetune_steps": 2, "batch_size": 2}
+    runs = {name: RUNS[name] for name in ("vanilla", "views")}
+    params = tinier_params(teacher_logits={"kinds": ("views",), "drawn_by": drawn_by}, runs=runs)
+    distill(params, "views")
+    from_all, _ = load_net("models/runs/views/distilled.safetensors")
+    build_logits(params)
+    assert 0 < len(np.load("data/teacher_logits/views/logits.npy")) <= 10
+    distill(params, "views")
+    from_drawn, _ = load_net("models/runs/views/distilled.safetensors")
+    finetune(params, "views")
+    # Logits of other batches of the teacher are rounded differently.
+    for name, value in from_all.state_dict().items():
+        torch.testing.assert_close(from_drawn.state_dict()[name], value, rtol=0, atol=1e-4)

@@ -20,15 +20,19 @@ from cached_teacher import (
     plan_of,
 )
 from segdistill.dataset import Split
+from segdistill.errors import InputError
 from segdistill.nets.registry import build
 from segdistill.nets.resize import upsample
+from segdistill.params import DrawnByParams
 from segdistill.provenance import file_sha256
-from segdistill.stored_logits import LOGITS, SCALE
+from segdistill.rng import Batches
+from segdistill.stored_logits import LOGITS, ROWS, SCALE
 from segdistill.teacher_cache import Teaching, origins_of
 from segdistill.teacher_logits import build_cache
 from segdistill.transforms import cut, normalised
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+DRAWN_BY = DrawnByParams(distill_steps=1, finetune_steps=1, batch_size=2)
 
 
 def stored_logits(teaching: Teaching) -> np.ndarray:
@@ -174,3 +178,49 @@ def test_images_and_logits_are_cut_at_the_same_places(opened):
     live = live_logits(opened.open("online").live_teacher(COMPUTE), images)
     expected = upsample(live, (8, 12)).permute(0, 2, 3, 1).numpy()
     np.testing.assert_allclose(floats(opened.open("views")), expected, rtol=2**-10, atol=1e-4)
+
+
+@pytest.fixture
+def drawn_only(opened, tmp_path):
+    """Caches of the views that one step of 2 crops draws in each phase, as float16 and as uint8, by dtype."""
+    for dtype in ("float16", "uint8"):
+        params = logits_params(dtype).model_copy(update={"drawn_by": DRAWN_BY})
+        build_cache("views", tmp_path / dtype, opened.split, opened.facts, params, COMPUTE)
+    return {dtype: Teaching("views", opened.facts, tmp_path / dtype) for dtype in ("float16", "uint8")}
+
+
+def drawing(phase: str) -> Batches:
+    return Batches(1, phase, FRAMES, VIEWS, DRAWN_BY.batch_size, 0.5, 0.2)
+
+
+def test_views_that_no_training_draws_are_not_computed(opened, drawn_only):
+    drawn = {(f, v) for phase in DRAWN_BY.steps for f, v in zip(*drawing(phase).plan(0)[1:3], strict=True)}
+    assert 2 <= len(drawn) < FRAMES * VIEWS
+    for teaching in drawn_only.values():
+        assert stored_logits(teaching).shape == (len(drawn), 8, 12, CLASSES)
+        assert set(zip(*np.nonzero(np.load(teaching.folder / ROWS) >= 0), strict=True)) == drawn
+        assert teaching.manifest["drawn_by"] == DRAWN_BY.model_dump()
+
+
+@pytest.mark.parametrize("phase", DRAWN_BY.steps)
+@pytest.mark.parametrize("dtype", ["float16", "uint8"])
+def test_views_that_are_drawn_are_those_of_a_whole_cache(opened, drawn_only, tmp_path, dtype, phase):
+    build_cache("views", tmp_path / "whole", opened.split, opened.facts, logits_params(dtype), COMPUTE)
+    plan = drawing(phase).plan(0)
+    corners = origins_of(opened.facts)[plan.frames, plan.views]
+    found = drawn_only[dtype].drawn_from(f"{phase}/run", drawing(phase), 1).cut(plan, corners)
+    expected = Teaching("views", opened.facts, tmp_path / "whole").stored.cut(plan, corners)
+    # The teacher was asked in other batches, which rounds differently.
+    tolerance = 0.02 if dtype == "uint8" else 1e-3
+    torch.testing.assert_close(found.floats(COMPUTE.device), expected.floats(COMPUTE.device), rtol=0, atol=tolerance)
+
+
+def test_a_training_that_draws_other_views_is_refused(drawn_only):
+    told = r"lacks \d of the views that distill/a draws; it has those drawn by \{'distill_steps': 1, .*\}; change"
+    with pytest.raises(InputError, match=told):
+        drawn_only["float16"].drawn_from("distill/a", drawing("distill"), 9)
+
+
+def test_all_views_are_there_for_any_training(opened):
+    assert opened.open("views").drawn_from("distill/a", Batches(5, "distill", FRAMES, VIEWS, 3, 0.5, 0.2), 50)
+    assert opened.open("online").drawn_from("distill/a", plan_of, 50) is None

@@ -12,7 +12,8 @@ import pytest
 
 from cached_teacher import CLASSES, COMPUTE, FRAMES, VIEWS, floats, logits_params, write_teacher
 from segdistill.errors import InputError
-from segdistill.stored_logits import LOGITS, SCALE
+from segdistill.params import DrawnByParams
+from segdistill.stored_logits import LOGITS, ROWS, SCALE
 from segdistill.teacher_cache import Teaching
 from segdistill.teacher_logits import build_cache
 
@@ -131,6 +132,30 @@ def test_bytes_without_their_scale_are_refused(opened, in_8_bits):
     forget(in_8_bits, "arrays", SCALE)
     with pytest.raises(InputError, match=r"its manifest describes logits\.npy alone"):
         Teaching("views", opened.facts, in_8_bits)
+
+
+@pytest.fixture
+def drawn_only(opened, tmp_path):
+    """A cache of the views that one step draws, that may be spoilt."""
+    drawn_by = DrawnByParams(distill_steps=1, finetune_steps=0, batch_size=2)
+    params = logits_params().model_copy(update={"drawn_by": drawn_by})
+    build_cache("views", tmp_path / "drawn", opened.split, opened.facts, params, COMPUTE)
+    return tmp_path / "drawn"
+
+
+@pytest.mark.parametrize("row", [-1, 1, 99])
+def test_places_that_do_not_fit_the_stored_views_are_refused(opened, drawn_only, row):
+    rows = np.load(drawn_only / ROWS)
+    rows[rows == 0] = row
+    np.save(drawn_only / ROWS, rows)
+    with pytest.raises(InputError, match=r"rows\.npy: does not name each of the \d stored views once; run: dvc repro"):
+        Teaching("views", opened.facts, drawn_only)
+
+
+def test_views_without_their_places_are_refused(opened, drawn_only):
+    forget(drawn_only, "arrays", ROWS)
+    with pytest.raises(InputError, match=r"arrays are of \[\] frames and views, \[3, 2\] are needed"):
+        Teaching("views", opened.facts, drawn_only)
 
 
 def test_a_manifest_without_a_teacher_is_refused(opened, copied):
