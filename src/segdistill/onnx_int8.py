@@ -80,7 +80,7 @@ class _quiet:  # noqa: N801 - a context manager
 
 
 def _kept_float(graph: onnx.GraphProto) -> list[str]:
-    """Nodes that are no arithmetic of the net: normalisation, and what follows from sizes alone.
+    """Nodes that are no arithmetic of the net (normalisation, and what follows from sizes alone), and its last one.
 
     Calibrated positions would be wrong at any other size.
     """
@@ -89,7 +89,20 @@ def _kept_float(graph: onnx.GraphProto) -> list[str]:
         if node.op_type != "Shape" and of_frames & set(node.input):
             of_frames |= set(node.output)
     from_sizes = [node.name for node in graph.node if not of_frames & set(node.output)]
-    return from_sizes + [node.name for node in normalising(graph)]
+    return from_sizes + [node.name for node in [*normalising(graph), *_giving_quantised_logits(graph)]]
+
+
+def _giving_quantised_logits(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The node that gives the logits, unless it is a Gemm, whose output stays float32 anyway.
+
+    Argmax wants all of their precision, and onnxruntime 1.31 aborts when it moves a Dequantize into the branches of
+    `onnx_classes`.
+    """
+    producers = {name: node for node in graph.node for name in node.output}
+    last = producers[graph.output[0].name]
+    while last.op_type in {"Reshape", "Transpose"}:
+        last = producers[last.input[0]]
+    return [] if last.op_type == "Gemm" else [last]
 
 
 def normalising(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
