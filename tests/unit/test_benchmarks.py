@@ -17,7 +17,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 def importable(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield
-    for name in ("rows", "table", "run"):
+    for name in ("rows", "table", "run", "sweep", "our_loop", "streets"):
         sys.modules.pop(name, None)
 
 
@@ -100,6 +100,17 @@ def test_parts_survive_the_results_file():
     gathered = run.gathered(parts)
     assert [row["part"] for row in gathered["rows"]] == list(run.PARTS)
     assert run.parts_of(gathered) == parts
+
+
+@pytest.mark.parametrize("cached_step_s", [0.95, 1.0, 1.04])
+def test_a_sweep_with_a_teacher_never_costs_less_than_one_without(cached_step_s):
+    rounds = np.ones(3)
+    costs = importlib.import_module("sweep").Costs(0.2 * rounds, rounds, cached_step_s * rounds, start_s=2.0)
+    ratios = [costs.sweep_over_vanilla(1000, steps).item(0) for steps in (500, 30_000, 10**7)]
+    assert ratios == sorted(ratios, reverse=True)
+    assert ratios[-1] == pytest.approx(max(1.0, cached_step_s), abs=1e-4) and ratios[-1] > 1
+    steps = costs.median().steps_for(1.1, 1000)
+    assert costs.sweep_over_vanilla(1000, steps) == pytest.approx(1.1)
 
 
 def test_every_part_exists():
