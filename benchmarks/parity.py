@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--live-over-cached", type=float, help="a live step over a cached one, in time; else measured")
     parser.add_argument("--time", action="store_true", help="only measure and print that")
     parser.add_argument("--steps", type=int, default=150)
-    # Few frames, seen often: as in a long training, every view is then repeated, and too few views can do harm.
+    # Few frames, seen often: with 2 or 4 views most are then repeated, and too few of them can do harm.
     parser.add_argument("--every", type=int, default=4, help="train on every n-th frame")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--alpha", type=float, default=0.5)
