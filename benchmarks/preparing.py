@@ -112,11 +112,16 @@ def _one_core() -> Iterator[None]:
 def _write_streets(city: Path, frames: int, size_px: tuple[int, int]) -> list[tuple[Path, Path]]:
     """Write a Cityscapes tree of `frames` train frames and two of val; the pairs of photograph and label of both."""
     write_city(city, seed=0, train_frames=frames, val_frames=2, size_px=size_px)
+    return [(path, _label_of(path)) for path in softened(city)]
+
+
+def softened(city: Path) -> list[Path]:
+    """The photographs of a Cityscapes tree, without the grain that makes them larger than a camera's, in order."""
     photographs = sorted(city.glob(f"leftImg8bit/*/*/*{IMAGE_SUFFIX}"))
     for path in photographs:
         with Image.open(path) as image:
             image.filter(ImageFilter.GaussianBlur(SOFTENED_PX)).save(path)
-    return [(path, _label_of(path)) for path in photographs]
+    return photographs
 
 
 def _label_of(photograph: Path) -> Path:

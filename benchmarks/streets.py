@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from preparing import softened
 
 from segdistill.cityscapes import CLASSES, IMAGE_FOLDER, IMAGE_SUFFIX, LABEL_FOLDER, LABEL_SUFFIX, split_stem
 from segdistill.dataset import open_split, read_index
@@ -49,6 +50,7 @@ class Streets:
         city, prepared = folder / "cityscapes", folder / "prepared"
         # One frame more than asked for, because `prepare` holds one out.
         write_city(city, seed=0, train_frames=frames + 1, val_frames=1, size_px=frame_px)
+        softened(city)  # the usual loop decodes files of the size of Cityscapes' own
         unread = SyntheticParams(train_frames=1, val_frames=1)
         data = DataParams(
             source="cityscapes", root=str(city), size_px=None, holdout_fraction=1 / (frames + 1), synthetic=unread

@@ -17,7 +17,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 def importable(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield
-    for name in ("rows", "table", "run", "sweep", "our_loop", "streets"):
+    for name in ("rows", "table", "run", "sweep", "our_loop", "streets", "preparing"):
         sys.modules.pop(name, None)
 
 
@@ -116,3 +116,9 @@ def test_a_sweep_with_a_teacher_never_costs_less_than_one_without(cached_step_s)
 def test_every_part_exists():
     run = importlib.import_module("run")
     assert [part for part in run.PARTS if not (BENCHMARKS / f"{part}.py").is_file()] == []
+
+
+def test_the_usual_loop_decodes_frames_no_larger_than_a_cameras(tmp_path):
+    streets = importlib.import_module("streets").Streets(tmp_path, (256, 512), 1)
+    # Cityscapes' own take 1.07 bytes a pixel, photograph and label; small frames show more borders to a pixel.
+    assert streets.png_bytes_per_frame / (256 * 512) < 1.4
