@@ -2,14 +2,15 @@
 
 import argparse
 
-from segdistill.params_file import known_run, load_params
 from segdistill.stage_process import stage_process
-from segdistill.student import distill
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", required=True, help="a name under runs in params.yaml")
     run = parser.parse_args().run
     with stage_process():
+        from segdistill.params_file import known_run, load_params
+        from segdistill.student import distill
+
         params = load_params()
         distill(params, known_run(params, run))

@@ -2,18 +2,19 @@
 
 from pathlib import Path
 
-from segdistill.params_file import load_params
-from segdistill.report import write_report
-from segdistill.report.terminal import print_summary
-from segdistill.scratch import clear_removed
 from segdistill.stage_process import stage_process
-from segdistill.summary import summarise, write_summary
-from segdistill.tracking import track
 
 METRICS, REPORT = Path("metrics"), Path("reports/index.html")
 
 if __name__ == "__main__":
     with stage_process():
+        from segdistill.params_file import load_params
+        from segdistill.report import write_report
+        from segdistill.report.terminal import print_summary
+        from segdistill.scratch import clear_removed
+        from segdistill.summary import summarise, write_summary
+        from segdistill.tracking import track
+
         params = load_params()
         summary = summarise(params, METRICS)
         write_summary(summary, METRICS)

@@ -3,18 +3,19 @@
 import argparse
 from typing import get_args
 
-from segdistill.params import TeacherKind
-from segdistill.params_file import load_params
 from segdistill.stage_process import stage_process
-from segdistill.teacher_cache import FOLDER, geometry
-from segdistill.teacher_logits import build_cache
-from segdistill.training_job import Data, compute_of
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kind", required=True, choices=get_args(TeacherKind))
-    kind = parser.parse_args().kind
     with stage_process():
+        from segdistill.params import TeacherKind
+        from segdistill.params_file import load_params
+        from segdistill.teacher_cache import FOLDER, geometry
+        from segdistill.teacher_logits import build_cache
+        from segdistill.training_job import Data, compute_of
+
+        parser = argparse.ArgumentParser(description=__doc__)
+        parser.add_argument("--kind", required=True, choices=get_args(TeacherKind))
+        kind = parser.parse_args().kind
         params, data = load_params(), Data()
         crop_px, logits = params.distill.crop_px, params.teacher_logits
         data.check_crop("distill.crop_px", crop_px)

@@ -138,12 +138,11 @@ def test_nothing_is_unpickled():
                 assert "allow_pickle" not in ast.unparse(node), f"{relative(path)}:{node.lineno}"
 
 
-LOADED = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='imported'); print(' '.join(sys.modules))"
-
-
 def loaded_by(path: Path) -> set[str]:
-    """What a fresh process has loaded after importing `path` without running it."""
-    command = [sys.executable, "-c", LOADED, str(path)]
+    """What a fresh process has loaded after all imports that stand in `path`."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    imports = [ast.unparse(node) for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+    command = [sys.executable, "-c", "\n".join([*imports, "import sys", "print(' '.join(sys.modules))"])]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split())
@@ -167,6 +166,15 @@ def test_a_stage_loads_nothing_heavy_that_it_does_not_use(stage, heavy):
 @pytest.mark.parametrize("path", STAGES, ids=relative)
 def test_a_stage_only_wires(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 40
+
+
+@pytest.mark.parametrize("path", STAGES, ids=relative)
+def test_a_stage_can_be_stopped_while_it_loads(path):
+    """Ctrl-C is one line within stage_process only, and torch takes seconds to load."""
+    first = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ImportFrom)]
+    modules = {node.module for node in first if node.module.split(".")[0] == "segdistill"}
+    assert modules == {"segdistill.stage_process"}
+    assert loaded_by(ROOT / "src/segdistill/stage_process.py") & {"torch", "numpy", "pydantic"} == set()
 
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)
