@@ -21,12 +21,13 @@ _SHELLS = ("sh", "dash", "ash", "bash", "zsh", "fish", "ksh")
 def stage_process() -> Iterator[None]:
     """Run a stage script: bad input and a full disk are one message and exit code 1, SIGINT and SIGTERM one line.
 
+    Stages import the library inside, because loading torch takes seconds in which they may be asked to stop as well.
     A training catches both signals itself, to finish its step and save (see scratch.stop_requests). Anywhere else they
     end the stage at once: what it was writing is removed, what was finished stays.
     """
-    _end_with_dvc()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
+        _end_with_dvc()
         with told_plainly():
             yield
     except KeyboardInterrupt as request:
@@ -47,7 +48,12 @@ def _end_with_dvc() -> None:
     if sys.platform != "linux" or "DVC_STAGE" not in os.environ:
         return
     try:
-        dvc = os.pidfd_open(_dvc())
+        pid = _dvc()
+        if _adopts(pid):
+            raise ProcessLookupError
+        dvc = os.pidfd_open(pid)
+    except (ProcessLookupError, FileNotFoundError):  # it was killed while Python was starting
+        raise KeyboardInterrupt(signal.SIGTERM) from None
     except OSError:  # a kernel before 5.3
         return
     threading.Thread(target=_stop_after, args=(dvc,), daemon=True, name="waits for DVC").start()
@@ -58,6 +64,14 @@ def _dvc() -> int:
     parent = Path(f"/proc/{os.getppid()}")
     is_shell = (parent / "comm").read_text().strip() in _SHELLS
     return int((parent / "stat").read_text().rsplit(")", 1)[1].split()[1]) if is_shell else int(parent.name)
+
+
+def _adopts(pid: int) -> bool:
+    """Whether `pid` is no DVC but who takes the children of the dead."""
+    if pid == 0:  # the parent of a container's first process
+        return True
+    is_system = pid == 1 or Path(f"/proc/{pid}/comm").read_text().strip() == "systemd"
+    return is_system and os.getsid(pid) != os.getsid(0)  # in a container DVC itself may be process 1
 
 
 def _stop_after(process: int) -> None:

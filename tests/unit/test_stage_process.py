@@ -22,6 +22,15 @@ with stage_process():
         print("working", os.getpid(), flush=True)
         time.sleep(60)
 """
+# Python starts, until there is a file.
+STARTING = """
+import os, sys, time
+from pathlib import Path
+print("starting", os.getpid(), flush=True)
+sys.stdout = open(os.devnull, "w")  # who read it is dead by then
+while not (Path(sys.argv[1]) / "go").exists():
+    time.sleep(0.01)
+"""
 # Starts a command as DVC does, and says what its stage says.
 STARTER = """
 import os, subprocess, sys
@@ -48,18 +57,38 @@ def test_a_stage_that_is_asked_to_stop_says_so_and_leaves_nothing_half(tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that another has ended")
-@pytest.mark.parametrize("shell", [[], ["sh", "-c", '"$@"; exit', "sh"]], ids=["replaced itself", "stays"])
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that another has ended")
+shells = pytest.mark.parametrize("shell", [[], ["sh", "-c", '"$@"; exit', "sh"]], ids=["replaced itself", "stays"])
+
+
+@on_linux
+@shells
 def test_a_stage_ends_with_the_dvc_that_started_it(tmp_path, shell):
     command = [sys.executable, "-c", STARTER, *shell, sys.executable, "-c", STAGE, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as dvc:
         stage = int(dvc.stdout.readline().split()[1])
         dvc.kill()
+    wait_for_the_end(stage)
+    assert list(tmp_path.iterdir()) == []
+
+
+@on_linux
+@shells
+def test_a_stage_whose_dvc_was_killed_while_python_started_does_no_work(tmp_path, shell):
+    command = [sys.executable, "-c", STARTER, *shell, sys.executable, "-c", STARTING + STAGE, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as dvc:
+        stage = int(dvc.stdout.readline().split()[1])
+        dvc.kill()
+    (tmp_path / "go").touch()
+    wait_for_the_end(stage)
+    assert [path.name for path in tmp_path.iterdir()] == ["go"]
+
+
+def wait_for_the_end(stage: int) -> None:
     deadline = time.monotonic() + 30
     while runs(stage) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not runs(stage)
-    assert list(tmp_path.iterdir()) == []
 
 
 def runs(pid: int) -> bool:
