@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -33,6 +34,13 @@ def file_sha256(path: str | Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def code_hash() -> str:
+    """A short hash of the modules of this package that are loaded, as their files are now."""
+    loaded = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
+    ours = sorted(name for name, file in loaded.items() if name.split(".")[0] == "segdistill" and file)
+    return settings_hash([(name, file_sha256(loaded[name])) for name in ours])
 
 
 def settings_hash(*settings: object) -> str:

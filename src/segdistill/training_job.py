@@ -17,7 +17,7 @@ from segdistill.holdout import Watch
 from segdistill.nets.adapters import imagenet_backbone_state, load_state, read_torch_checkpoint
 from segdistill.nets.registry import build
 from segdistill.params import Params, TrainingParams
-from segdistill.provenance import package_versions, settings_hash
+from segdistill.provenance import code_hash, package_versions, settings_hash
 from segdistill.rng import Batches, generator
 from segdistill.scratch import Scratch
 from segdistill.teacher_cache import Teaching, origins_of
@@ -114,10 +114,12 @@ def train_net(
 
     what_matters = (settings.model_dump(), lr, seed, facts, start, teaching and teaching.manifest)
     what_matters += (params.evaluation.pictures > 0,)
-    where = (package_versions("torch", "segdistill"), str(compute.device), str(compute.dtype), compute.threads)
+    # The code itself, because its version says nothing of an edit: half a training by each would be neither's.
+    by = (package_versions("torch", "numpy"), code_hash())
+    where = (str(compute.device), str(compute.dtype), compute.threads)
     phase, run = name.split("/") if "/" in name else ("train", name)
     with (
-        Scratch(name, settings_hash(what_matters, where)) as scratch,
+        Scratch(name, settings_hash(what_matters, by, where)) as scratch,
         followed(run, phase, scratch.folder / CURVE_FILE, enabled=params.tracking.live),
     ):
         watch = watch_of(params, data, settings, scratch.folder / PICTURES)

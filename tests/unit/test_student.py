@@ -5,18 +5,22 @@ from __future__ import annotations
 import csv
 import math
 import shutil
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from segdistill import training_job
 from segdistill.checkpoint import load_net
 from segdistill.dataset import open_split
 from segdistill.errors import InputError
 from segdistill.export import export_run
 from segdistill.files import read_json
 from segdistill.provenance import file_sha256
+from segdistill.scratch import Scratch
 from segdistill.student import distill, finetune
 from segdistill.val_record import ValRecord
 from tiny_city import build_city, build_logits, tinier_params
@@ -116,6 +120,24 @@ def test_the_same_bytes_twice_and_others_with_another_seed(here):
     )
     distill(params_of(views=RUNS["views"] | {"seed": 5}), "views")
     assert weights("views") != first[0]
+
+
+def test_a_state_that_other_code_has_saved_is_not_gone_on_with(here, monkeypatch):
+    keys, edited = [], here / "edited.py"
+
+    class Seen(Scratch):
+        def __init__(self, job: str, key: str) -> None:
+            keys.append(key)
+            super().__init__(job, key)
+
+    module = types.ModuleType("segdistill.edited")
+    module.__file__ = str(edited)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(training_job, "Scratch", Seen)
+    for code in ("before", "before", "after"):
+        edited.write_text(code)
+        distill(params_of(), "vanilla")
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_a_finetuned_student_leaves_its_record_of_val(here):
