@@ -169,6 +169,16 @@ def test_front_is_drawn_through_its_files(summary: Summary) -> None:
     assert "20" in figure["layout"]["xaxis"]["ticktext"]
 
 
+@pytest.mark.parametrize(("least", "most"), [(5.28, 11.15), (5.28, 5.31), (10.1, 19.9), (201, 499), (3.8, 90)])
+def test_the_axis_of_latency_can_be_read_wherever_the_files_lie(summary: Summary, least: float, most: float) -> None:
+    timed = replace(summary.run("a03"), onnx_float32_p50_ms=least, onnx_int8_p50_ms=None)
+    rows = [timed, replace(timed, run="other", onnx_float32_p50_ms=most)]
+    axis = tradeoff_figure(of_rows(rows, {}))["layout"]["xaxis"]
+    between = [value for value in axis["tickvals"] if least <= value <= most]
+    assert 2 <= len(between) <= 6
+    assert axis["ticktext"] == [f"{value:g}" for value in axis["tickvals"]]
+
+
 def test_runs_can_be_told_apart(summary: Summary) -> None:
     many = of_rows([replace(summary.run("a03"), run=f"run-{n}") for n in range(16)], {})
     assert len({(style["color"], style["dash"]) for style in line_styles(many)}) == 16

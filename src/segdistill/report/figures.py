@@ -74,11 +74,19 @@ def tradeoff_figure(summary: Summary) -> dict:
 
 
 def _ticks(shown: list[ModelFile]) -> dict:
-    """Whole numbers to read a logarithmic axis by (1, 2, 5, 10, ...): plotly writes "2" for 20 and for 200 alike."""
+    """Whole numbers to read a logarithmic axis by (1, 2, 5, 10, ...): plotly writes "2" for 20 and for 200 alike.
+
+    Where the files are so close that fewer than three of these lie between them, even steps come on top.
+    """
     least, most = (pick((file.p50_ms for file in shown), default=1.0) for pick in (min, max))
-    values = [digit * 10.0**power for power in range(-3, 7) for digit in (1, 2, 5)]
-    near = [value for value in values if least / 3 < value < most * 3]
-    return {"tickvals": near, "ticktext": [f"{value:g}" for value in near]}
+    values = [digit * 10.0**power for power in range(-4, 7) for digit in (1, 2, 5)]
+    near = {value for value in values if least / 3 < value < most * 3}
+    if least < most and sum(least <= value <= most for value in near) < 3:
+        step = max((value for value in values if value <= (most - least) / 2), default=values[0])
+        middle = round((least + most) / 2 / step)
+        near |= {step * number for number in range(max(1, middle - 5), middle + 6)}  # the files span 2 to 5 steps
+    ticks = sorted({_rounded(value) for value in near})
+    return {"tickvals": ticks, "ticktext": [f"{value:g}" for value in ticks]}
 
 
 def _front(shown: list[ModelFile]) -> dict:
