@@ -18,6 +18,7 @@ from scripts_as_modules import load_script
 from segdistill import params_file
 from segdistill.cli import app
 from segdistill.errors import InputError
+from segdistill.summary import summarise, write_summary
 from segdistill.synthetic import render_frame
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,6 +58,27 @@ def test_show_prints_every_run(tmp_path, monkeypatch):
     done = call("show")
     assert done.exit_code == 0, done.output
     assert all(run in done.output for run in params.runs)
+
+
+def test_figures_of_other_settings_are_not_passed_off_as_those_of_params(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    params, metrics = sweep_params(), write_metrics(tmp_path / "metrics")
+    write_summary(summarise(params, metrics), metrics)
+    monkeypatch.setattr(params_file, "load_params", lambda *_: params)
+    assert "warning" not in call("show").stderr
+    changed = params.runs["a03"].model_copy(update={"alpha": 0.9})
+    edited = params.model_copy(update={"runs": params.runs | {"a03": changed}})
+    monkeypatch.setattr(params_file, "load_params", lambda *_: edited)
+    for arguments in (["show"], ["show", "--markdown"], ["compare", "vanilla", "a03"]):
+        done = call(*arguments)
+        assert done.exit_code == 0, done.output
+        assert "params.yaml was changed since the figures of a03 were computed" in done.stderr
+    assert "warning" not in call("compare", "vanilla", "light").stderr
+    done = call("track")
+    assert done.exit_code == 1
+    assert "figures of a03" in done.stderr
+    assert not (tmp_path / "mlflow.db").exists(), "no row with settings that its figures are not of"
 
 
 def test_a_port_in_use_is_one_line(tmp_path, monkeypatch):

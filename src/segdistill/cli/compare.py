@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -76,13 +77,17 @@ def compare(
     with told_plainly():
         from segdistill.compare import compare_runs
         from segdistill.compare.tables import markdown, print_comparison
+        from segdistill.summary.changed import changed_runs
 
-        comparison = compare_runs(load_params(), METRICS, runs)
+        params = load_params()
+        comparison = compare_runs(params, METRICS, runs)
         differences = _differences(runs, precision, out, threads) if pixels or out else []
     if as_markdown:
         print(markdown(comparison, differences))
     else:
         print_comparison(comparison, differences)
+    if changed := changed_runs(params, METRICS, runs):
+        print(f"warning: {changed}", file=sys.stderr)
 
 
 def _differences(runs: list[str], precision: Precision, out: Path | None, threads: int) -> list:

@@ -20,13 +20,17 @@ def show(as_markdown: Annotated[bool, typer.Option("--markdown", help="as Markdo
     from segdistill.params_file import load_params
     from segdistill.report.terminal import markdown, print_summary
     from segdistill.summary import summarise
+    from segdistill.summary.changed import changed_runs
 
     with told_plainly():
-        summary = summarise(load_params(), METRICS)
+        params = load_params()
+        summary = summarise(params, METRICS)
     if as_markdown:
         print(markdown(summary))
     else:
         print_summary(summary, REPORT)
+    if changed := changed_runs(params, METRICS, params.runs):
+        print(f"warning: {changed}", file=sys.stderr)
 
 
 def track() -> None:
@@ -35,11 +39,15 @@ def track() -> None:
     The store is MLFLOW_TRACKING_URI, else tracking.uri of params.yaml, else mlflow.db in this folder.
     """
     from segdistill.params_file import load_params
+    from segdistill.summary.changed import changed_runs
     from segdistill.tracking import track as bring_in
     from segdistill.tracking.store import find_store
 
     with told_plainly():
         params = load_params()
+        # MLflow would keep a row of figures with settings that they are not of.
+        if changed := changed_runs(params, METRICS, params.runs):
+            raise InputError(changed)
     if not bring_in(params, METRICS):
         raise typer.Exit(1)
     print(f"what {METRICS}/ holds is in MLflow: {find_store(params.tracking.uri).name}")
