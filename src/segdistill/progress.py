@@ -79,9 +79,10 @@ class Progress:
 
     def _tell(self) -> None:
         self._told_s = time.monotonic()
-        left_s = (self.total - self.done) / max(self.per_s, 1e-9)
-        rate = f"{self.per_s:.1f} {self.unit}s/s, {left_s:.0f} s left"
-        print(f"{self.name}: {self.unit} {self.done}/{self.total}, {rate}", file=sys.stderr)
+        rate = ""
+        if self.done > self.first:  # else nothing is known of its pace
+            rate = f", {self.per_s:.1f} {self.unit}s/s, {(self.total - self.done) / self.per_s:.0f} s left"
+        print(f"{self.name}: {self.unit} {self.done}/{self.total}{rate}", file=sys.stderr)
 
 
 def _bar():

@@ -196,11 +196,13 @@ def test_two_inputs_for_one_output_are_refused(files, street):
     assert "predictions/overlay/a_overlay.jpg: of both a.png and pictures/a.png" in result.stderr
 
 
-def test_predicting_a_folder_twice_does_not_predict_the_outputs(files, street):
-    done(".", "--model", files.float32, "--write", "color")
-    before = list(written(street / "predictions"))
-    done(".", "--model", files.float32, "--write", "color", "--overwrite")
-    assert list(written(street / "predictions")) == before
+@pytest.mark.parametrize("out", ["predictions", "."])
+def test_predicting_a_folder_twice_does_not_predict_the_outputs(out, files, street):
+    arguments = (".", "--out", out, "--model", files.float32, "--write", "color,label-ids")
+    done(*arguments)
+    before = list(written(street))
+    done(*arguments, "--overwrite")
+    assert list(written(street)) == before
 
 
 def test_without_a_model_the_one_to_ship_is_taken(files, street):
@@ -294,6 +296,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(files, street):
     assert result.exit_code == 1
     assert "out" in result.stderr
     assert "Traceback" not in result.output
+    assert "s left" not in result.stderr, "nothing is known of a pace at which nothing was done"
 
 
 def test_nothing_half_written_is_left_when_the_disk_is_full(files, street, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 
@@ -116,6 +117,12 @@ def test_what_is_no_picture_is_refused_by_name(content, reason, tmp_path):
 def test_a_folder_named_like_a_picture_is_refused_by_name(tmp_path):
     (tmp_path / "a.png").mkdir()
     with pytest.raises(InputError, match=r"a\.png: Is a directory"):
+        read_picture(tmp_path / "a.png")
+
+
+def test_a_pipe_named_like_a_picture_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"a\.png: a pipe, no file"):
         read_picture(tmp_path / "a.png")
 
 

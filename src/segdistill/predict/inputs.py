@@ -9,6 +9,7 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from segdistill.errors import raise_together
+from segdistill.predict import KINDS
 from segdistill.predict.pictures import SUFFIXES
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
@@ -29,7 +30,8 @@ class Source(NamedTuple):
 def find_sources(inputs: Sequence[str], out: Path) -> list[Source]:
     """Everything that `inputs` names, sorted within each, none twice.
 
-    Folders are searched with all that is below them, for pictures only, and but for `out` and what is hidden.
+    Folders are searched with all that is below them, for pictures only, and but for `out` and what is hidden. Where
+    `out` is such a folder itself, what was written to it is left out.
 
     Raises:
         InputError: an input that is not there, holds no picture, or is neither a picture nor a video; all of them.
@@ -70,8 +72,9 @@ def _sources_of_path(path: Path, out: Path, faults: list[str]) -> Iterator[Sourc
 
 
 def _pictures_below(folder: Path, out: Path) -> Iterator[Path]:
+    written = {out, *(out / kind for kind in KINDS)}
     for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if name[0] != "." and (Path(parent) / name).resolve() != out]
+        folders[:] = [name for name in folders if name[0] != "." and (Path(parent) / name).resolve() not in written]
         for name in files:
             if name[0] != "." and Path(name).suffix.lower() in SUFFIXES:
                 yield Path(parent) / name

@@ -30,6 +30,8 @@ def read_picture(path: str | Path, *, any_size: bool = False) -> Image.Image:
         InputError: no such picture, a damaged one, or one of more than 8 bits a channel.
     """
     try:
+        if Path(path).is_fifo():  # it would be waited for
+            raise InputError("a pipe, no file")
         with Path(path).open("rb") as stream, _pixel_limit(any_size):
             return _upright_rgb(Image.open(stream, formats=("PNG", "JPEG")))
     except InputError as error:

@@ -41,7 +41,7 @@ def measure(model: Model, paths: Sequence[Path], tiling: Tiling | None = None) -
     sizes = sorted({f"{picture.height}x{picture.width}" for picture in pictures})
     lines = [
         f"{model.path}, threads {model.threads}, batch 1",
-        f"{len(pictures)} pictures of {', '.join(sizes)} pixels{_said(tiling)}",
+        f"{len(pictures)} picture{'s' if len(pictures) > 1 else ''} of {', '.join(sizes)} pixels{_said(tiling)}",
         f"{ROUNDS} rounds after {WARMUP_ROUNDS} of warm-up that are not counted",
         ", ".join([processor(), *(f"{name} {v}" for name, v in package_versions("onnxruntime", "torch").items())]),
     ]
