@@ -115,7 +115,7 @@ def test_a_changed_alpha_reruns_its_run_and_what_compares(done):
 
 # Commands of the documents that are not run here, and what stands in for them.
 NOT_RUN = re.compile(
-    r"git clone|source |open |mv |cp profiles/"  # the copy is the clone, with params of fewer steps
+    r"git (clone|commit)|source |open |mv |cp profiles/"  # the copy is the clone, with params of fewer steps
     r"|make (test|ui|bench|\.venv|pull-request)"  # these tests, a server, half an hour; pull-request is tested below
 )
 
@@ -141,6 +141,7 @@ def test_the_commands_of_the_documents_work(done, name):
         said[command] = called.stdout
     experiment = said["dvc exp run -S runs.a03-lr01.alpha=0.5"]
     assert set(RUNNING.findall(experiment)) <= stages_of("a03-lr01") | {"benchmark", "report"}
+    assert "up to date" in said.get("dvc status", "up to date"), "what was committed is back, whole"
     assert "ship" in next(
         text.lower() for command, text in said.items() if "show" in command or "make repro" in command
     )
