@@ -114,14 +114,20 @@ def train_net(
 
     what_matters = (settings.model_dump(), lr, seed, facts, start, teaching and teaching.manifest)
     what_matters += (params.evaluation.pictures > 0,)
-    # The code itself, because its version says nothing of an edit: half a training by each would be neither's.
-    by = (package_versions("torch", "numpy"), code_hash())
-    where = (str(compute.device), str(compute.dtype), compute.threads)
     phase, run = name.split("/") if "/" in name else ("train", name)
     with (
-        Scratch(name, settings_hash(what_matters, by, where)) as scratch,
+        Scratch(name, _state_key(what_matters, compute)) as scratch,
         followed(run, phase, scratch.folder / CURVE_FILE, enabled=params.tracking.live),
     ):
         watch = watch_of(params, data, settings, scratch.folder / PICTURES)
         watch.picture_start(net)
         return train(Job(name, net, crops, settings, lr, compute, distillation, watch), scratch), scratch
+
+
+def _state_key(settings: tuple, compute: Compute) -> str:
+    """A hash of all that a saved state is of: a training goes on from one with the same key only.
+
+    It covers the code itself, whose version says nothing of an edit: half a training by each would be neither's.
+    """
+    by = (package_versions("torch", "numpy"), code_hash())
+    return settings_hash(settings, by, (str(compute.device), str(compute.dtype), compute.threads))
