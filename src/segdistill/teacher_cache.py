@@ -16,7 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from segdistill.checkpoint import load_net
 from segdistill.class_maps import ClassMapArchive
@@ -24,6 +24,7 @@ from segdistill.compute import Compute
 from segdistill.dataset import Split
 from segdistill.errors import InputError
 from segdistill.files import read_json
+from segdistill.nets.resize import upsample
 from segdistill.params import DrawnByParams
 from segdistill.provenance import file_sha256
 from segdistill.rng import Batches, view_origins
@@ -161,7 +162,24 @@ class Teaching:
         return self.stored
 
     def live_teacher(self, compute: Compute) -> nn.Module | None:
-        """The teacher itself, in eval mode, for `online`; None for the kinds whose logits are stored."""
+        """The teacher itself, in eval mode, for `online`; None for the kinds whose logits are stored.
+
+        Its logits come on the grid on which they would be stored, so that students of all kinds compare alike.
+        """
         if self.kind != "online":
             return None
-        return compute.place(load_net(self.folder / WEIGHTS)[0]).eval()
+        return _OnStoredGrid(compute.place(load_net(self.folder / WEIGHTS)[0]), self.facts["stride"]).eval()
+
+
+class _OnStoredGrid(nn.Module):
+    """A network whose logits are resized, as `teacher_logits` does, to one cell for `stride` pixels each way."""
+
+    def __init__(self, net: nn.Module, stride: int) -> None:
+        super().__init__()
+        self.net, self.stride = net, stride
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """images_BCHW -> logits_BChw, float32."""
+        grid = tuple(-(-side // self.stride) for side in images_BCHW.shape[-2:])
+        logits = self.net(images_BCHW).float()
+        return logits if tuple(logits.shape[-2:]) == grid else upsample(logits, grid)

@@ -161,6 +161,16 @@ def test_a_coarser_stride_stores_a_smaller_grid(opened, tmp_path):
     assert floats(teaching).shape == (6, 4, 6, CLASSES)
 
 
+def test_the_live_teacher_speaks_on_the_grid_of_the_stored_logits(opened, tmp_path):
+    facts = facts_of(opened.split, stride=8)  # the network's own is 4
+    for kind, dtype in (("views", "float32"), ("online", "float16")):
+        build_cache(kind, tmp_path / kind, opened.split, facts, logits_params(dtype, stride=8), COMPUTE)
+    live = Teaching("online", facts, tmp_path / "online").live_teacher(COMPUTE)
+    spoken = live_logits(live, all_views(opened.split, facts)).permute(0, 2, 3, 1).numpy()
+    stored = stored_logits(Teaching("views", facts, tmp_path / "views"))
+    np.testing.assert_allclose(spoken.reshape(stored.shape), stored, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "uint8"])
 def test_the_same_teacher_gives_the_same_bytes(opened, tmp_path, dtype):
     for name in ("one", "two"):
