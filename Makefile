@@ -31,12 +31,12 @@ ui: .venv/.installed  ## open the MLflow UI on http://127.0.0.1:5000
 test: .venv/.installed  ## run all tests
 	OMP_NUM_THREADS=1 pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-# The peer that some rows measure comes on top of the locked packages, and changes none of them.
-.venv/.peer: .venv/.installed
+# The peers that some rows measure come on top of the locked packages, and change none of them.
+.venv/.peers: .venv/.installed
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --no-build-isolation --editable ".[bench]"
 	@touch $@
 
-bench: .venv/.peer  ## measure the claims about speed, in about 30 minutes; let nothing else run
+bench: .venv/.peers  ## measure the claims about speed, in about 30 minutes; let nothing else run
 	python benchmarks/run.py
 
 lint: .venv/.installed  ## check style and the code deps in dvc.yaml

@@ -70,7 +70,7 @@ def measure(quick: bool) -> tuple[dict, list[Row]]:
             conditions["mixed_blocks"][arch] = mixed_blocks(OnnxPredictor(files["float32"], threads).classes(frames))
         conditions["p50_ms"][arch] = {name: round(float(np.median(taken)), 1) for name, taken in taken_ms.items()}
         rows += _rows(arch, taken_ms)
-    conditions["peers"] = package_versions("segmentation-models-pytorch") or "none installed"
+    conditions["peers"] = package_versions("segmentation-models-pytorch", "openvino") or "none installed"
     return conditions, rows
 
 
@@ -117,6 +117,8 @@ def _calls(net: nn.Module, arch: str, frames: np.ndarray, folder: Path, threads:
     calls |= {precision: OnnxPredictor(file, threads).classes for precision, file in files.items()}
     if arch == STUDENT and importlib.util.find_spec("segmentation_models_pytorch"):
         calls |= _smp_calls(frames, folder, threads)
+    if arch == STUDENT and importlib.util.find_spec("openvino"):
+        calls |= _openvino_calls(files, frames.shape[1:], threads)
     return calls, files
 
 
@@ -149,6 +151,23 @@ def _smp_calls(frames: np.ndarray, folder: Path, threads: int) -> dict[str, Call
         return torch.from_numpy(session.run(None, {"pixels": pixels})[0]).argmax(1).to(torch.uint8).numpy()
 
     return {"smp eager": eager(net, torch.contiguous_format), "smp onnx": exported}
+
+
+def _openvino_calls(files: dict[str, Path], frame_HW3: tuple[int, ...], threads: int) -> dict[str, Call]:
+    """Our files run by OpenVINO, at one size, as it prefers; bfloat16 is emulated where the processor has none."""
+    import openvino
+
+    core = openvino.Core()
+
+    def compiled(precision: str, hint: str) -> Call:
+        model = core.read_model(files[precision])
+        model.reshape([1, *frame_HW3])
+        settings = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+        request = core.compile_model(model, "CPU", settings).create_infer_request()
+        return lambda image_1HW3: request.infer({0: image_1HW3})["classes"]
+
+    ways = {"float32": ("float32", "f32"), "bfloat16": ("float32", "bf16"), "int8": ("int8", "f32")}
+    return {f"openvino {name}": compiled(*way) for name, way in ways.items()}
 
 
 def _rows(arch: str, taken_ms: dict[str, np.ndarray]) -> list[Row]:

@@ -42,7 +42,13 @@ def measured(part: str, quick: bool) -> dict:
     conditions, rows = importlib.import_module(part).measure(quick)
     taken_s = round(time.perf_counter() - started)
     print(f"{part}: {taken_s} s, load average {os.getloadavg()[0]:.1f}", flush=True)
-    return {"conditions": conditions | {"measured_in_s": taken_s}, "rows": [row._asdict() for row in rows]}
+    # Of this part: the others may stand there from an earlier revision.
+    conditions |= {"measured_in_s": taken_s, "git_revision": git_revision(), "date": today()}
+    return {"conditions": conditions, "rows": [row._asdict() for row in rows]}
+
+
+def today() -> str:
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
 def machine() -> dict:
@@ -52,7 +58,7 @@ def machine() -> dict:
         "threads": len(os.sched_getaffinity(0)),
         "versions": package_versions("torch", "torchvision", "onnxruntime", "numpy", "pillow", "dvc", "segdistill"),
         "git_revision": git_revision(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "date": today(),
     }
 
 
