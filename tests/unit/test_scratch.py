@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -50,6 +53,26 @@ def test_a_cleared_state_is_forgotten(tmp_path):
         scratch.save({"step": 1})
         scratch.clear()
         assert scratch.load() is None
+
+
+def test_a_process_that_is_killed_while_it_saves_leaves_the_state_before(tmp_path, capsys):
+    with Scratch(JOB, "key", tmp_path) as scratch:
+        scratch.save({"step": 1})
+        child = os.fork()
+        if child == 0:
+            try:
+                # The kernel kills whoever writes beyond the limit, with what came before it on disk.
+                signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+                resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+                resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+                scratch.save({"step": 2, "net": torch.zeros(10_000)})
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGXFSZ
+        assert scratch.load() == {"step": 1}
+        assert capsys.readouterr().err == ""
+        scratch.save({"step": 3})
+        assert [path.name for path in scratch.folder.iterdir()] == ["state.pt"]
 
 
 @pytest.mark.parametrize("damage", [lambda whole: whole[: len(whole) // 2], lambda _: b"", lambda _: b"no state"])
