@@ -26,11 +26,11 @@ _LOGITS = "logits"
 def write_in_one_file(source: str | Path, out: Path) -> None:
     """Copy an ONNX file, together with the weights that exporters put into other files beside it."""
     try:
-        model = onnx.load(source, load_external_data=False)
-        if not any(tensor.external_data for tensor in model.graph.initializer):
+        model = onnx.load(source)
+        if model == onnx.load(source, load_external_data=False):  # whatever in it may lie elsewhere
             shutil.copyfile(source, out)
-            return
-        out.write_bytes(onnx.load(source).SerializeToString())
+        else:
+            out.write_bytes(model.SerializeToString())
     except Exception as error:  # protobuf and onnx raise nearly anything, and only ValueError beyond 2 GB
         raise InputError(f"{source}: cannot be copied with its weights ({_gist(error)})") from None
 

@@ -163,6 +163,22 @@ def test_weights_in_other_files_come_along(tmp_path):
     assert (tmp_path / "kept" / "one.onnx").read_bytes() == (tmp_path / "kept" / "two.onnx").read_bytes()
 
 
+def test_constants_in_other_files_come_along(tmp_path):
+    given = model(weights(70))
+    constants = [
+        onnx.helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in given.graph.initializer
+    ]
+    nodes = [*constants, *given.graph.node]
+    del given.graph.initializer[:], given.graph.node[:]
+    given.graph.node.extend(nodes)
+    elsewhere = {"save_as_external_data": True, "size_threshold": 0, "location": "w.data", "convert_attribute": True}
+    onnx.save(given, tmp_path / "t.onnx", **elsewhere)
+    expected = opened(tmp_path / "t.onnx", classes=70).logits(IMAGES)
+    (tmp_path / "kept").mkdir()
+    write_in_one_file(tmp_path / "t.onnx", tmp_path / "kept" / "t.onnx")
+    assert torch.equal(opened(tmp_path / "kept" / "t.onnx", classes=70).logits(IMAGES), expected)
+
+
 def test_a_file_without_its_weights_is_refused(tmp_path):
     onnx.save(model(weights(70)), tmp_path / "t.onnx", save_as_external_data=True, size_threshold=0, location="w.data")
     (tmp_path / "w.data").unlink()
