@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -39,9 +40,17 @@ class FolderTree:
         return sorted(file.relative_to(self.folder).as_posix() for file in files)
 
     def read(self, name: str) -> bytes:
-        with (self.folder / name).open("rb") as file:
+        with open(self.folder / name, "rb", opener=_without_waiting) as file:
+            facts = os.fstat(file.fileno())
+            if not stat.S_ISREG(facts.st_mode):
+                raise InputError("no file, but a pipe or a device")
             # Of its own size: memory for the largest file allowed would take longer to get than the file to read.
-            return file.read(min(os.fstat(file.fileno()).st_size, MAX_FILE_BYTES) + 1)
+            return file.read(min(facts.st_size, MAX_FILE_BYTES) + 1)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Opens a file; a named pipe would wait for who writes into it, for ever."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _is_there(folder: Path) -> bool:

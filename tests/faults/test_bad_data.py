@@ -5,7 +5,10 @@ What the library makes of faults that come together is told in unit/test_prepare
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,6 +51,16 @@ def looping(name: str):
             shutil.rmtree(path)
         path.unlink(missing_ok=True)
         path.symlink_to(path)
+
+    return change
+
+
+def in_place_of(name: str, make: Callable[[Path], object]):
+    """A change that removes the file `name` and calls `make` with its path."""
+
+    def change(city: Project) -> None:
+        city.path(name).unlink()
+        make(city.path(name))
 
     return change
 
@@ -140,6 +153,11 @@ FRAMES = {
     ),
     "city with an umlaut": (named_muenchen, ["'münchen_000000_000019' does not follow <city>_<sequence>_<frame>"]),
     "file that links to itself": (looping(IMAGE), [IMAGE, "symbolic links"]),
+    "named pipe": (in_place_of(IMAGE, os.mkfifo), [f"{IMAGE}: no file, but a pipe or a device"]),
+    "device": (
+        in_place_of(LABEL, lambda path: path.symlink_to(os.devnull)),
+        [f"{LABEL}: no file, but a pipe or a device"],
+    ),
     "city that links to itself": (
         in_both_halves(looping, "raw/leftImg8bit/train/bochum", "raw/gtFine/train/bochum"),
         ["raw/leftImg8bit/train/bochum: a link that leads nowhere"],
