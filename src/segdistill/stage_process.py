@@ -62,7 +62,8 @@ def _end_with_dvc() -> None:
 def _dvc() -> int:
     """The process that runs us: our parent, or its parent where that is a shell that does not replace itself."""
     parent = Path(f"/proc/{os.getppid()}")
-    is_shell = (parent / "comm").read_text().strip() in _SHELLS
+    # The system keeps 15 letters of a name; DVC takes the shell of the environment, whatever its name is.
+    is_shell = (parent / "comm").read_text().strip() in (*_SHELLS, Path(os.environ.get("SHELL", "")).name[:15])
     return int((parent / "stat").read_text().rsplit(")", 1)[1].split()[1]) if is_shell else int(parent.name)
 
 

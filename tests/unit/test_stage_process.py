@@ -73,6 +73,21 @@ def test_a_stage_ends_with_the_dvc_that_started_it(tmp_path, shell):
 
 
 @on_linux
+def test_a_stage_ends_with_its_dvc_whatever_the_shell_is_called(tmp_path):
+    shell, folder = tmp_path / "a-shell-of-ones-own", tmp_path / "folder"
+    shell.symlink_to("/bin/sh")
+    folder.mkdir()
+    in_shell = [str(shell), "-c", '"$@"; exit', "sh", sys.executable, "-c", STAGE, str(folder)]
+    command, environment = [sys.executable, "-c", STARTER, *in_shell], os.environ | {"SHELL": str(shell)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as dvc:
+        stage = int(dvc.stdout.readline().split()[1])
+        dvc.kill()
+    wait_for_the_end(stage)
+    assert list(folder.iterdir()) == []
+
+
+@on_linux
 @shells
 def test_a_stage_whose_dvc_was_killed_while_python_started_does_no_work(tmp_path, shell):
     command = [sys.executable, "-c", STARTER, *shell, sys.executable, "-c", STARTING + STAGE, str(tmp_path)]
