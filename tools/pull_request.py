@@ -48,10 +48,23 @@ def called(*command: str, cwd: Path = Path(), shown: bool = False) -> str:
 def run_pipeline(folder: Path, profile: str | None) -> str:
     """Run what is not restored in `folder`; a sentence that says how many stages that were."""
     if profile:
-        shutil.copyfile(folder / "profiles" / f"{profile}.yaml", folder / "params.yaml")
+        take_profile(folder, profile)
     said = called("dvc", "repro", cwd=folder, shown=True)
     ran, restored = RAN.findall(said), RESTORED.findall(said)
     return f"{len(ran)} stages ran, {len(restored)} were restored"
+
+
+def take_profile(folder: Path, profile: str) -> None:
+    """Make params.yaml the profile of that name.
+
+    Raises:
+        CommandError: it holds what neither git nor a profile has, and would be lost.
+    """
+    params, profiles = folder / "params.yaml", folder / "profiles"
+    edited = called("git", "status", "--porcelain", "--", "params.yaml", cwd=folder).strip()
+    if edited and params.read_bytes() not in [path.read_bytes() for path in profiles.glob("*.yaml")]:
+        raise CommandError("params.yaml: has changes that the profile would replace; commit them, or name no profile")
+    shutil.copyfile(profiles / f"{profile}.yaml", params)
 
 
 def run_base(base: str, profile: str | None) -> str:
