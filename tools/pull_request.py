@@ -87,6 +87,11 @@ def remove_base() -> None:
     called("git", "worktree", "prune")
 
 
+def moved(table: str) -> str:
+    """What `dvc metrics diff --md` printed, or a word where it has no rows below its two lines of head."""
+    return table.strip() if len(table.strip().splitlines()) > 2 else "None."
+
+
 def page(how: str, base: str, difference: str) -> str:
     """The Markdown: the report's answer and table, and the figures that moved."""
     head = called("git", "rev-parse", "--short", "HEAD").strip()
@@ -96,8 +101,7 @@ def page(how: str, base: str, difference: str) -> str:
             "",
             called("segdistill", "show", "--markdown").strip(),
             "",
-            "<details><summary>Figures that moved against "
-            f"{base}</summary>\n\n{difference.strip() or 'None.'}\n\n</details>",
+            f"<details><summary>Figures that moved against {base}</summary>\n\n{difference}\n\n</details>",
             "",
         ]
     )
@@ -113,7 +117,7 @@ def main() -> None:
         how = run_pipeline(Path(), arguments.profile)
         try:
             commit = run_base(arguments.base, arguments.profile)
-            difference = called("dvc", "metrics", "diff", "--md", "--targets", SUMMARY, "--", commit)
+            difference = moved(called("dvc", "metrics", "diff", "--md", "--targets", SUMMARY, "--", commit))
         except (CommandError, OSError) as error:  # a base that does not run is no fault of the change
             difference = f"The base could not be run: {error}"
         finally:

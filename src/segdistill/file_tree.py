@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -63,8 +64,8 @@ def _is_there(folder: Path) -> bool:
 class ZipTree:
     """`leftImg8bit/` or `gtFine/` inside its official zip, read in place.
 
-    InputError when the file is no zip, when any member of it would lie outside the archive's own folder, or when it
-    would burst open to more than a zip of PNGs can hold.
+    InputError when the file is no zip, when any member of it would lie outside the archive's own folder, when two bear
+    one name, or when it would burst open to more than a zip of PNGs can hold.
     """
 
     def __init__(self, path: Path, top: str):
@@ -76,6 +77,10 @@ class ZipTree:
         members = self.archive.infolist()
         outside = (f"{path}: {printable(member.filename)}" for member in members if _lies_outside(member))
         raise_together(outside, "zip members with an absolute path or '..' are refused")
+        doubled = [name for name, times in Counter(self.archive.namelist()).items() if times > 1]
+        raise_together(
+            (f"{path}: {printable(name)}" for name in doubled), "zips with several members of one name are refused"
+        )
         raise_together(_bombs(path, members), "zips that burst open are refused")
 
     def __reduce__(self):

@@ -52,6 +52,13 @@ def test_zip_members_that_lie_outside_are_refused(city, zipped, refused, name):
     refused("prepare", [f"zips/{cityscapes.LABEL_ZIP}: {name}", "an absolute path or '..' are refused"])
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_two_members_of_one_name_are_refused(city, zipped, refused):
+    zipped.writestr(MEMBER, b"")
+    zipped.close()
+    refused("prepare", [f"zips/{cityscapes.LABEL_ZIP}: {MEMBER}", "several members of one name are refused"])
+
+
 def test_a_member_that_bursts_open_is_refused(city, zipped, refused):
     zipped.writestr("gtFine/train/jena/jena_000000_000019_gtFine_labelIds.png", bytes(32 * MIB))
     zipped.close()

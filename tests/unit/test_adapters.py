@@ -67,6 +67,8 @@ def test_load_state_takes_the_public_forms(state, wrapper, prefix):
         ),
         (lambda s: s.update({"backbone.weight": 3.0}), "'backbone.weight' holds a float"),
         (lambda s: s.clear(), "holds nothing"),
+        (lambda s: s["backbone.weight"].view(-1)[5:6].fill_(torch.nan), "1 spoilt: backbone.weight"),
+        (lambda s: s.update({"backbone.weight": s["backbone.weight"] + 1j}), "1 spoilt: backbone.weight"),
     ],
 )
 def test_load_state_names_what_does_not_fit(state, change, told):

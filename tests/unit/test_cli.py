@@ -170,6 +170,13 @@ def test_comparing_a_profile_does_not_replace_edited_params(tmp_path):
     assert params.read_text() == "tiny\n"
 
 
+def test_a_change_that_moves_nothing_is_told_in_a_word():
+    head = "| Path | Metric | HEAD | workspace | Change |\n|---|---|---|---|---|\n"
+    moved = tool("pull_request").moved
+    assert moved("") == moved(head) == "None."
+    assert moved(head + "| a | b | 1 | 2 | 1 |\n").endswith("| 1 | 2 | 1 |")
+
+
 def test_the_default_profile_is_what_a_clone_starts_with():
     assert (ROOT / "params.yaml").read_text() == (ROOT / "profiles/default.yaml").read_text()
 

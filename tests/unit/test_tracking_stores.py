@@ -14,7 +14,7 @@ import pytest
 from segdistill.params_file import load_params
 from segdistill.tracking import track
 from segdistill.tracking.store import find_store, locked, without_passwords
-from sweep_on_disk import FIGURES, enter_sweep
+from sweep_on_disk import FIGURES, RUNS, enter_sweep, write_params
 
 
 @pytest.fixture
@@ -66,6 +66,13 @@ def test_a_store_that_fails_costs_one_line(home, bad_address, monkeypatch, capfd
     assert err.startswith("warning: MLflow at ")
     assert "segdistill track" in err
     assert "secret" not in err
+
+
+@pytest.mark.parametrize("uri", ["sqlite://", "sqlite:///:memory:"])
+def test_a_store_that_would_not_last_is_a_warning(home, uri, capfd):
+    write_params(RUNS, uri=uri)
+    assert not track(load_params(), Path("metrics"))
+    assert "a database in memory ends with the command; allowed is sqlite:///FILE" in capfd.readouterr().err
 
 
 def test_the_whole_effort_is_bounded(home, monkeypatch, capfd):

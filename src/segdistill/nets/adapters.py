@@ -74,6 +74,9 @@ def load_state(net: nn.Module, state_dict: Mapping[str, Any], source: str) -> No
     unexpected = [key for key in found if key not in wanted]
     misshapen = [key for key in wanted if key in found and found[key].shape != wanted[key].shape]
     if not (missing or unexpected or misshapen):
+        spoilt = [key for key, value in found.items() if _is_spoilt(value)]
+        if spoilt:
+            raise InputError(f"{source}: the weights are no finite real numbers\n{_listed('spoilt', spoilt)}")
         try:
             net.load_state_dict(found)
         except RuntimeError as error:  # of the right shape, but sparse, quantised or without values
@@ -134,6 +137,13 @@ def _state_dict(content: object, source: str) -> dict[str, Tensor]:
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise InputError(f"{source}: not a state dict: {key!r} holds a {type(value).__name__} instead of a tensor")
     return dict(content)
+
+
+def _is_spoilt(value: Tensor) -> bool:
+    """Is any of it NaN, infinite or complex? Tensors without plain values are told apart by torch."""
+    if value.layout != torch.strided or value.is_meta or value.is_quantized:
+        return False
+    return value.is_complex() or (value.is_floating_point() and not bool(torch.isfinite(value.float()).all()))
 
 
 def _listed(what: str, entries: list[str]) -> str:

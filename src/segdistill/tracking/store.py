@@ -75,7 +75,12 @@ def quiet_and_patient_for(timeout_s: int = 5) -> None:
 
 
 def check_reachable(store: Store) -> None:
-    """Raise OSError at once where nobody listens: MLflow would retry, and a database driver wait for minutes."""
+    """Raise OSError at once where nobody listens: MLflow would retry, and a database driver wait for minutes.
+
+    Raises ValueError for a store in memory, which would end with this process.
+    """
+    if store.uri.startswith("sqlite:") and store.sqlite is None:
+        raise ValueError("a database in memory ends with the command; allowed is sqlite:///FILE")
     parts = urlsplit(store.uri)
     port = parts.port or DEFAULT_PORTS.get(parts.scheme.partition("+")[0])
     if store.sqlite or not parts.hostname or not port or parts.scheme in urllib.request.getproxies():
