@@ -17,7 +17,7 @@ from segdistill.evaluate import evaluate, spread
 from segdistill.files import atomic_directory, write_json
 from segdistill.holdout import keep_pictures
 from segdistill.metrics_file import figures_on_disk
-from segdistill.nets.adapters import load_state
+from segdistill.nets.adapters import check_values, load_state
 from segdistill.nets.registry import build_to_load
 from segdistill.params import Params, is_onnx
 from segdistill.progress import write_curve
@@ -102,6 +102,7 @@ def _given(params: Params, table: ClassTable, file: str) -> TorchMember | Path:
         arch, output_stride = own.get("arch", arch), own.get("output_stride", output_stride)
     net = build_to_load(arch, len(table), output_stride)
     load_state(net, state, source=file)
+    check_values(state, source=file)
     return TorchMember(net, _facts(params, table, arch, output_stride))
 
 

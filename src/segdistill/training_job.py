@@ -14,7 +14,7 @@ from segdistill.dataset import PREPARED, open_split, read_classes, read_index
 from segdistill.errors import InputError
 from segdistill.follower import PICTURES, followed
 from segdistill.holdout import Watch
-from segdistill.nets.adapters import imagenet_backbone_state, load_state, read_torch_checkpoint
+from segdistill.nets.adapters import check_values, imagenet_backbone_state, load_state, read_torch_checkpoint
 from segdistill.nets.registry import build
 from segdistill.params import Params, TrainingParams
 from segdistill.provenance import code_hash, package_versions, settings_hash
@@ -54,7 +54,9 @@ def initial_net(arch: str, classes: int, output_stride: int, init: str, seed: in
     if init == "imagenet":
         load_state(net.backbone, imagenet_backbone_state(arch), source="torchvision's ImageNet weights")
     elif init != "random":
-        load_state(net, read_weights(init, path), source=init)
+        state = read_weights(init, path)
+        load_state(net, state, source=init)
+        check_values(state, source=init)
     return net
 
 

@@ -56,5 +56,5 @@ def test_the_champion_answers_a_picture_sent_as_json(tmp_path, monkeypatch):
             ask(port, [[[[0, 0, 256]]]])
     assert answer["predictions"].keys() == {"classes"}
     assert np.array_equal(answer["predictions"]["classes"], OnnxPredictor(CHAMPION, 1).classes(image_1HW3))
-    with pytest.raises(OSError, match="refused"):
+    with pytest.raises(OSError, match="refused|reset"):  # reset where the system has not yet noticed the end
         ask(port, [])

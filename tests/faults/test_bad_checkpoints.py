@@ -61,6 +61,11 @@ SAVED: dict[str, tuple[str, Callable[[State], object], list[str]]] = {
         lambda state: build_to_load("deeplabv3plus_mobilenet", CLASSES).state_dict(),
         ["best.pth: the weights do not fit the network", "unexpected"],
     ),
+    "not finite": (
+        "best.pth",
+        lambda state: state | {key: torch.full_like(value, torch.nan) for key, value in list(state.items())[:1]},
+        ["best.pth: the weights are no finite real numbers", "spoilt: "],
+    ),
     "no tensors": ("best.pth", lambda state: {"epoch": 3}, ["best.pth: not a state dict: 'epoch' holds a int"]),
     "a whole module": ("best.pth", lambda state: torch.nn.Conv2d(1, 1, 1), ["best.pth: not a checkpoint that can be"]),
 }

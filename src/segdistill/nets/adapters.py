@@ -64,6 +64,13 @@ def read_torch_checkpoint(path: str | Path) -> dict[str, Tensor]:
     return _state_dict(content, str(path))
 
 
+def check_values(state_dict: Mapping[str, Tensor], source: str) -> None:
+    """Raise an InputError naming `source` when a weight is complex, NaN or infinite."""
+    spoilt = [key for key, value in state_dict.items() if _is_spoilt(value)]
+    if spoilt:
+        raise InputError(f"{source}: the weights are no finite real numbers\n{_listed('spoilt', spoilt)}")
+
+
 def load_state(net: nn.Module, state_dict: Mapping[str, Any], source: str) -> None:
     """Load all of the weights of `net` from `state_dict`; an InputError naming `source` when any does not fit."""
     found = _state_dict(state_dict, source)
@@ -74,9 +81,6 @@ def load_state(net: nn.Module, state_dict: Mapping[str, Any], source: str) -> No
     unexpected = [key for key in found if key not in wanted]
     misshapen = [key for key in wanted if key in found and found[key].shape != wanted[key].shape]
     if not (missing or unexpected or misshapen):
-        spoilt = [key for key, value in found.items() if _is_spoilt(value)]
-        if spoilt:
-            raise InputError(f"{source}: the weights are no finite real numbers\n{_listed('spoilt', spoilt)}")
         try:
             net.load_state_dict(found)
         except RuntimeError as error:  # of the right shape, but sparse, quantised or without values
