@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from first_work import REACHED
 from rows import Row, ratio_row, seconds_in_turn
 
 ROOT = Path(__file__).resolve().parent.parent
 ROUNDS = 7
 TORCH = "import torch"
 RUN = ("--run", "taught")
+DONE = 77  # exit code of a bare import: no other end is taken for it
 
 # Stage, its arguments, and the call that begins its work.
 STAGES: dict[str, tuple[tuple[str, ...], str]] = {
@@ -75,12 +75,12 @@ class Workspace:
         """A call that starts `stage` and returns when it came to its first useful work."""
         command, first_work = self._command(stage), STAGES[stage][1]
         # prepare may read its first frame in a worker process, which then ends its parent.
-        return lambda: self._run(command, {"FIRST_WORK": first_work}, expected=(REACHED, -signal.SIGTERM))
+        return lambda: self._run(command, {"FIRST_WORK": first_work}, expected=(-signal.SIGKILL,))
 
     def bare(self, statement: str) -> Callable[[], None]:
         """A call that starts Python, does `statement` and ends as a measured stage does."""
-        command = [sys.executable, "-c", f"{statement}; import os; os._exit({REACHED})"]
-        return lambda: self._run(command, {}, expected=(REACHED,))
+        command = [sys.executable, "-c", f"{statement}; import os; os._exit({DONE})"]
+        return lambda: self._run(command, {}, expected=(DONE,))
 
     def _command(self, stage: str) -> list[str]:
         return [sys.executable, str(ROOT / "stages" / f"{stage.replace('-', '_')}.py"), *STAGES[stage][0]]
