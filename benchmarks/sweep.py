@@ -72,7 +72,7 @@ def measure(quick: bool) -> tuple[dict, list[Row]]:
     sizes = QUICK if quick else ON_CPU
     compute = choose("cpu", "auto", 0)
     ours = OurLoop(streets_on_disk(sizes.frame_px, sizes.frames), sizes, compute, default_settings())
-    costs = _costs(ours, steps=1, rounds=1, starts=1) if quick else _costs(ours, steps=3, rounds=5, starts=3)
+    costs = _costs(ours, steps=1, rounds=1, starts=1) if quick else _costs(ours, steps=3, rounds=15, starts=3)
     typical = costs.median()
     rows = [row for suffix in DATA_SETS for row in _rows(costs, suffix, sizes.batch)]
     conditions = {
