@@ -1,0 +1,29 @@
+"""The benchmarks that start stages and DVC still find what they start: a trial run of them, whose figures mean little."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+PARTS = ("startup", "dvc_cost")
+
+
+def test_they_run_and_write_their_rows(tmp_path):
+    (tmp_path / "docs").mkdir()
+    for page in ("README.md", "docs/benchmarks.md"):
+        shutil.copyfile(ROOT / page, tmp_path / page)
+    command = [sys.executable, str(ROOT / "benchmarks" / "run.py"), "--quick", "--only", *PARTS]
+    command += ["--out", str(tmp_path / "results.json"), "--documents", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert {row["part"] for row in results["rows"]} == set(PARTS)
+    assert all(row["value"] > 0 for row in results["rows"])
+    assert "12-report" in (tmp_path / "docs" / "benchmarks.md").read_text(encoding="utf-8")
