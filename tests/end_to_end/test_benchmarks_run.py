@@ -1,4 +1,4 @@
-"""The benchmarks that start stages and DVC still find what they start: a trial run of them, whose figures mean little."""
+"""The benchmarks that start stages and DVC find what they start: a trial run, whose figures mean little."""
 
 from __future__ import annotations
 
