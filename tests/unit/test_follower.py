@@ -19,7 +19,6 @@ from sweep_on_disk import (
     PREDICTED,
     RUNS,
     TRUTH,
-    enter_sweep,
     expected_points,
     line,
     logged_pictures,
@@ -29,11 +28,6 @@ from sweep_on_disk import (
     write_params,
     write_step_pictures,
 )
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return enter_sweep(tmp_path, monkeypatch)
 
 
 @pytest.mark.slow

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model_files import ModelFiles, random_net, smooth_frame
-from predicting import STEM, done, make_street, opened, written
+from model_files import random_net, smooth_frame
+from predicting import STEM, done, opened, written
 from segdistill.checkpoint import net_facts, save_net
 from segdistill.cityscapes import LABEL_ID_OF_TRAIN_ID, PALETTE
 from segdistill.class_table import ClassTable
@@ -23,16 +23,6 @@ from segdistill.predict.run import class_map
 from segdistill.predict.tiles import Tiling
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture
-def files(small_models) -> ModelFiles:
-    return small_models
-
-
-@pytest.fixture
-def street(tmp_path, monkeypatch) -> Path:
-    return make_street(tmp_path, monkeypatch)
 
 
 def test_a_folder_gives_three_files_per_picture_where_it_stood(files, street):

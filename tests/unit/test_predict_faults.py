@@ -9,23 +9,13 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from model_files import ModelFiles, random_net
-from predicting import STEM, call, done, make_street, written
+from model_files import random_net
+from predicting import STEM, call, done, written
 from segdistill.checkpoint import net_facts, save_net
 from segdistill.cli import app
 from segdistill.onnx_file import OnnxPredictor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture
-def files(small_models) -> ModelFiles:
-    return small_models
-
-
-@pytest.fixture
-def street(tmp_path, monkeypatch) -> Path:
-    return make_street(tmp_path, monkeypatch)
 
 
 def test_existing_outputs_are_refused_up_front_and_listed(files, street):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
 from segdistill.params_file import load_params
 from segdistill.tracking import track
 from segdistill.tracking.rows import read_curve, rows_on_disk
@@ -16,7 +14,6 @@ from sweep_on_disk import (
     PREDICTED,
     RUNS,
     TRUTH,
-    enter_sweep,
     expected_points,
     line,
     logged_pictures,
@@ -26,11 +23,6 @@ from sweep_on_disk import (
     write_params,
     write_step_pictures,
 )
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return enter_sweep(tmp_path, monkeypatch)
 
 
 def count(found: dict[str, list]) -> tuple[int, int]:

@@ -14,12 +14,7 @@ import pytest
 from segdistill.params_file import load_params
 from segdistill.tracking import track
 from segdistill.tracking.store import find_store, locked, without_passwords
-from sweep_on_disk import FIGURES, RUNS, enter_sweep, write_params
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return enter_sweep(tmp_path, monkeypatch)
+from sweep_on_disk import FIGURES, RUNS, write_params
 
 
 class Failing(http.server.BaseHTTPRequestHandler):
