@@ -15,17 +15,21 @@ def changed_runs(params: Params, metrics: Path, runs: Iterable[str]) -> str | No
 
     None where all are the same, or where nothing can be told: without a summary, or without figures.
     """
-    changed = [run for run in runs if run in params.runs and _changed(params, metrics, run)]
+    try:
+        written = read_json(metrics / "summary.json")["runs"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    changed = [run for run in runs if run in params.runs and _changed(params, metrics, run, written)]
     if not changed:
         return None
     named = ", ".join(changed)
     return f"params.yaml was changed since the figures of {named} were computed, with other settings; run: dvc repro"
 
 
-def _changed(params: Params, metrics: Path, run: str) -> bool:
+def _changed(params: Params, metrics: Path, run: str, written: dict) -> bool:
     try:
-        written = read_json(metrics / "summary.json")["runs"][run]["row_key"]
+        key = written[run]["row_key"]
         fingerprint = read_json(metrics / "runs" / run / "finetune.json")["data_fingerprint"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return written is not None and written != row_key(params, run, fingerprint)
+    return key is not None and key != row_key(params, run, fingerprint)
