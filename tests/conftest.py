@@ -11,6 +11,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 from png_decoders import DECODERS, decoding_with  # noqa: E402 - which lies beside this file
 
 
+@pytest.fixture(autouse=True)
+def _same_random_numbers():
+    """torch begins with another seed in every process."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
 @pytest.fixture(scope="module")
 def one_thread():
     """Inputs are small: more threads only get into each other's way, badly so on a busy machine."""

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from segdistill.errors import told_plainly
 
-# DVC runs a command through the user's shell. bash and zsh replace themselves by a lone command, dash does not.
-_SHELLS = ("sh", "dash", "ash", "bash", "zsh", "fish", "ksh")
+# Where DVC names the processes that run stages, and what they read and write.
+_LOCK = Path(".dvc/tmp/rwlock")
 
 
 @contextlib.contextmanager
@@ -47,32 +49,49 @@ def _end_with_dvc() -> None:
     """
     if sys.platform != "linux" or "DVC_STAGE" not in os.environ:
         return
+    running = _running_dvcs()
+    if running is None:
+        return
     try:
-        pid = _dvc()
-        if _adopts(pid):
-            raise ProcessLookupError
+        pid = _dvc_of(running)
         dvc = os.pidfd_open(pid)
-    except (ProcessLookupError, FileNotFoundError):  # it was killed while Python was starting
+        _dvc_of({pid})  # else it ended before we opened it, and its number may be another's by now
+    except ProcessLookupError:  # it was killed while Python was starting
         raise KeyboardInterrupt(signal.SIGTERM) from None
     except OSError:  # a kernel before 5.3
         return
     threading.Thread(target=_stop_after, args=(dvc,), daemon=True, name="waits for DVC").start()
 
 
-def _dvc() -> int:
-    """The process that runs us: our parent, or its parent where that is a shell that does not replace itself."""
-    parent = Path(f"/proc/{os.getppid()}")
-    # The system keeps 15 letters of a name; DVC takes the shell of the environment, whatever its name is.
-    is_shell = (parent / "comm").read_text().strip() in (*_SHELLS, Path(os.environ.get("SHELL", "")).name[:15])
-    return int((parent / "stat").read_text().rsplit(")", 1)[1].split()[1]) if is_shell else int(parent.name)
+def _running_dvcs() -> set[int] | None:
+    """The processes that run stages of this workspace, by the file in which DVC writes that down; None without it."""
+    here = Path.cwd()
+    lock = next((folder / _LOCK for folder in (here, *here.parents) if (folder / _LOCK).is_file()), None)
+    for _ in range(50 if lock else 0):
+        try:
+            held = json.loads(lock.read_text())
+            readers = [reader for readers in held.get("read", {}).values() for reader in readers]
+            return {holder["pid"] for holder in (*readers, *held.get("write", {}).values())}
+        except (OSError, ValueError):  # another DVC is writing it: not a whole JSON file for that moment
+            time.sleep(0.02)
+    return None
 
 
-def _adopts(pid: int) -> bool:
-    """Whether `pid` is no DVC but who takes the children of the dead."""
-    if pid == 0:  # the parent of a container's first process
-        return True
-    is_system = pid == 1 or Path(f"/proc/{pid}/comm").read_text().strip() == "systemd"
-    return is_system and os.getsid(pid) != os.getsid(0)  # in a container DVC itself may be process 1
+def _dvc_of(running: set[int]) -> int:
+    """That of the `running` processes from which we descend; whatever shells stand between.
+
+    Who adopts the children of the dead (init, a container's first process, a supervisor) is not among them.
+
+    Raises:
+        ProcessLookupError: there is none.
+    """
+    pid = os.getppid()
+    while pid not in running:
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+        except OSError:
+            raise ProcessLookupError from None
+    return pid
 
 
 def _stop_after(process: int) -> None:

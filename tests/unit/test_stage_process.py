@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from segdistill.stage_process import stage_process
+
 STAGE = """
 import os, sys, time
 from pathlib import Path
@@ -33,10 +35,26 @@ while not (Path(sys.argv[1]) / "go").exists():
 """
 # Starts a command as DVC does, and says what its stage says.
 STARTER = """
-import os, subprocess, sys
+import json, os, subprocess, sys
+os.makedirs(".dvc/tmp")
+with open(".dvc/tmp/rwlock", "w") as lock:
+    json.dump({"write": {"/x/out": {"pid": os.getpid(), "cmd": "dvc repro"}}}, lock)
 command = subprocess.Popen(sys.argv[1:], stdout=subprocess.PIPE, text=True, env=os.environ | {"DVC_STAGE": "x"})
 print(command.stdout.readline(), flush=True)
 command.wait()
+"""
+# Runs a command and takes the children of its dead, as the first process of a container or a CI system's runner does.
+ADOPTER = """
+import ctypes, os, subprocess, sys
+PR_SET_CHILD_SUBREAPER = 36
+assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+command = subprocess.Popen(sys.argv[1:])
+print(command.pid, flush=True)
+while True:
+    try:
+        os.wait()
+    except ChildProcessError:
+        break
 """
 
 
@@ -59,44 +77,59 @@ def test_a_stage_that_is_asked_to_stop_says_so_and_leaves_nothing_half(tmp_path,
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that another has ended")
 shells = pytest.mark.parametrize("shell", [[], ["sh", "-c", '"$@"; exit', "sh"]], ids=["replaced itself", "stays"])
+adopters = pytest.mark.parametrize("adopter", [[], [sys.executable, "-c", ADOPTER]], ids=["init", "another"])
 
 
 @on_linux
+@adopters
 @shells
-def test_a_stage_ends_with_the_dvc_that_started_it(tmp_path, shell):
-    command = [sys.executable, "-c", STARTER, *shell, sys.executable, "-c", STAGE, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as dvc:
-        stage = int(dvc.stdout.readline().split()[1])
-        dvc.kill()
-    wait_for_the_end(stage)
-    assert list(tmp_path.iterdir()) == []
-
-
-@on_linux
-def test_a_stage_ends_with_its_dvc_whatever_the_shell_is_called(tmp_path):
-    shell, folder = tmp_path / "a-shell-of-ones-own", tmp_path / "folder"
-    shell.symlink_to("/bin/sh")
+@pytest.mark.parametrize("kind", [STAGE, STARTING + STAGE], ids=["working", "starting"])
+def test_a_stage_ends_with_the_dvc_that_started_it(tmp_path, adopter, shell, kind):
+    """A stage whose DVC is killed while Python is starting does no work at all."""
+    folder = tmp_path / "folder"
     folder.mkdir()
-    in_shell = [str(shell), "-c", '"$@"; exit', "sh", sys.executable, "-c", STAGE, str(folder)]
-    command, environment = [sys.executable, "-c", STARTER, *in_shell], os.environ | {"SHELL": str(shell)}
+    dvc = [sys.executable, "-c", STARTER, *shell, sys.executable, "-c", kind, str(folder)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    with subprocess.Popen(command, env=environment, **pipes) as dvc:
-        stage = int(dvc.stdout.readline().split()[1])
-        dvc.kill()
-    wait_for_the_end(stage)
-    assert list(folder.iterdir()) == []
+    with subprocess.Popen([*adopter, *dvc], cwd=tmp_path, **pipes) as started:
+        dvc_pid = int(started.stdout.readline()) if adopter else started.pid
+        stage = int(started.stdout.readline().split()[1])
+        os.kill(dvc_pid, signal.SIGKILL)
+        (folder / "go").touch()
+        wait_for_the_end(stage)
+    assert [path.name for path in folder.iterdir()] == ["go"]
 
 
 @on_linux
-@shells
-def test_a_stage_whose_dvc_was_killed_while_python_started_does_no_work(tmp_path, shell):
-    command = [sys.executable, "-c", STARTER, *shell, sys.executable, "-c", STARTING + STAGE, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as dvc:
-        stage = int(dvc.stdout.readline().split()[1])
-        dvc.kill()
-    (tmp_path / "go").touch()
-    wait_for_the_end(stage)
-    assert [path.name for path in tmp_path.iterdir()] == ["go"]
+def test_a_stage_run_by_hand_in_a_stages_environment_is_left_alone(tmp_path):
+    """DVC writes down which of its processes run; without that file nothing is known, and nothing is stopped."""
+    command = [sys.executable, "-c", STAGE.replace("60", "1"), str(tmp_path)]
+    environment = os.environ | {"DVC_STAGE": "x"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "out" / "half").exists()
+
+
+@on_linux
+@pytest.mark.usefixtures("handlers_of_before")
+def test_a_lock_file_that_another_dvc_is_writing_is_read_again(tmp_path, monkeypatch, capsys):
+    lock = tmp_path / ".dvc/tmp/rwlock"
+    lock.parent.mkdir(parents=True)
+    lock.write_text("")
+    not_ours = '{"write": {"/x/out": {"pid": 4194305, "cmd": "dvc repro"}}}'  # a number above the highest there can be
+    monkeypatch.setattr("segdistill.stage_process.time.sleep", lambda seconds: lock.write_text(not_ours))
+    monkeypatch.setenv("DVC_STAGE", "x")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended, stage_process():
+        pytest.fail("it went to work")
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "error: stopped; dvc repro goes on with what is not finished\n"
+
+
+@pytest.fixture
+def handlers_of_before():
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
 
 
 def wait_for_the_end(stage: int) -> None:
