@@ -22,19 +22,19 @@ from rows import Row
 from streets import QUICK, streets_on_disk
 from torch import nn
 
-from segdistill.checkpoint import load_net
 from segdistill.cityscapes import CLASSES
-from segdistill.compute import Compute
-from segdistill.crops import CropBatches
-from segdistill.dataset import Split, open_split
-from segdistill.evaluate import TorchPredictor
+from segdistill.frames.dataset import Split, open_split
+from segdistill.frames.rng import Batches, view_origins
+from segdistill.frames.transforms import cut
+from segdistill.logits.stored_logits import quantised
+from segdistill.nets.checkpoint import load_net
+from segdistill.nets.compute import Compute
 from segdistill.nets.registry import build
-from segdistill.rng import Batches, view_origins
-from segdistill.scratch import Scratch
-from segdistill.stored_logits import quantised
+from segdistill.scoring.evaluate import TorchPredictor
 from segdistill.teacher_logits import logits_on_grid
-from segdistill.train_loop import Job, train
-from segdistill.transforms import cut
+from segdistill.training.crops import CropBatches
+from segdistill.training.scratch import Scratch
+from segdistill.training.train_loop import Job, train
 
 STRIDE, LEVELS = 4, 255
 COMPUTE = Compute(torch.device("cpu"), torch.float32, 1)

@@ -19,7 +19,7 @@ import numpy as np
 import yaml
 from rows import Row, ratio_row, seconds_in_turn
 
-from segdistill.files import write_text
+from segdistill.base.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("src", "stages", "dvc.yaml", ".gitignore", ".dvcignore", "checkpoints/README.md", "data/raw/README.md")

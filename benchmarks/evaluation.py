@@ -17,12 +17,12 @@ from streets import ON_CPU, QUICK, Sizes, streets_on_disk
 from torch import nn
 
 from segdistill.cityscapes import CLASSES, IGNORE
-from segdistill.class_maps import ClassMapArchive, write_archive
-from segdistill.compute import Compute, choose
-from segdistill.dataset import Split
-from segdistill.evaluate import TorchPredictor, evaluate
+from segdistill.frames.dataset import Split
+from segdistill.frames.transforms import MEAN, STD, normalised
+from segdistill.nets.compute import Compute, choose
 from segdistill.nets.registry import build
-from segdistill.transforms import MEAN, STD, normalised
+from segdistill.scoring.class_maps import ClassMapArchive, write_archive
+from segdistill.scoring.evaluate import TorchPredictor, evaluate
 
 NET = "deeplabv3plus_mobilenet"
 FRAMES, ROUNDS = 3, 7  # per turn; counted

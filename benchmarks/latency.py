@@ -23,15 +23,15 @@ from streets import streets_on_disk
 from torch import nn
 from usual_loop import AsPublished
 
-from segdistill.checkpoint import net_facts
 from segdistill.cityscapes import CLASSES
-from segdistill.compute import choose
+from segdistill.frames.transforms import MEAN, STD, normalised
+from segdistill.nets.checkpoint import net_facts
+from segdistill.nets.compute import choose
 from segdistill.nets.registry import build
 from segdistill.nets.resize import upsample
-from segdistill.onnx_file import OnnxPredictor, write_float32, write_int8
+from segdistill.onnx_model.file import OnnxPredictor, write_float32, write_int8
 from segdistill.provenance import package_versions
 from segdistill.timing import interleaved_ms
-from segdistill.transforms import MEAN, STD, normalised
 
 STUDENT, LIGHT = "deeplabv3plus_mobilenet", "deeplabv3_mobilenet_lite"
 TEACHERS = ("deeplabv3plus_resnet50", "deeplabv3plus_resnet101")

@@ -21,9 +21,9 @@ from rows import Row, ratio_row, seconds_in_turn
 from streets import ON_CPU, ON_GPU, QUICK, VIEWS, Sizes, Streets, streets_on_disk
 from usual_loop import StreetFiles
 
-from segdistill.crops import CropBatches
-from segdistill.rng import Batches
-from segdistill.teacher_cache import origins_of
+from segdistill.frames.rng import Batches
+from segdistill.logits.teacher_cache import origins_of
+from segdistill.training.crops import CropBatches
 
 CPU = torch.device("cpu")
 

@@ -22,15 +22,15 @@ from rows import Row, ratio_row
 from streets import ON_CPU, QUICK, STRIDE, Sizes
 
 from segdistill.cityscapes import CLASSES
-from segdistill.compute import choose
-from segdistill.crops import CropBatches
-from segdistill.dataset import Split
-from segdistill.mapped import open_array
+from segdistill.frames.dataset import Split
+from segdistill.frames.mapped import open_array
+from segdistill.frames.rng import Batches, view_origins
+from segdistill.logits.stored_logits import LOGITS, StoredLogits
+from segdistill.nets.compute import choose
 from segdistill.nets.registry import build
-from segdistill.rng import Batches, view_origins
-from segdistill.scratch import Scratch
-from segdistill.stored_logits import LOGITS, StoredLogits
-from segdistill.train_loop import Job, train
+from segdistill.training.crops import CropBatches
+from segdistill.training.scratch import Scratch
+from segdistill.training.train_loop import Job, train
 
 FRAMES, VIEWS = 2975, 8  # of the train split; crop views of each
 SAMPLES_PER_S = 50

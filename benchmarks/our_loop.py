@@ -9,17 +9,17 @@ import torch
 from streets import VIEWS, Sizes, Streets
 from torch import nn
 
+from segdistill.base.params import DistillParams
+from segdistill.base.params_file import load_params
 from segdistill.cityscapes import CLASSES
-from segdistill.compute import Compute
-from segdistill.crops import CropBatches
-from segdistill.losses import cross_entropy
+from segdistill.frames.rng import Batches
+from segdistill.logits.teacher_cache import origins_of
+from segdistill.nets.compute import Compute
+from segdistill.nets.losses import cross_entropy
 from segdistill.nets.registry import build
 from segdistill.nets.resize import upsample
-from segdistill.params import DistillParams
-from segdistill.params_file import load_params
-from segdistill.rng import Batches
-from segdistill.teacher_cache import origins_of
-from segdistill.train_loop import Distillation, Job, sgd, update
+from segdistill.training.crops import CropBatches
+from segdistill.training.train_loop import Distillation, Job, sgd, update
 
 PROFILES = Path(__file__).parent.parent / "profiles"
 STUDENT, TEACHER = "deeplabv3plus_mobilenet", "deeplabv3plus_resnet101"

@@ -27,8 +27,8 @@ import numpy as np
 from study import START_STEPS, Study, arms
 from table import put_between
 
-from segdistill.files import read_json, write_json
-from segdistill.params_file import load_params
+from segdistill.base.files import read_json, write_json
+from segdistill.base.params_file import load_params
 from segdistill.provenance import git_revision, package_versions, processor
 
 HERE = Path(__file__).parent

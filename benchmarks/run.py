@@ -16,8 +16,8 @@ from pathlib import Path
 from rows import Row
 from table import write_table
 
-from segdistill.errors import told_plainly
-from segdistill.files import read_json, write_json
+from segdistill.base.errors import told_plainly
+from segdistill.base.files import read_json, write_json
 from segdistill.provenance import git_revision, package_versions, processor
 
 HERE = Path(__file__).parent

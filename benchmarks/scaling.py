@@ -22,14 +22,14 @@ import numpy as np
 from our_loop import TEACHER, a_teacher
 from table import put_between
 
+from segdistill.base.errors import told_plainly
 from segdistill.cityscapes import CLASSES
-from segdistill.compute import choose
-from segdistill.errors import told_plainly
-from segdistill.evaluate import TorchPredictor
+from segdistill.frames.rng import view_origins
+from segdistill.logits.stored_logits import LogitsWriter
+from segdistill.logits.teacher_cache import stored_shape
+from segdistill.nets.compute import choose
 from segdistill.provenance import processor
-from segdistill.rng import view_origins
-from segdistill.stored_logits import LogitsWriter
-from segdistill.teacher_cache import stored_shape
+from segdistill.scoring.evaluate import TorchPredictor
 from segdistill.teacher_logits import logits_on_grid
 
 PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"

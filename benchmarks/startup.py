@@ -28,10 +28,10 @@ DONE = 77  # exit code of a bare import: no other end is taken for it
 # Stage, its arguments, and the call that begins its work.
 STAGES: dict[str, tuple[tuple[str, ...], str]] = {
     "prepare": ((), "segdistill.sources.synthetic:SyntheticFrames.read"),
-    "teacher-check": ((), "segdistill.train_loop:update"),
+    "teacher-check": ((), "segdistill.training.train_loop:update"),
     "teacher-logits": (("--kind", "views"), "segdistill.teacher_logits:logits_on_grid"),
-    "distill": (RUN, "segdistill.train_loop:update"),
-    "steplr-finetune": (RUN, "segdistill.train_loop:update"),
+    "distill": (RUN, "segdistill.training.train_loop:update"),
+    "steplr-finetune": (RUN, "segdistill.training.train_loop:update"),
     "export-onnx": (RUN, "segdistill.export:write_float32"),
     "benchmark": ((), "segdistill.benchmark:_onnx_files"),
     "report": ((), "segdistill.summary:summarise"),

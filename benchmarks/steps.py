@@ -22,12 +22,12 @@ from torch import nn
 from usual_loop import WORKERS, AsPublished, StreetFiles, UsualLoop
 
 from segdistill.cityscapes import CLASSES
-from segdistill.compute import choose
-from segdistill.crops import CropBatch, CropBatches
+from segdistill.nets.compute import choose
 from segdistill.nets.registry import build
 from segdistill.provenance import package_versions
-from segdistill.scratch import Scratch
-from segdistill.train_loop import train
+from segdistill.training.crops import CropBatch, CropBatches
+from segdistill.training.scratch import Scratch
+from segdistill.training.train_loop import train
 
 PEER = "segmentation-models-pytorch"
 

@@ -14,13 +14,13 @@ from typing import NamedTuple
 import numpy as np
 from preparing import softened
 
+from segdistill.base.params import DataParams, SyntheticParams
 from segdistill.cityscapes import CLASSES, IMAGE_FOLDER, IMAGE_SUFFIX, LABEL_FOLDER, LABEL_SUFFIX, split_stem
-from segdistill.dataset import open_split, read_index
-from segdistill.params import DataParams, SyntheticParams
+from segdistill.frames.dataset import open_split, read_index
+from segdistill.logits.stored_logits import LogitsWriter, StoredLogits
+from segdistill.logits.teacher_cache import geometry, stored_shape
 from segdistill.prepare import prepare
-from segdistill.stored_logits import LogitsWriter, StoredLogits
 from segdistill.synthetic import write_city
-from segdistill.teacher_cache import geometry, stored_shape
 
 VIEWS, STRIDE = 2, 4
 

@@ -11,20 +11,20 @@ from our_loop import NEVER, next_steps
 from rows import seconds_in_turn
 from torch import nn
 
-from segdistill.checkpoint import load_net, net_facts, save_net
-from segdistill.class_maps import ClassMapArchive
-from segdistill.crops import CropBatches
-from segdistill.dataset import PREPARED, Split
-from segdistill.evaluate import TorchPredictor, evaluate
-from segdistill.losses import kl
+from segdistill.base.params import Params, RunSettings
+from segdistill.frames.dataset import PREPARED, Split
+from segdistill.frames.rng import Batches, view_origins
+from segdistill.frames.transforms import normalised
+from segdistill.logits.teacher_cache import Teaching, geometry, origins_of
+from segdistill.nets.checkpoint import load_net, net_facts, save_net
+from segdistill.nets.losses import kl
 from segdistill.nets.registry import build
-from segdistill.params import Params, RunSettings
-from segdistill.rng import Batches, view_origins
-from segdistill.teacher_cache import Teaching, geometry, origins_of
+from segdistill.scoring.class_maps import ClassMapArchive
+from segdistill.scoring.evaluate import TorchPredictor, evaluate
 from segdistill.teacher_logits import build_cache
-from segdistill.train_loop import Distillation, Job
-from segdistill.training_job import Data, compute_of, initial_net, train_net
-from segdistill.transforms import normalised
+from segdistill.training.crops import CropBatches
+from segdistill.training.train_loop import Distillation, Job
+from segdistill.training.training_job import Data, compute_of, initial_net, train_net
 
 START_STEPS = 500  # of the common start of all arms
 TEACHER = Path("models/teacher")

@@ -21,9 +21,9 @@ from our_loop import FROM_CACHE, STUDENT, TEACHER, OurLoop, a_teacher, default_s
 from rows import Row, ratio_row, seconds_in_turn
 from streets import ON_CPU, QUICK, STRIDE, streets_on_disk
 
-from segdistill.compute import choose
-from segdistill.evaluate import TorchPredictor
-from segdistill.rng import Batches
+from segdistill.frames.rng import Batches
+from segdistill.nets.compute import choose
+from segdistill.scoring.evaluate import TorchPredictor
 from segdistill.teacher_logits import logits_on_grid
 
 RUNS, STEPS, VIEWS, MOST = 8, 500, 8, 1.10

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from rows import Row
 
-from segdistill.errors import InputError
-from segdistill.files import write_text
+from segdistill.base.errors import InputError
+from segdistill.base.files import write_text
 
 
 def table(rows: list[Row]) -> str:

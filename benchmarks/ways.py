@@ -21,8 +21,8 @@ from streets import ON_CPU, QUICK, streets_on_disk
 from torch import Tensor, nn
 from usual_loop import AsPublished
 
-from segdistill.compute import choose
-from segdistill.train_loop import Job, sgd, update
+from segdistill.nets.compute import choose
+from segdistill.training.train_loop import Job, sgd, update
 
 COMPILERS = ("g++", "clang++", "c++")
 OPTIMIZER_STEPS = 5  # of a stretch: one alone is too short to time

@@ -1,11 +1,11 @@
 """prepare: a Cityscapes tree, its zips, or the built-in city -> data/prepared/."""
 
-from segdistill.stage_process import stage_process
+from segdistill.base.stage_process import stage_process
 
 if __name__ == "__main__":
     with stage_process():
-        from segdistill.dataset import PREPARED
-        from segdistill.params_file import load_params
+        from segdistill.base.params_file import load_params
+        from segdistill.frames.dataset import PREPARED
         from segdistill.prepare import prepare
 
         params = load_params()

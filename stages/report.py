@@ -2,18 +2,18 @@
 
 from pathlib import Path
 
-from segdistill.stage_process import stage_process
+from segdistill.base.stage_process import stage_process
 
 METRICS, REPORT = Path("metrics"), Path("reports/index.html")
 
 if __name__ == "__main__":
     with stage_process():
-        from segdistill.params_file import load_params
+        from segdistill.base.params_file import load_params
         from segdistill.report import write_report
         from segdistill.report.terminal import print_summary
-        from segdistill.scratch import clear_removed
         from segdistill.summary import summarise, write_summary
         from segdistill.tracking import track
+        from segdistill.training.scratch import clear_removed
 
         params = load_params()
         summary = summarise(params, METRICS)

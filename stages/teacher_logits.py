@@ -3,15 +3,15 @@
 import argparse
 from typing import get_args
 
-from segdistill.stage_process import stage_process
+from segdistill.base.stage_process import stage_process
 
 if __name__ == "__main__":
     with stage_process():
-        from segdistill.params import TeacherKind
-        from segdistill.params_file import load_params
-        from segdistill.teacher_cache import FOLDER, geometry
+        from segdistill.base.params import TeacherKind
+        from segdistill.base.params_file import load_params
+        from segdistill.logits.teacher_cache import FOLDER, geometry
         from segdistill.teacher_logits import build_cache
-        from segdistill.training_job import Data, compute_of
+        from segdistill.training.training_job import Data, compute_of
 
         parser = argparse.ArgumentParser(description=__doc__)
         parser.add_argument("--kind", required=True, choices=get_args(TeacherKind))

@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from segdistill.checkpoint import net_facts, save_net
-from segdistill.class_maps import write_archive
-from segdistill.compute import Compute
-from segdistill.dataset import Split
-from segdistill.files import write_json
+from segdistill.base.files import write_json
+from segdistill.base.params import TeacherLogitsParams
+from segdistill.frames.dataset import Split
+from segdistill.frames.rng import Batches
+from segdistill.logits.teacher_cache import Teaching, geometry, origins_of
+from segdistill.nets.checkpoint import net_facts, save_net
+from segdistill.nets.compute import Compute
 from segdistill.nets.registry import build
 from segdistill.nets.resize import upsample
-from segdistill.params import TeacherLogitsParams
-from segdistill.rng import Batches
-from segdistill.teacher_cache import Teaching, geometry, origins_of
+from segdistill.scoring.class_maps import write_archive
 
 ARCH, CLASSES, FRAMES = "deeplabv3plus_mobilenet", 6, 3
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from segdistill.class_table import ClassTable
-from segdistill.files import write_json, write_text
-from segdistill.metrics_file import LEGEND
-from segdistill.params import Params
-from segdistill.params_file import load_params
+from segdistill.base.class_table import ClassTable
+from segdistill.base.files import write_json, write_text
+from segdistill.base.params import Params
+from segdistill.base.params_file import load_params
+from segdistill.scoring.metrics_file import LEGEND
 from segdistill.val_record import ValRecorder
 
 PROFILE = Path(__file__).parents[1] / "profiles" / "tiny.yaml"

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from segdistill.checkpoint import net_facts, save_net
+from segdistill.frames.transforms import normalised
+from segdistill.nets.checkpoint import net_facts, save_net
 from segdistill.nets.registry import build
 from segdistill.nets.resize import upsample
-from segdistill.onnx_file import write_float32, write_int8
-from segdistill.transforms import normalised
+from segdistill.onnx_model.file import write_float32, write_int8
 
 ARCH, CLASSES, OPSET, TRACED_PX = "deeplabv3_mobilenet_lite", 19, 18, (64, 96)
 

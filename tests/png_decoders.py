@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from segdistill import png_file
+from segdistill.sources import png_file
 
 DECODERS = ("kornia-rs", "Pillow")
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from segdistill.params import Params
-from segdistill.params_file import load_params
+from segdistill.base.params import Params
+from segdistill.base.params_file import load_params
 
 PROFILE = Path(__file__).parents[1] / "profiles" / "tiny.yaml"
 HEADER = "step,lr,loss,label_loss,distill_loss,holdout_mean_iou\n"

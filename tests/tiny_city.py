@@ -6,14 +6,14 @@ from pathlib import Path
 
 import yaml
 
-from segdistill.dataset import PREPARED, open_split, read_index
-from segdistill.params import Params
-from segdistill.params_file import load_params
+from segdistill.base.params import Params
+from segdistill.base.params_file import load_params
+from segdistill.frames.dataset import PREPARED, open_split, read_index
+from segdistill.logits.teacher_cache import FOLDER, geometry
 from segdistill.prepare import prepare
 from segdistill.teacher import check_teacher
-from segdistill.teacher_cache import FOLDER, geometry
 from segdistill.teacher_logits import build_cache
-from segdistill.training_job import compute_of
+from segdistill.training.training_job import compute_of
 
 PROFILE = Path(__file__).resolve().parents[1] / "profiles" / "tiny.yaml"
 ARCH = "deeplabv3_mobilenet_lite"

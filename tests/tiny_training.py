@@ -6,16 +6,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from segdistill.compute import Compute
-from segdistill.crops import CropBatches
-from segdistill.dataset import Split
-from segdistill.losses import IGNORE
-from segdistill.params import TrainingParams
-from segdistill.rng import Batches, view_origins
-from segdistill.scratch import Scratch
-from segdistill.stored_logits import StoredCrops
-from segdistill.train_loop import Distillation, Job, train
-from segdistill.transforms import cut, normalised
+from segdistill.base.params import TrainingParams
+from segdistill.frames.dataset import Split
+from segdistill.frames.rng import Batches, view_origins
+from segdistill.frames.transforms import cut, normalised
+from segdistill.logits.stored_logits import StoredCrops
+from segdistill.nets.compute import Compute
+from segdistill.nets.losses import IGNORE
+from segdistill.training.crops import CropBatches
+from segdistill.training.scratch import Scratch
+from segdistill.training.train_loop import Distillation, Job, train
 
 FRAMES, FRAME_PX, CROP_PX, VIEWS, CLASSES = 5, (24, 32), (16, 16), 3, 3
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from segdistill.errors import InputError, told_plainly
-from segdistill.files import atomic_directory
+from segdistill.base.errors import InputError, told_plainly
+from segdistill.base.files import atomic_directory
 
 # The data set's order: sky building pole road pavement tree sign fence car pedestrian bicyclist void, as labelIds.
 LABEL_IDS = np.array([23, 11, 17, 7, 8, 21, 20, 13, 26, 24, 25, 0], dtype=np.uint8)

@@ -13,17 +13,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from segdistill.checkpoint import load_net, read_facts
-from segdistill.compute import Compute, choose
-from segdistill.dataset import open_split
+from segdistill.base.files import write_json
+from segdistill.base.params import Params
 from segdistill.engines import Engine, best_torch_engine, onnx_engine, torch_engine
-from segdistill.evaluate import spread
-from segdistill.files import write_json
-from segdistill.onnx_file import write_float32, write_int8
-from segdistill.params import Params
+from segdistill.frames.dataset import open_split
+from segdistill.logits.teacher_cache import is_composite
+from segdistill.nets.checkpoint import load_net, read_facts
+from segdistill.nets.compute import Compute, choose
+from segdistill.onnx_model.file import write_float32, write_int8
 from segdistill.provenance import package_versions, processor
-from segdistill.teacher_cache import is_composite
-from segdistill.teacher_folder import open_teacher
+from segdistill.scoring.evaluate import spread
+from segdistill.teachers.teacher_folder import open_teacher
 from segdistill.timing import interleaved_ms, quantiles
 
 COMPOSITE_NETWORK = "composite_teacher"  # stands where the name of a network does

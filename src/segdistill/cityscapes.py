@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from segdistill.class_table import IGNORE, ClassTable
-from segdistill.errors import InputError
+from segdistill.base.class_table import IGNORE, ClassTable
+from segdistill.base.errors import InputError
 from segdistill.label_coding import IdCoding
 
 

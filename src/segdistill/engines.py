@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from segdistill.compute import Compute
+from segdistill.frames.transforms import normalised
+from segdistill.nets.compute import Compute
 from segdistill.nets.resize import upsample
-from segdistill.onnx_file import ForwardSession, OnnxPredictor
-from segdistill.pixels import classes_of
+from segdistill.onnx_model.file import ForwardSession, OnnxPredictor
+from segdistill.scoring.pixels import classes_of
 from segdistill.timing import interleaved_ms
-from segdistill.transforms import normalised
 
 Call = Callable[[np.ndarray], object]
 Argmax = Callable[[torch.Tensor, tuple[int, int]], torch.Tensor]  # logits (1, C, h, w) to classes uint8 (1, H, W)

@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from segdistill.checkpoint import load_net, net_facts
-from segdistill.class_maps import ClassMapArchive
-from segdistill.dataset import PREPARED, open_split, read_index
-from segdistill.evaluate import Predictor, TorchPredictor, evaluate, spread
-from segdistill.files import write_json
-from segdistill.metrics_file import figures_on_disk
-from segdistill.onnx_file import OnnxPredictor, write_float32, write_int8
-from segdistill.params import Params
+from segdistill.base.files import write_json
+from segdistill.base.params import Params
+from segdistill.frames.dataset import PREPARED, open_split, read_index
+from segdistill.nets.checkpoint import load_net, net_facts
+from segdistill.onnx_model.file import OnnxPredictor, write_float32, write_int8
 from segdistill.provenance import file_sha256
-from segdistill.training_job import compute_of
+from segdistill.scoring.class_maps import ClassMapArchive
+from segdistill.scoring.evaluate import Predictor, TorchPredictor, evaluate, spread
+from segdistill.scoring.metrics_file import figures_on_disk
+from segdistill.training.training_job import compute_of
 
 
 def export_run(params: Params, run: str, models: Path = Path("models"), metrics: Path = Path("metrics/runs")) -> None:

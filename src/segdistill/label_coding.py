@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from PIL import Image
 
-from segdistill.class_table import IGNORE, Color
-from segdistill.errors import InputError
+from segdistill.base.class_table import IGNORE, Color
+from segdistill.base.errors import InputError
 
 SHOWN = 8  # unknown values named in full
 

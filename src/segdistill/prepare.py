@@ -17,13 +17,13 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from segdistill.class_table import IGNORE, ClassTable
-from segdistill.errors import raise_together
-from segdistill.files import atomic_directory, write_json
-from segdistill.frame_writer import Chunk, FrameFacts, FrameWriter, allocate
+from segdistill.base.class_table import IGNORE, ClassTable
+from segdistill.base.errors import raise_together
+from segdistill.base.files import atomic_directory, write_json
 from segdistill.progress import Progress
 from segdistill.sources import open_source
 from segdistill.sources.frame import DataParams, Frame, FrameError, FrameSource, names_by_group
+from segdistill.sources.frame_writer import Chunk, FrameFacts, FrameWriter, allocate
 
 CHUNK_FRAMES = 4  # small, so that the last worker at work is not alone for long
 

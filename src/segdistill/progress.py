@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from segdistill.files import atomic_file, named_in_faults
+from segdistill.base.files import atomic_file, named_in_faults
 
 SECONDS_BETWEEN_LINES = 15.0
 

@@ -6,20 +6,20 @@ from pathlib import Path
 
 from torch import nn
 
-from segdistill.checkpoint import load_net, net_facts, save_net
-from segdistill.class_maps import write_pictures
-from segdistill.dataset import PREPARED
-from segdistill.evaluate import Evaluation, TorchPredictor, evaluate, spread
-from segdistill.files import write_json
-from segdistill.holdout import keep_pictures
-from segdistill.metrics_file import figures_on_disk
-from segdistill.params import Params, RunSettings
+from segdistill.base.files import write_json
+from segdistill.base.params import Params, RunSettings
+from segdistill.frames.dataset import PREPARED
+from segdistill.logits.teacher_cache import Teaching, geometry
+from segdistill.nets.checkpoint import load_net, net_facts, save_net
 from segdistill.progress import write_curve
 from segdistill.provenance import file_sha256, git_revision
-from segdistill.scratch import Scratch
-from segdistill.teacher_cache import Teaching, geometry
-from segdistill.train_loop import CURVE_COLUMNS, Distillation
-from segdistill.training_job import Data, compute_of, initial_net, train_net, watch_of
+from segdistill.scoring.class_maps import write_pictures
+from segdistill.scoring.evaluate import Evaluation, TorchPredictor, evaluate, spread
+from segdistill.scoring.metrics_file import figures_on_disk
+from segdistill.training.holdout import keep_pictures
+from segdistill.training.scratch import Scratch
+from segdistill.training.train_loop import CURVE_COLUMNS, Distillation
+from segdistill.training.training_job import Data, compute_of, initial_net, train_net, watch_of
 from segdistill.val_record import ValRecorder
 
 MODELS = Path("models/runs")

@@ -8,25 +8,25 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from segdistill.checkpoint import net_facts, own_facts
-from segdistill.class_maps import write_archive, write_pictures
-from segdistill.class_table import ClassTable
-from segdistill.dataset import PREPARED
-from segdistill.errors import InputError
-from segdistill.evaluate import evaluate, spread
-from segdistill.files import atomic_directory, write_json
-from segdistill.holdout import keep_pictures
-from segdistill.metrics_file import figures_on_disk
+from segdistill.base.class_table import ClassTable
+from segdistill.base.errors import InputError
+from segdistill.base.files import atomic_directory, write_json
+from segdistill.base.params import Params, is_onnx
+from segdistill.frames.dataset import PREPARED
+from segdistill.logits.teacher_cache import VAL_CLASSES, geometry, teacher_sha256
 from segdistill.nets.adapters import check_values, load_state
+from segdistill.nets.checkpoint import net_facts, own_facts
 from segdistill.nets.registry import build_to_load
-from segdistill.params import Params, is_onnx
 from segdistill.progress import write_curve
 from segdistill.provenance import git_revision
-from segdistill.scratch import Scratch
-from segdistill.teacher_cache import VAL_CLASSES, geometry, teacher_sha256
-from segdistill.teacher_folder import TorchMember, open_teacher, write_members
-from segdistill.train_loop import CURVE_COLUMNS
-from segdistill.training_job import Data, compute_of, initial_net, read_weights, train_net, watch_of
+from segdistill.scoring.class_maps import write_archive, write_pictures
+from segdistill.scoring.evaluate import evaluate, spread
+from segdistill.scoring.metrics_file import figures_on_disk
+from segdistill.teachers.teacher_folder import TorchMember, open_teacher, write_members
+from segdistill.training.holdout import keep_pictures
+from segdistill.training.scratch import Scratch
+from segdistill.training.train_loop import CURVE_COLUMNS
+from segdistill.training.training_job import Data, compute_of, initial_net, read_weights, train_net, watch_of
 from segdistill.val_record import ValRecorder
 
 # Places per frame that the teacher's own crops are drawn from; nothing is stored for them.
@@ -91,7 +91,7 @@ def _given(params: Params, table: ClassTable, file: str) -> TorchMember | Path:
     """A file of `teacher.checkpoint`, checked to give logits for the classes of the data."""
     teacher = params.teacher
     if is_onnx(file):
-        from segdistill.onnx_teacher import OnnxTeacher  # here, as onnxruntime is for those who need it
+        from segdistill.teachers.onnx_teacher import OnnxTeacher  # here, as onnxruntime is for those who need it
 
         _check_classes(file, OnnxTeacher(file, len(table), 1, teacher.onnx_mean, teacher.onnx_std).facts, table)
         return Path(file)

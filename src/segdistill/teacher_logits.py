@@ -10,17 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from segdistill.composite_teacher import Member
-from segdistill.compute import Compute
-from segdistill.dataset import Split
-from segdistill.errors import InputError
-from segdistill.files import atomic_directory, write_json
-from segdistill.mapped import release
-from segdistill.nets.resize import upsample
-from segdistill.params import TeacherLogitsParams
-from segdistill.progress import Progress
-from segdistill.stored_logits import LogitsWriter, rows_of
-from segdistill.teacher_cache import (
+from segdistill.base.errors import InputError
+from segdistill.base.files import atomic_directory, write_json
+from segdistill.base.params import TeacherLogitsParams
+from segdistill.frames.dataset import Split
+from segdistill.frames.mapped import release
+from segdistill.frames.transforms import cut
+from segdistill.logits.stored_logits import LogitsWriter, rows_of
+from segdistill.logits.teacher_cache import (
     MANIFEST,
     TEACHER,
     VAL_CLASSES,
@@ -31,8 +28,11 @@ from segdistill.teacher_cache import (
     stored_shape,
     teacher_sha256,
 )
-from segdistill.teacher_folder import Teacher, open_teacher
-from segdistill.transforms import cut
+from segdistill.nets.compute import Compute
+from segdistill.nets.resize import upsample
+from segdistill.progress import Progress
+from segdistill.teachers.composite_teacher import Member
+from segdistill.teachers.teacher_folder import Teacher, open_teacher
 
 Crops = tuple[np.ndarray, np.ndarray]  # the frame of each (B,), and images uint8 (B, H, W, 3)
 

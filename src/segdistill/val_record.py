@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from segdistill.class_maps import as_picture
-from segdistill.class_table import ClassTable
-from segdistill.files import atomic_directory
+from segdistill.base.class_table import ClassTable
+from segdistill.base.files import atomic_directory
+from segdistill.scoring.class_maps import as_picture
 
 WIDTH_PX = 448  # of a thumbnail at most: 500 frames of Cityscapes then weigh a few MB
 CONFUSION, FRAMES, THUMBNAILS = "confusion.csv", "frames.csv", "thumbnails.zip"

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fake_metrics import sweep_params, write_metrics
 from scripts_as_modules import load_script
-from segdistill.files import write_text
+from segdistill.base.files import write_text
 from segdistill.tracking import track
 
 pytestmark = pytest.mark.slow

@@ -30,8 +30,19 @@ TREE = {
     ),
     "src/segdistill/page.html": "",
     "src/segdistill/pkg/__init__.py": "",
-    "src/segdistill/pkg/d.py": "from segdistillery import unused\nfrom torch import nn\n",
+    "src/segdistill/pkg/d.py": (
+        "from segdistillery import unused\nfrom torch import nn\nfrom segdistill.pkg.inner import e\n"
+        "from segdistill.part.used import nothing\n"
+    ),
+    "src/segdistill/pkg/inner/__init__.py": "",
+    "src/segdistill/pkg/inner/e.py": "",
+    "src/segdistill/part/__init__.py": "",
+    "src/segdistill/part/used.py": "",
+    "src/segdistill/part/unused.py": "",
     "src/segdistill/unused.py": "from segdistill import a\n",
+    # Files that DVC does not look at.
+    "src/segdistill/pkg/__pycache__/d.pyc": "",
+    "src/segdistill/pkg/.d.py.swp": "",
 }
 
 
@@ -40,10 +51,17 @@ CLOSURE = [
     "src/segdistill/a.py",
     "src/segdistill/b.py",
     "src/segdistill/page.html",
+    "src/segdistill/part/__init__.py",
+    "src/segdistill/part/used.py",
     "src/segdistill/pkg/__init__.py",
     "src/segdistill/pkg/d.py",
+    "src/segdistill/pkg/inner/__init__.py",
+    "src/segdistill/pkg/inner/e.py",
     "stages/go.py",
 ]
+
+
+IN_FOLDERS = [*(file for file in CLOSURE[:-1] if "/pkg/" not in file), "src/segdistill/pkg", "stages/go.py"]
 
 
 @pytest.fixture
@@ -61,13 +79,17 @@ def test_the_closure_follows_every_import_of_ours(made_up):
     assert stage_deps.import_closure(made_up / "stages" / "go.py") == CLOSURE
 
 
+def test_a_folder_that_is_imported_whole_is_named_once(made_up):
+    assert stage_deps.with_whole_folders(CLOSURE) == IN_FOLDERS
+
+
 def test_code_dependencies_are_replaced_and_others_kept(made_up):
     before = (
         "stages:\n  go:\n    cmd: python stages/go.py\n    deps:\n      - data/x\n      - src/segdistill/unused.py\n"
     )
     before += "      - stages/go.py\n    outs:\n      - models/y\n"
     after = yaml.safe_load(stage_deps.with_code_deps(before))["stages"]["go"]
-    assert after == {"cmd": "python stages/go.py", "deps": ["data/x", *CLOSURE], "outs": ["models/y"]}
+    assert after == {"cmd": "python stages/go.py", "deps": ["data/x", *IN_FOLDERS], "outs": ["models/y"]}
 
 
 def test_dependencies_that_are_right_stay_as_they_are(made_up):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from segdistill.checkpoint import load_net
+from segdistill.nets.checkpoint import load_net
 from segdistill.provenance import file_sha256
 from segdistill.student import distill, finetune
 from segdistill.teacher import check_teacher

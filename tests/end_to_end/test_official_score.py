@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 
 from segdistill.cityscapes import CLASSES
 from segdistill.cli import app
-from segdistill.dataset import PREPARED, open_split
-from segdistill.evaluate import evaluate
-from segdistill.onnx_file import OnnxPredictor
+from segdistill.frames.dataset import PREPARED, open_split
+from segdistill.onnx_model.file import OnnxPredictor
 from segdistill.prepare import prepare
+from segdistill.scoring.evaluate import evaluate
 from segdistill.synthetic import write_city
 from tiny_city import tinier_params
 

@@ -12,13 +12,13 @@ from PIL import Image
 
 from folder_on_disk import describe, pixels, write_image
 from onnx_models import weights, write_model
+from segdistill.base.files import read_json
+from segdistill.base.params import Params
 from segdistill.benchmark import benchmark
-from segdistill.checkpoint import net_facts, read_facts, save_net
 from segdistill.export import export_run
-from segdistill.files import read_json
+from segdistill.nets.checkpoint import net_facts, read_facts, save_net
 from segdistill.nets.registry import build
-from segdistill.onnx_file import OnnxPredictor, read_metadata
-from segdistill.params import Params
+from segdistill.onnx_model.file import OnnxPredictor, read_metadata
 from segdistill.report import write_report
 from segdistill.report.terminal import markdown
 from segdistill.student import distill, finetune

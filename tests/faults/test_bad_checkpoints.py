@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, save
 from safetensors.torch import load_file, save_file
 
 from finished_project import Project
-from segdistill.checkpoint import net_facts, save_net
+from segdistill.nets.checkpoint import net_facts, save_net
 from segdistill.nets.registry import build_to_load
 from tiny_city import ARCH
 

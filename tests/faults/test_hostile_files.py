@@ -14,8 +14,8 @@ from city_on_disk import random_frame, write_frame, zip_city
 from finished_project import IMAGE, LABEL, Project
 from hostile_files import GREYSCALE, RGB, RunsCode, chunk, png_of, zeros_compressed
 from segdistill import cityscapes
-from segdistill.file_tree import MAX_RATIO
 from segdistill.nets.registry import build_to_load
+from segdistill.sources.file_tree import MAX_RATIO
 from tiny_city import ARCH
 
 MIB = 2**20

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from segdistill.params import Params
+from segdistill.base.params import Params
 from segdistill.student import distill, finetune
 from stage_calls import Done, call_stage
 from tiny_city import build_city, save_params, tinier_params

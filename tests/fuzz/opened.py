@@ -14,22 +14,22 @@ import numpy as np
 import seeds as valid
 import torch
 
-from segdistill import png_file
-from segdistill.checkpoint import load_net, read_facts, read_state
-from segdistill.class_maps import ClassMapArchive
-from segdistill.errors import InputError
-from segdistill.file_tree import ZipTree
-from segdistill.mapped import open_array
+from segdistill.base.errors import InputError
+from segdistill.base.params_file import load_params
+from segdistill.frames.mapped import open_array
+from segdistill.frames.rng import Batches
+from segdistill.logits.teacher_cache import Teaching, origins_of
 from segdistill.nets.adapters import load_state, read_torch_checkpoint
-from segdistill.onnx_file import read_metadata
-from segdistill.params_file import load_params
+from segdistill.nets.checkpoint import load_net, read_facts, read_state
+from segdistill.onnx_model.file import read_metadata
 from segdistill.report import figures
-from segdistill.rng import Batches
+from segdistill.scoring.class_maps import ClassMapArchive
+from segdistill.sources import png_file
 from segdistill.sources.cityscapes import CityscapesFrames
+from segdistill.sources.file_tree import ZipTree
 from segdistill.sources.frame import Frame
-from segdistill.teacher_cache import Teaching, origins_of
 from segdistill.tracking import rows
-from segdistill.training_job import Data
+from segdistill.training.training_job import Data
 
 FRAME = Frame("train", "aachen", "000000", valid.STEMS[0], 0)
 MOST_FRAMES = 8  # of a zip, which may list one name many times

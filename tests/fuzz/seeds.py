@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from segdistill.checkpoint import net_facts, save_net
-from segdistill.class_maps import write_archive
-from segdistill.dataset import Split
+from segdistill.frames.dataset import Split
+from segdistill.logits.stored_logits import LogitsWriter
+from segdistill.logits.teacher_cache import VAL_CLASSES, geometry, stored_shape
+from segdistill.nets.checkpoint import net_facts, save_net
 from segdistill.nets.registry import build_to_load
-from segdistill.stored_logits import LogitsWriter
-from segdistill.teacher_cache import VAL_CLASSES, geometry, stored_shape
+from segdistill.scoring.class_maps import write_archive
 
 PROFILES = Path(__file__).resolve().parents[2] / "profiles"
 STEMS = ("aachen_000000_000019", "bochum_000001_000019")

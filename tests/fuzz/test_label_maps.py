@@ -13,12 +13,12 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from png_decoders import DECODERS, decoding_with
+from segdistill.base.errors import InputError
 from segdistill.cityscapes import CLASSES, CODING, LABEL_ID_OF_TRAIN_ID, LABELS, TRAIN_ID_OF_LABEL_ID
-from segdistill.errors import InputError
 from segdistill.label_coding import SHOWN
-from segdistill.pixels import classes_of
-from segdistill.png_file import decoded_label_ids
-from segdistill.scores import Confusion
+from segdistill.scoring.pixels import classes_of
+from segdistill.scoring.scores import Confusion
+from segdistill.sources.png_file import decoded_label_ids
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 VOID = 255

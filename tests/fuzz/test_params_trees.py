@@ -12,9 +12,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segdistill.errors import InputError
-from segdistill.params import Params
-from segdistill.params_file import load_params
+from segdistill.base.errors import InputError
+from segdistill.base.params import Params
+from segdistill.base.params_file import load_params
 
 VALID = yaml.safe_load((Path(__file__).parents[2] / "profiles" / "tiny.yaml").read_text(encoding="utf-8"))
 SURROGATES = st.characters(categories=["Cs"])

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import NamedTuple
 
-from segdistill.errors import InputError
+from segdistill.base.errors import InputError
 
 ACCEPTED, REFUSED = "accepted", "refused"
 HEADROOM_BYTES = 2 * 2**30  # of address space, over what the process has before the first input

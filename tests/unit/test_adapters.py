@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from hostile_files import RunsCode
-from segdistill.errors import InputError
+from segdistill.base.errors import InputError
 from segdistill.nets.adapters import (
     backbone_state,
     check_values,

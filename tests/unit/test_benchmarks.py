@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segdistill.errors import InputError
+from segdistill.base.errors import InputError
 
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

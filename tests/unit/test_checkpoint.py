@@ -9,10 +9,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from segdistill.checkpoint import load_net, net_facts, read_facts, read_state, save_net
-from segdistill.errors import InputError
+from segdistill.base.errors import InputError
+from segdistill.frames.transforms import MEAN, STD
+from segdistill.nets.checkpoint import load_net, net_facts, read_facts, read_state, save_net
 from segdistill.nets.registry import build
-from segdistill.transforms import MEAN, STD
 
 ARCH, CLASSES = "deeplabv3_mobilenet_lite", 5
 

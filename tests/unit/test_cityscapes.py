@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from segdistill import cityscapes
-from segdistill.errors import InputError
+from segdistill.base.errors import InputError
 
 
 def test_table_equals_the_official_one():

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segdistill import class_maps
-from segdistill.class_maps import ClassMapArchive, write_archive
-from segdistill.errors import InputError
+from segdistill.base.errors import InputError
+from segdistill.scoring import class_maps
+from segdistill.scoring.class_maps import ClassMapArchive, write_archive
 
 
 @pytest.mark.parametrize("by_columns", [False, True])

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from segdistill.class_table import MOST_CLASSES, ClassTable
-from segdistill.errors import InputError
+from segdistill.base.class_table import MOST_CLASSES, ClassTable
+from segdistill.base.errors import InputError
 from segdistill.label_coding import ColorCoding, IdCoding
-from segdistill.pixels import classes_of
-from segdistill.scores import Confusion
+from segdistill.scoring.pixels import classes_of
+from segdistill.scoring.scores import Confusion
 
 TABLE = ClassTable(("sky", "sea", "straße"), (5, 1, 40), ((1, 2, 3), (250, 0, 0), (0, 0, 9)))
 

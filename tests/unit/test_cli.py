@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 from fake_metrics import sweep_params, write_metrics
 from scripts_as_modules import load_script
-from segdistill import params_file
+from segdistill.base import params_file
+from segdistill.base.errors import InputError
 from segdistill.cli import app
-from segdistill.errors import InputError
 from segdistill.summary import summarise, write_summary
 from segdistill.synthetic import render_frame
 

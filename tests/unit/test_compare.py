@@ -10,13 +10,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fake_metrics import sweep_params, write_metrics
-from segdistill import params_file
+from segdistill.base import params_file
+from segdistill.base.errors import InputError
 from segdistill.cli import app
 from segdistill.compare import compare_runs
 from segdistill.compare.pixels import COLOURS, Difference, difference_picture, pixel_differences, split_by_truth
-from segdistill.dataset import PREPARED, Split, open_split
-from segdistill.errors import InputError
-from segdistill.onnx_file import OnnxPredictor
+from segdistill.frames.dataset import PREPARED, Split, open_split
+from segdistill.onnx_model.file import OnnxPredictor
 from segdistill.prepare import prepare
 from tiny_city import tinier_params
 

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from onnx_models import cell_logits, weights
-from segdistill.composite_teacher import CompositeTeacher, MeanPrediction, asked, resized
-from segdistill.compute import Compute
-from segdistill.errors import InputError
+from segdistill.base.errors import InputError
+from segdistill.nets.compute import Compute
+from segdistill.teachers.composite_teacher import CompositeTeacher, MeanPrediction, asked, resized
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segdistill.dataset import open_split, read_index
-from segdistill.errors import InputError
+from segdistill.base.errors import InputError
+from segdistill.frames.dataset import open_split, read_index
 
 INDEX = {
     "size_px": [4, 6],

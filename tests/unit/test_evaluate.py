@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from segdistill.compute import Compute
-from segdistill.dataset import Split
-from segdistill.evaluate import TorchPredictor, evaluate, spread
-from segdistill.losses import IGNORE
+from segdistill.frames.dataset import Split
+from segdistill.frames.transforms import normalised
+from segdistill.nets.compute import Compute
+from segdistill.nets.losses import IGNORE
 from segdistill.nets.resize import upsample
-from segdistill.transforms import normalised
+from segdistill.scoring.evaluate import TorchPredictor, evaluate, spread
 
 COMPUTE = Compute(torch.device("cpu"), torch.float32, 1)
 FRAMES, SIZE_PX, CLASSES = 5, (8, 12), 4

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from segdistill.files import atomic_directory, atomic_file, read_json, write_json, write_text
+from segdistill.base.files import atomic_directory, atomic_file, read_json, write_json, write_text
 
 
 class BrokenError(Exception):

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from folder_on_disk import DESCRIPTION, describe, write_image
-from segdistill.errors import InputError
+from segdistill.base.errors import InputError
 from segdistill.sources.folder import open_folder
 from segdistill.sources.folder_description import read_description
 

@@ -14,8 +14,8 @@ from PIL import Image
 from city_on_disk import write_city
 from folder_on_disk import DESCRIPTION, classes_of, describe, pixels, settings, write_frames, write_image
 from segdistill import cityscapes
-from segdistill.dataset import open_split, read_classes
-from segdistill.errors import InputError
+from segdistill.base.errors import InputError
+from segdistill.frames.dataset import open_split, read_classes
 from segdistill.prepare import prepare as prepare_in_processes
 from segdistill.sources.folder import open_folder
 

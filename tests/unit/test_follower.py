@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from segdistill.follower import PICTURES, followed
-from segdistill.params_file import load_params
+from segdistill.base.params_file import load_params
 from segdistill.tracking import track
+from segdistill.training.follower import PICTURES, followed
 from sweep_on_disk import (
     FIGURES,
     PREDICTED,
@@ -34,7 +34,7 @@ from sweep_on_disk import (
 def test_a_followed_curve_is_live_and_every_point_is_there_once(home, monkeypatch):
     # `--wait-s` is for those who do not want to wait: the training itself never passes it.
     write_params(RUNS, system_metrics=True)
-    monkeypatch.setattr("segdistill.follower.EXTRA", ("--wait-s", "0", "--sample-s", "0"))
+    monkeypatch.setattr("segdistill.training.follower.EXTRA", ("--wait-s", "0", "--sample-s", "0"))
     write(Path("data/prepared/index.json"), {"fingerprint": FIGURES["data_fingerprint"]})
     curve = Path("metrics/runs/vanilla/distill_curve.csv")
     write_curve(curve, 0)
@@ -75,7 +75,7 @@ def wait_for(condition, limit_s: float = 40.0) -> bool:
 
 @pytest.mark.parametrize(("wait_s", "training_s"), [("60", 0.2), ("0", 1.5)])
 def test_a_training_does_not_wait_for_a_follower_that_has_not_begun(home, monkeypatch, wait_s, training_s):
-    monkeypatch.setattr("segdistill.follower.EXTRA", ("--wait-s", wait_s))
+    monkeypatch.setattr("segdistill.training.follower.EXTRA", ("--wait-s", wait_s))
     write(Path("data/prepared/index.json"), {"fingerprint": FIGURES["data_fingerprint"]})
     with followed("vanilla", "distill", Path("curve.csv"), enabled=True):
         time.sleep(training_s)
@@ -94,7 +94,7 @@ def test_a_follower_that_cannot_be_started_or_hangs_is_no_fault(home, monkeypatc
     hanging.write_text("#!/bin/sh\nexec sleep 60\n", encoding="utf-8")
     hanging.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(hanging))
-    monkeypatch.setattr("segdistill.follower.END_S", 0.3)
+    monkeypatch.setattr("segdistill.training.follower.END_S", 0.3)
     started = time.monotonic()
     with pytest.raises(ZeroDivisionError), followed("vanilla", "distill", Path("curve.csv"), enabled=True):
         1 / 0  # noqa: B018
@@ -104,7 +104,7 @@ def test_a_follower_that_cannot_be_started_or_hangs_is_no_fault(home, monkeypatc
 
 
 def test_a_follower_ends_when_the_training_is_killed(home):
-    code = "import os, time\nfrom pathlib import Path\nfrom segdistill import follower\n"
+    code = "import os, time\nfrom pathlib import Path\nfrom segdistill.training import follower\n"
     code += "with follower.followed('vanilla', 'distill', Path('c.csv'), True):\n"
     code += "    print(open(f'/proc/{os.getpid()}/task/{os.getpid()}/children').read(), flush=True)\n    time.sleep(60)"
     training = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -125,5 +125,5 @@ def is_alive(process: int) -> bool:
 
 
 def test_a_training_does_not_import_mlflow():
-    code = "import sys, segdistill.follower\nassert not {'mlflow', 'segdistill.tracking'} & sys.modules.keys()"
+    code = "import sys, segdistill.training.follower\nassert not {'mlflow', 'segdistill.tracking'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from segdistill.class_table import ClassTable
-from segdistill.compute import Compute
-from segdistill.dataset import Split
-from segdistill.follower import PICTURES
-from segdistill.holdout import MOST_PICTURES, Watch, is_pictured, keep_pictures
-from segdistill.params import TrainingParams
+from segdistill.base.class_table import ClassTable
+from segdistill.base.params import TrainingParams
+from segdistill.frames.dataset import Split
+from segdistill.nets.compute import Compute
+from segdistill.training.follower import PICTURES
+from segdistill.training.holdout import MOST_PICTURES, Watch, is_pictured, keep_pictures
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 COMPUTE = Compute(torch.device("cpu"), torch.float32, 1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchvision.ops import sigmoid_focal_loss
 
-from segdistill.losses import DISTILLATION, IGNORE, channel_kl, cross_entropy, focal, kl, mixed, sigmoid_kl
+from segdistill.nets.losses import DISTILLATION, IGNORE, channel_kl, cross_entropy, focal, kl, mixed, sigmoid_kl
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segdistill.crops import RELEASE_AFTER_BYTES, CropBatches
-from segdistill.dataset import Split
-from segdistill.errors import InputError
-from segdistill.mapped import open_array, release, will_read
-from segdistill.rng import Batches, view_origins
+from segdistill.base.errors import InputError
+from segdistill.frames.dataset import Split
+from segdistill.frames.mapped import open_array, release, will_read
+from segdistill.frames.rng import Batches, view_origins
+from segdistill.training.crops import RELEASE_AFTER_BYTES, CropBatches
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux: /proc/self/smaps")
 
@@ -57,7 +57,7 @@ class Advised:
 
     def __init__(self, monkeypatch) -> None:
         self.told = []
-        monkeypatch.setattr("segdistill.mapped._mapping", lambda array: (self, 128))
+        monkeypatch.setattr("segdistill.frames.mapped._mapping", lambda array: (self, 128))
 
     def madvise(self, *words: int) -> None:
         self.told.append(words)

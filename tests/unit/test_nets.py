@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from scripts_as_modules import load_script
-from segdistill.errors import InputError
+from segdistill.base.errors import InputError
 from segdistill.nets import registry
 from segdistill.nets.backbones import BACKBONES
 from segdistill.nets.registry import ARCHS, build, build_to_load, native_stride

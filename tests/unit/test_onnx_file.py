@@ -8,14 +8,14 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from segdistill.checkpoint import net_facts
-from segdistill.compute import Compute
-from segdistill.errors import InputError
-from segdistill.evaluate import TorchPredictor
+from segdistill.base.errors import InputError
+from segdistill.frames.transforms import normalised
+from segdistill.nets.checkpoint import net_facts
+from segdistill.nets.compute import Compute
 from segdistill.nets.registry import build
 from segdistill.nets.resize import upsample
-from segdistill.onnx_file import ForwardSession, OnnxPredictor, read_metadata, write_float32, write_int8
-from segdistill.transforms import normalised
+from segdistill.onnx_model.file import ForwardSession, OnnxPredictor, read_metadata, write_float32, write_int8
+from segdistill.scoring.evaluate import TorchPredictor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES, TRACED_PX, OPSET = 7, (64, 96), 18

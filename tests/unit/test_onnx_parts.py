@@ -10,13 +10,13 @@ import torch
 from onnx import TensorProto, helper
 from torch.nn import functional as F
 
+from segdistill.frames.transforms import normalised
 from segdistill.nets.heads import V3PlusHead, plain_conv3x3
 from segdistill.nets.registry import build
 from segdistill.nets.resize import upsample
-from segdistill.onnx_classes import add_classes
-from segdistill.onnx_decoder import FactoredDecoder, axis_products
-from segdistill.onnx_net import ShippedNet
-from segdistill.transforms import normalised
+from segdistill.onnx_model.classes import add_classes
+from segdistill.onnx_model.decoder import FactoredDecoder, axis_products
+from segdistill.onnx_model.net import ShippedNet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES = 5

@@ -9,15 +9,15 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_models import cell_logits, model, weights, write_model
-from segdistill.checkpoint import net_facts
-from segdistill.class_table import ClassTable
-from segdistill.compute import Compute
-from segdistill.errors import InputError
-from segdistill.evaluate import TorchPredictor
+from segdistill.base.class_table import ClassTable
+from segdistill.base.errors import InputError
+from segdistill.frames.transforms import MEAN, STD
+from segdistill.nets.checkpoint import net_facts
+from segdistill.nets.compute import Compute
 from segdistill.nets.registry import build
-from segdistill.onnx_file import write_float32
-from segdistill.onnx_teacher import OnnxTeacher, write_in_one_file
-from segdistill.transforms import MEAN, STD
+from segdistill.onnx_model.file import write_float32
+from segdistill.scoring.evaluate import TorchPredictor
+from segdistill.teachers.onnx_teacher import OnnxTeacher, write_in_one_file
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES = 3

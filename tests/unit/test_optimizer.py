@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from segdistill.errors import InputError
-from segdistill.optimizer import SGD, ParameterGroup
+from segdistill.base.errors import InputError
+from segdistill.training.optimizer import SGD, ParameterGroup
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LRS = (0.1, 0.1, 0.03, 0.5, 0.0, 0.2, 0.01, 0.07)
@@ -200,7 +200,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
 import tiny_training as loop
-from segdistill.compute import Compute
+from segdistill.nets.compute import Compute
 from segdistill.nets.registry import build
 
 loop.COMPUTE = Compute(torch.device("cpu"), torch.bfloat16, 1)
@@ -222,5 +222,5 @@ def test_a_training_loads_neither_torchs_compiler_nor_torchvision(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     loaded = set(done.stdout.split())
-    assert "segdistill.optimizer" in loaded
+    assert "segdistill.training.optimizer" in loaded
     assert loaded & {"torch._dynamo", "torch._inductor", "sympy", "torchvision", "torch.onnx"} == set()

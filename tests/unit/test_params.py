@@ -7,8 +7,8 @@ from pathlib import Path
 import pydantic
 import pytest
 
-from segdistill.errors import InputError
-from segdistill.params_file import load_params
+from segdistill.base.errors import InputError
+from segdistill.base.params_file import load_params
 
 ROOT = Path(__file__).parents[2]
 TINY = (ROOT / "profiles" / "tiny.yaml").read_text(encoding="utf-8")

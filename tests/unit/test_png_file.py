@@ -14,10 +14,10 @@ from PIL import Image
 
 from city_on_disk import write_city
 from hostile_files import GREYSCALE, MAGIC, PALETTE, RGB, chunk, header
-from segdistill import png_file
-from segdistill.errors import InputError
-from segdistill.png_file import decoded_label_ids, decoded_photograph
+from segdistill.base.errors import InputError
 from segdistill.prepare import prepare
+from segdistill.sources import png_file
+from segdistill.sources.png_file import decoded_label_ids, decoded_photograph
 
 # First column, first row, steps between columns and rows of the seven passes of an interlaced PNG.
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))

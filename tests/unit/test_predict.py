@@ -12,10 +12,10 @@ from PIL import Image
 
 from model_files import random_net, smooth_frame
 from predicting import STEM, done, opened, written
-from segdistill.checkpoint import net_facts, save_net
+from segdistill.base.class_table import ClassTable
 from segdistill.cityscapes import LABEL_ID_OF_TRAIN_ID, PALETTE
-from segdistill.class_table import ClassTable
-from segdistill.onnx_file import OnnxPredictor
+from segdistill.nets.checkpoint import net_facts, save_net
+from segdistill.onnx_model.file import OnnxPredictor
 from segdistill.predict import speed
 from segdistill.predict.model import Model
 from segdistill.predict.pictures import read_picture

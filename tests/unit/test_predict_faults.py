@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from model_files import random_net
 from predicting import STEM, call, done, written
-from segdistill.checkpoint import net_facts, save_net
 from segdistill.cli import app
-from segdistill.onnx_file import OnnxPredictor
+from segdistill.nets.checkpoint import net_facts, save_net
+from segdistill.onnx_model.file import OnnxPredictor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segdistill.errors import InputError
+from segdistill.base.errors import InputError
 from segdistill.predict.pictures import pixels, read_picture
 
 FRAME = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)

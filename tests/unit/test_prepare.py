@@ -14,10 +14,11 @@ import pytest
 from PIL import Image
 
 from city_on_disk import image_path, label_path, random_frame, write_city, write_frame, zip_city
-from segdistill import cityscapes, png_file
-from segdistill.errors import InputError
-from segdistill.files import read_json
+from segdistill import cityscapes
+from segdistill.base.errors import InputError
+from segdistill.base.files import read_json
 from segdistill.prepare import prepare as prepare_in_processes
+from segdistill.sources import png_file
 from segdistill.sources.frame import Frame, names_by_group
 
 TRAIN = ("aachen_000000_000019", "aachen_000001_000019", "bochum_000000_000313", "bochum_000000_000885")

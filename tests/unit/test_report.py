@@ -13,7 +13,7 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from fake_metrics import HEADER, sweep_params, write_metrics, write_record
-from segdistill.files import write_text
+from segdistill.base.files import write_text
 from segdistill.report import write_report
 from segdistill.report.figures import MOST_POINTS, curves_figure, line_styles, tradeoff_figure
 from segdistill.summary import Summary, of_rows, summarise

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from fake_metrics import sweep_params, write_metrics
-from segdistill.params import Params
-from segdistill.params_file import load_params
+from segdistill.base.params import Params
+from segdistill.base.params_file import load_params
 from segdistill.report.published import SOURCE_A, SOURCE_B, differences, published_rows, source_a_table, source_b_table
 from segdistill.summary import Summary, of_rows, summarise
 from segdistill.summary.row import Row

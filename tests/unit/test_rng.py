@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segdistill.rng import Batches, generator, view_origins
+from segdistill.frames.rng import Batches, generator, view_origins
 
 
 def batches(seed=0, phase="distill", frames=7, views=3, batch=4, flip_probability=0.5, jitter=0.2):

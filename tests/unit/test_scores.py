@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from segdistill.cityscapes import LABEL_ID_OF_TRAIN_ID
-from segdistill.scores import Confusion
+from segdistill.scoring.scores import Confusion
 
 
 def figures(predicted, labels, classes=3):

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from segdistill.errors import InputError
-from segdistill.scratch import LOCK, Scratch, clear_removed
+from segdistill.base.errors import InputError
+from segdistill.training.scratch import LOCK, Scratch, clear_removed
 
 JOB = "distill/tiny"
 HOLDER = """

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from segdistill.stage_process import stage_process
+from segdistill.base.stage_process import stage_process
 
 STAGE = """
 import os, sys, time
 from pathlib import Path
-from segdistill.files import atomic_directory
-from segdistill.stage_process import stage_process
+from segdistill.base.files import atomic_directory
+from segdistill.base.stage_process import stage_process
 with stage_process():
     with atomic_directory(Path(sys.argv[1]) / "out") as folder:
         (folder / "half").touch()
@@ -116,7 +116,7 @@ def test_a_lock_file_that_another_dvc_is_writing_is_read_again(tmp_path, monkeyp
     lock.parent.mkdir(parents=True)
     lock.write_text("")
     not_ours = '{"write": {"/x/out": {"pid": 4194305, "cmd": "dvc repro"}}}'  # a number above the highest there can be
-    monkeypatch.setattr("segdistill.stage_process.time.sleep", lambda seconds: lock.write_text(not_ours))
+    monkeypatch.setattr("segdistill.base.stage_process.time.sleep", lambda seconds: lock.write_text(not_ours))
     monkeypatch.setenv("DVC_STAGE", "x")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended, stage_process():

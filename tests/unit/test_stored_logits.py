@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from segdistill.errors import InputError
-from segdistill.rng import BatchPlan
-from segdistill.stored_logits import LOGITS, SCALE, LogitsWriter, StoredCrops, StoredLogits, quantised
+from segdistill.base.errors import InputError
+from segdistill.frames.rng import BatchPlan
+from segdistill.logits.stored_logits import LOGITS, SCALE, LogitsWriter, StoredCrops, StoredLogits, quantised
 
 CPU = torch.device("cpu")
 

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from segdistill import training_job
-from segdistill.checkpoint import load_net
-from segdistill.dataset import open_split
-from segdistill.errors import InputError
+from segdistill.base.errors import InputError
+from segdistill.base.files import read_json
 from segdistill.export import export_run
-from segdistill.files import read_json
+from segdistill.frames.dataset import open_split
+from segdistill.nets.checkpoint import load_net
 from segdistill.provenance import file_sha256
-from segdistill.scratch import Scratch
 from segdistill.student import distill, finetune
+from segdistill.training import training_job
+from segdistill.training.scratch import Scratch
 from segdistill.val_record import ValRecord
 from tiny_city import build_city, build_logits, tinier_params
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fake_metrics import BENCHMARK, sweep_params, write_metrics
-from segdistill.errors import InputError
+from segdistill.base.errors import InputError
 from segdistill.report.answer import answer
 from segdistill.report.terminal import print_summary
 from segdistill.summary import of_rows, row_key, summarise, write_summary

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from segdistill.checkpoint import load_net, net_facts, save_net
-from segdistill.class_maps import ClassMapArchive
-from segdistill.compute import Compute
-from segdistill.dataset import PREPARED, open_split
-from segdistill.errors import InputError
-from segdistill.evaluate import TorchPredictor
-from segdistill.files import read_json
+from segdistill.base.errors import InputError
+from segdistill.base.files import read_json
+from segdistill.base.params import Params
+from segdistill.frames.dataset import PREPARED, open_split
+from segdistill.nets.checkpoint import load_net, net_facts, save_net
+from segdistill.nets.compute import Compute
 from segdistill.nets.registry import build
-from segdistill.params import Params
 from segdistill.prepare import prepare
+from segdistill.scoring.class_maps import ClassMapArchive
+from segdistill.scoring.evaluate import TorchPredictor
 from segdistill.teacher import check_teacher
 from segdistill.val_record import ValRecord
 from tiny_city import ARCH, tinier_params

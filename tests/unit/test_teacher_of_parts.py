@@ -10,26 +10,26 @@ import pytest
 import torch
 
 from onnx_models import weights, write_model
-from segdistill.checkpoint import net_facts, save_net
-from segdistill.class_maps import ClassMapArchive
-from segdistill.composite_teacher import CompositeTeacher
-from segdistill.compute import Compute
-from segdistill.dataset import PREPARED, open_split, read_index
-from segdistill.errors import InputError
-from segdistill.evaluate import TorchPredictor
-from segdistill.files import read_json
+from segdistill.base.errors import InputError
+from segdistill.base.files import read_json
+from segdistill.base.params_file import load_params
+from segdistill.frames.dataset import PREPARED, open_split, read_index
+from segdistill.frames.transforms import MEAN, STD
+from segdistill.logits.stored_logits import LOGITS
+from segdistill.logits.teacher_cache import FOLDER, geometry, teacher_sha256
+from segdistill.nets.checkpoint import net_facts, save_net
+from segdistill.nets.compute import Compute
 from segdistill.nets.registry import build
-from segdistill.onnx_file import write_float32
-from segdistill.onnx_teacher import OnnxTeacher
-from segdistill.params_file import load_params
+from segdistill.onnx_model.file import write_float32
 from segdistill.prepare import prepare
-from segdistill.stored_logits import LOGITS
+from segdistill.scoring.class_maps import ClassMapArchive
+from segdistill.scoring.evaluate import TorchPredictor
 from segdistill.teacher import check_teacher
-from segdistill.teacher_cache import FOLDER, geometry, teacher_sha256
-from segdistill.teacher_folder import open_teacher
 from segdistill.teacher_logits import build_cache
-from segdistill.training_job import compute_of
-from segdistill.transforms import MEAN, STD
+from segdistill.teachers.composite_teacher import CompositeTeacher
+from segdistill.teachers.onnx_teacher import OnnxTeacher
+from segdistill.teachers.teacher_folder import open_teacher
+from segdistill.training.training_job import compute_of
 from tiny_city import ARCH, tinier_params
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from segdistill.params_file import load_params
+from segdistill.base.params_file import load_params
 from segdistill.tracking import track
 from segdistill.tracking.rows import read_curve, rows_on_disk
 from sweep_on_disk import (

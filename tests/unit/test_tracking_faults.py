@@ -16,14 +16,14 @@ import yaml
 
 from fake_metrics import RUNS, sweep_params, write_metrics
 from fake_mlflow_server import ANSWERS_500, DIES_AFTER, DIES_BEFORE, IS_SILENT, Content, serving
-from segdistill import follower, train_loop
-from segdistill.dataset import PREPARED
-from segdistill.params import Params
+from segdistill.base.params import Params
+from segdistill.frames.dataset import PREPARED
 from segdistill.prepare import prepare
 from segdistill.provenance import file_sha256
 from segdistill.student import distill
 from segdistill.tracking import track
 from segdistill.tracking.rows import read_curve, rows_on_disk
+from segdistill.training import follower, train_loop
 from tiny_city import tinier_params
 
 TRACK = [sys.executable, "-m", "segdistill", "track"]

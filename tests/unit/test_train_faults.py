@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from segdistill.errors import InputError
-from segdistill.scratch import Scratch
-from segdistill.train_loop import train
+from segdistill.base.errors import InputError
+from segdistill.training.scratch import Scratch
+from segdistill.training.train_loop import train
 from tiny_training import assert_same, at, distilled, make_job, run
 
 pytestmark = pytest.mark.usefixtures("one_thread")

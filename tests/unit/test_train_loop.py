@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from segdistill.losses import IGNORE
+from segdistill.frames.transforms import normalised
+from segdistill.nets.losses import IGNORE
 from segdistill.nets.resize import upsample
-from segdistill.train_loop import CURVE_COLUMNS
-from segdistill.transforms import normalised
+from segdistill.training.train_loop import CURVE_COLUMNS
 from tiny_training import (
     COMPUTE,
     CROP_PX,

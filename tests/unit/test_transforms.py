@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as tv
 
-from segdistill.transforms import MEAN, STD, cut, jittered, normalised
+from segdistill.frames.transforms import MEAN, STD, cut, jittered, normalised
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segdistill.class_table import ClassTable
+from segdistill.base.class_table import ClassTable
 from segdistill.val_record import WIDTH_PX, ValRecord, ValRecorder, frame_mean_iou
 
 NAMES = ["road", 'a "quoted", name', "sky"]

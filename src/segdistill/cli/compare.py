@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from segdistill.errors import InputError, told_plainly
+from segdistill.base.errors import InputError, told_plainly
 
 METRICS, RUNS = Path("metrics"), Path("models/runs")
 
@@ -72,7 +72,7 @@ def compare(
     """
     if len(runs) < 2 or len(set(runs)) < len(runs):
         raise typer.BadParameter(f"found {', '.join(runs)}; at least two different runs are compared")
-    from segdistill.params_file import load_params
+    from segdistill.base.params_file import load_params
 
     with told_plainly():
         from segdistill.compare import compare_runs
@@ -96,8 +96,8 @@ def _differences(runs: list[str], precision: Precision, out: Path | None, thread
     if out is not None and out.exists():
         raise InputError(f"{out}: is there already; --out takes a new folder")
     from segdistill.compare.pixels import pixel_differences
-    from segdistill.dataset import open_split
-    from segdistill.onnx_file import OnnxPredictor
+    from segdistill.frames.dataset import open_split
+    from segdistill.onnx_model.file import OnnxPredictor
     from segdistill.provenance import usable_cores
 
     name = "student.int8.onnx" if precision == Precision.INT8 else "student.onnx"

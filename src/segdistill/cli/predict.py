@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from segdistill.errors import InputError, told_plainly
+from segdistill.base.errors import InputError, told_plainly
 from segdistill.predict import KINDS
 
 METRICS = Path("metrics")

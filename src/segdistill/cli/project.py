@@ -10,14 +10,14 @@ from typing import Annotated
 
 import typer
 
-from segdistill.errors import InputError, told_plainly
+from segdistill.base.errors import InputError, told_plainly
 
 METRICS, REPORT = Path("metrics"), Path("reports/index.html")
 
 
 def show(as_markdown: Annotated[bool, typer.Option("--markdown", help="as Markdown, for a page")] = False) -> None:
     """Print every run of the sweep as a table, which student to ship and why, and where to read on."""
-    from segdistill.params_file import load_params
+    from segdistill.base.params_file import load_params
     from segdistill.report.terminal import markdown, print_summary
     from segdistill.summary import summarise
     from segdistill.summary.changed import changed_runs
@@ -38,7 +38,7 @@ def track() -> None:
 
     The store is MLFLOW_TRACKING_URI, else tracking.uri of params.yaml, else mlflow.db in this folder.
     """
-    from segdistill.params_file import load_params
+    from segdistill.base.params_file import load_params
     from segdistill.summary.changed import changed_runs
     from segdistill.tracking import track as bring_in
     from segdistill.tracking.store import find_store
@@ -55,7 +55,7 @@ def track() -> None:
 
 def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="on 127.0.0.1")] = 5000) -> None:
     """Serve the MLflow UI of the local store on 127.0.0.1, and print the address. Ctrl-C ends it."""
-    from segdistill.params_file import load_params
+    from segdistill.base.params_file import load_params
     from segdistill.tracking.store import find_store, quiet_and_patient_for
 
     # Jobs are for features that this store has no use for; without them the server takes half the memory.

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from segdistill.errors import InputError, told_plainly
+from segdistill.base.errors import InputError, told_plainly
 
 EXAMPLES = """[bold]Example[/]
 
@@ -23,7 +23,7 @@ def synthesize(
     seed: Annotated[int, typer.Option(min=0, help="equal seeds give equal bytes")] = 0,
 ) -> None:
     """Write a built-in city as PNG files in the layout of Cityscapes."""
-    from segdistill.files import atomic_directory
+    from segdistill.base.files import atomic_directory
     from segdistill.provenance import usable_cores
     from segdistill.synthetic import write_city
 

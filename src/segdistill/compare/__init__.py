@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from segdistill.errors import InputError
-from segdistill.params import Params
+from segdistill.base.errors import InputError
+from segdistill.base.params import Params
 from segdistill.summary import summarise
 from segdistill.summary.row import TEACHER, Row
 

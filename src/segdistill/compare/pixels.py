@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from segdistill.base.files import atomic_directory
 from segdistill.cityscapes import IGNORE
-from segdistill.dataset import Split
-from segdistill.files import atomic_directory
+from segdistill.frames.dataset import Split
 from segdistill.progress import Progress
 
 SHOWN_FRAMES = 3

@@ -1,1 +1,1 @@
-"""Segmentation networks by name: `registry.build`, `resize.upsample`, and `adapters` for weights from elsewhere."""
+"""Segmentation networks by name (`registry.build`), their losses, their weights on disk, and what computes them."""

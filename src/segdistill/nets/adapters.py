@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segdistill.errors import InputError
+from segdistill.base.errors import InputError
 from segdistill.nets.registry import ARCHS
 
 WRAPPERS = ("model_state", "state_dict", "model")  # where training scripts put the state dict in what they save

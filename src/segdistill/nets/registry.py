@@ -13,8 +13,8 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from segdistill.archs import ARCHS, Arch
-from segdistill.errors import InputError
+from segdistill.base.archs import ARCHS, Arch
+from segdistill.base.errors import InputError
 from segdistill.nets.backbones import BACKBONES
 from segdistill.nets.heads import HEADS
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from segdistill import cityscapes
-from segdistill.class_table import ClassTable
-from segdistill.errors import InputError
+from segdistill.base.class_table import ClassTable
+from segdistill.base.errors import InputError
 
 
 def class_table(facts: dict) -> ClassTable:

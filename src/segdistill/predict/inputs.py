@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from segdistill.errors import raise_together
+from segdistill.base.errors import raise_together
 from segdistill.predict import KINDS
 from segdistill.predict.pictures import SUFFIXES
 

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from segdistill.checkpoint import load_net
-from segdistill.compute import choose
-from segdistill.errors import InputError
-from segdistill.evaluate import TorchPredictor
-from segdistill.files import read_json
-from segdistill.onnx_file import OnnxPredictor
+from segdistill.base.errors import InputError
+from segdistill.base.files import read_json
+from segdistill.nets.checkpoint import load_net
+from segdistill.nets.compute import choose
+from segdistill.onnx_model.file import OnnxPredictor
 from segdistill.predict.classes import class_table
 from segdistill.provenance import usable_cores
+from segdistill.scoring.evaluate import TorchPredictor
 
 # Strides and unpadded convolutions leave nothing of less. A smaller frame is continued by its last row and column.
 LEAST_PX = 32

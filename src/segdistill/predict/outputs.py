@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from segdistill.class_table import ClassTable
-from segdistill.errors import InputError, raise_together
-from segdistill.files import atomic_file
+from segdistill.base.class_table import ClassTable
+from segdistill.base.errors import InputError, raise_together
+from segdistill.base.files import atomic_file
 from segdistill.predict import KINDS
 from segdistill.predict.inputs import Source
 

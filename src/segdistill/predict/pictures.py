@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from segdistill.errors import InputError
+from segdistill.base.errors import InputError
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 # Of one channel with 16 bits Pillow would keep the lower ones, of three the upper ones.

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image
 
-from segdistill.errors import InputError, raise_together
+from segdistill.base.errors import InputError, raise_together
 from segdistill.predict.model import Model
 from segdistill.predict.outputs import Job, write_picture
 from segdistill.predict.pictures import pixels, read_picture

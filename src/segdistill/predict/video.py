@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from segdistill.class_table import ClassTable
-from segdistill.errors import InputError
-from segdistill.files import atomic_directory, atomic_file
+from segdistill.base.class_table import ClassTable
+from segdistill.base.errors import InputError
+from segdistill.base.files import atomic_directory, atomic_file
 from segdistill.predict.outputs import blended, picture_path, write_picture
 from segdistill.progress import Progress
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from plotly.offline import get_plotlyjs
 
-from segdistill.files import write_text
+from segdistill.base.files import write_text
 from segdistill.report.answer import answer
 from segdistill.report.confusion import choice_of_matrix, confusion_figure, matrices, mistakes_table
 from segdistill.report.figures import curves_figure, tradeoff_figure

@@ -10,7 +10,7 @@ import math
 from html import escape
 from pathlib import Path
 
-from segdistill.errors import InputError
+from segdistill.base.errors import InputError
 from segdistill.summary import Summary
 from segdistill.summary.champion import ModelFile, pareto_front
 from segdistill.summary.row import CONTROL, TEACHER

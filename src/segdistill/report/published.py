@@ -11,8 +11,8 @@ import csv
 from html import escape
 from pathlib import Path
 
-from segdistill.files import read_json
-from segdistill.params import DataParams
+from segdistill.base.files import read_json
+from segdistill.base.params import DataParams
 from segdistill.summary import Summary
 from segdistill.summary.row import TEACHER, Row
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from segdistill.errors import InputError
+from segdistill.base.errors import InputError
 from segdistill.sources.frame import DataParams, FrameSource
 
 SOURCES = ("synthetic", "cityscapes", "folder")

@@ -10,11 +10,11 @@ from typing import ClassVar
 import numpy as np
 
 from segdistill import cityscapes
-from segdistill.class_table import ClassTable
-from segdistill.errors import InputError, raise_together
-from segdistill.file_tree import FolderTree, ZipTree
-from segdistill.png_file import decoded_label_ids, decoded_photograph, opened_png
+from segdistill.base.class_table import ClassTable
+from segdistill.base.errors import InputError, raise_together
+from segdistill.sources.file_tree import FolderTree, ZipTree
 from segdistill.sources.frame import Frame, FrameData, Part, naming, read_parts, what_is_in
+from segdistill.sources.png_file import decoded_label_ids, decoded_photograph, opened_png
 
 
 def open_cityscapes(root: str | None) -> CityscapesFrames:

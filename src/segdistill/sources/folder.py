@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from segdistill.class_table import ClassTable
-from segdistill.errors import InputError
-from segdistill.file_tree import FolderTree
-from segdistill.image_file import decoded_label_colors, decoded_picture, picture_size_px
-from segdistill.png_file import decoded_label_ids
+from segdistill.base.class_table import ClassTable
+from segdistill.base.errors import InputError
+from segdistill.sources.file_tree import FolderTree
 from segdistill.sources.folder_description import FILE_NAME, Description, read_description
 from segdistill.sources.folder_files import Pair, list_pairs
 from segdistill.sources.frame import Frame, FrameData, Part, names_by_group, naming, read_parts, what_is_in
+from segdistill.sources.image_file import decoded_label_colors, decoded_picture, picture_size_px
+from segdistill.sources.png_file import decoded_label_ids
 
 
 def open_folder(root: str | None) -> FolderFrames:

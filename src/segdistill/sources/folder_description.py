@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from segdistill.class_table import MOST_CLASSES, ClassTable, Color
-from segdistill.errors import raise_together
+from segdistill.base.class_table import MOST_CLASSES, ClassTable, Color
+from segdistill.base.errors import raise_together
+from segdistill.base.yaml_file import read_mapping
 from segdistill.label_coding import ColorCoding, IdCoding
 from segdistill.sources.folder_files import Layout, layout_faults
-from segdistill.yaml_file import read_mapping
 
 FILE_NAME = "classes.yaml"
 KEYS = ("classes", "labels_are", "ignore", "other", "images", "labels", "splits", "list", "val_fraction", "group")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from segdistill.image_file import SUFFIXES
+from segdistill.sources.image_file import SUFFIXES
 
 SPLITS = ("train", "val")
 _SPLIT = "{split}"

@@ -14,8 +14,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from segdistill.class_table import ClassTable
-from segdistill.errors import InputError
+from segdistill.base.class_table import ClassTable
+from segdistill.base.errors import InputError
 
 
 class SyntheticParams(Protocol):

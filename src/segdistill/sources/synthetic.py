@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from segdistill import cityscapes
-from segdistill.class_table import ClassTable
+from segdistill.base.class_table import ClassTable
 from segdistill.sources.frame import Frame, FrameData
 
 

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from segdistill.class_table import ClassTable, Color
-from segdistill.errors import InputError
-from segdistill.files import atomic_file, read_json, write_json
-from segdistill.metrics_file import LEGEND, class_key
-from segdistill.params import DataParams, Params
+from segdistill.base.class_table import ClassTable, Color
+from segdistill.base.errors import InputError
+from segdistill.base.files import atomic_file, read_json, write_json
+from segdistill.base.params import DataParams, Params
 from segdistill.provenance import settings_hash
+from segdistill.scoring.metrics_file import LEGEND, class_key
 from segdistill.summary.champion import ModelFile, choose_champion, model_files
 from segdistill.summary.row import COLUMNS, CONTROL, STUDENT, TEACHER, Row
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from segdistill.files import read_json
-from segdistill.params import Params
+from segdistill.base.files import read_json
+from segdistill.base.params import Params
 from segdistill.summary import row_key
 
 

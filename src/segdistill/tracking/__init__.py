@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segdistill.params import Params
+from segdistill.base.params import Params
 from segdistill.provenance import file_sha256, settings_hash
 from segdistill.tracking.curve import CURRENT_TAG, CURVE_TAG, PICTURES_TAG, ROW_TAG, RUN_TAG, Curve, now_ms
 from segdistill.tracking.registered import champion_on_disk, register

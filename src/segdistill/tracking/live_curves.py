@@ -15,13 +15,13 @@ import threading
 import time
 from pathlib import Path
 
-from segdistill.errors import InputError
-from segdistill.files import read_json
-from segdistill.follower import PICTURES
-from segdistill.params import Params
-from segdistill.params_file import load_params
+from segdistill.base.errors import InputError
+from segdistill.base.files import read_json
+from segdistill.base.params import Params
+from segdistill.base.params_file import load_params
 from segdistill.tracking.rows import Row, read_curve, read_step_pictures, row_of
 from segdistill.tracking.store import Store, check_reachable, find_store, locked, quiet_and_patient_for
+from segdistill.training.follower import PICTURES
 
 WAIT_S = 8.0  # a training that is over by then has never paid for the import of mlflow
 POLL_S = 2.0

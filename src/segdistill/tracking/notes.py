@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from segdistill.params import Params
+from segdistill.base.params import Params
 
 
 def student_note(params: Params, run: str) -> str:

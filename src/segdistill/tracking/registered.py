@@ -11,9 +11,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from segdistill.errors import InputError
-from segdistill.files import read_json
-from segdistill.params import Params
+from segdistill.base.errors import InputError
+from segdistill.base.files import read_json
+from segdistill.base.params import Params
 from segdistill.provenance import file_sha256, package_versions
 from segdistill.summary import summarise
 from segdistill.summary.champion import RULE, ModelFile
@@ -129,7 +129,7 @@ def _save(champion: Champion, folder: Path, run_id: str, logged) -> None:
     from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    from segdistill.onnx_interface import INPUT, OUTPUTS, read_for_serving
+    from segdistill.onnx_model.interface import INPUT, OUTPUTS, read_for_serving
 
     onnx_model, facts = read_for_serving(champion.path)
     if facts.get("weights_sha256") != champion.weights_sha256:

@@ -8,9 +8,9 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from segdistill.errors import InputError
-from segdistill.files import read_json
-from segdistill.params import Params
+from segdistill.base.errors import InputError
+from segdistill.base.files import read_json
+from segdistill.base.params import Params
 from segdistill.provenance import settings_hash
 from segdistill.summary import row_key
 from segdistill.tracking.notes import student_note, teacher_note

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from cached_teacher import COMPUTE, facts_of, logits_params, write_prepared, write_teacher
-from segdistill.dataset import open_split
-from segdistill.teacher_cache import Teaching
+from segdistill.frames.dataset import open_split
+from segdistill.logits.teacher_cache import Teaching
 from segdistill.teacher_logits import build_cache
 
 

@@ -19,17 +19,17 @@ from cached_teacher import (
     logits_params,
     plan_of,
 )
-from segdistill.dataset import Split
-from segdistill.errors import InputError
+from segdistill.base.errors import InputError
+from segdistill.base.params import DrawnByParams
+from segdistill.frames.dataset import Split
+from segdistill.frames.rng import Batches
+from segdistill.frames.transforms import cut, normalised
+from segdistill.logits.stored_logits import LOGITS, ROWS, SCALE
+from segdistill.logits.teacher_cache import Teaching, origins_of
 from segdistill.nets.registry import build
 from segdistill.nets.resize import upsample
-from segdistill.params import DrawnByParams
 from segdistill.provenance import file_sha256
-from segdistill.rng import Batches
-from segdistill.stored_logits import LOGITS, ROWS, SCALE
-from segdistill.teacher_cache import Teaching, origins_of
 from segdistill.teacher_logits import build_cache
-from segdistill.transforms import cut, normalised
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DRAWN_BY = DrawnByParams(distill_steps=1, finetune_steps=1, batch_size=2)

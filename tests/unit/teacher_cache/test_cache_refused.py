@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from cached_teacher import CLASSES, COMPUTE, FRAMES, VIEWS, floats, logits_params, write_teacher
-from segdistill.errors import InputError
-from segdistill.params import DrawnByParams
-from segdistill.stored_logits import LOGITS, ROWS, SCALE
-from segdistill.teacher_cache import Teaching
+from segdistill.base.errors import InputError
+from segdistill.base.params import DrawnByParams
+from segdistill.logits.stored_logits import LOGITS, ROWS, SCALE
+from segdistill.logits.teacher_cache import Teaching
 from segdistill.teacher_logits import build_cache
 
 pytestmark = pytest.mark.usefixtures("one_thread")

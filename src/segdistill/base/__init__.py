@@ -1,0 +1,1 @@
+"""What every stage needs: params, files, the class table, how faults are told. Loads no torch."""

@@ -1,0 +1,1 @@
+"""Frames and labels as mapped arrays, and what a batch draws from them."""

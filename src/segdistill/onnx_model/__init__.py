@@ -1,0 +1,1 @@
+"""Students as ONNX files: written, quantised, checked and run."""

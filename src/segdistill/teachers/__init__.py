@@ -1,0 +1,1 @@
+"""Teachers of every kind: networks, ONNX files, several of them as one."""

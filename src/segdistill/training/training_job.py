@@ -1,0 +1,135 @@
+"""From params to a job of the training loop: what every training, teacher or student, is put together from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from segdistill.base.errors import InputError
+from segdistill.base.params import Params, TrainingParams
+from segdistill.frames.dataset import PREPARED, open_split, read_classes, read_index
+from segdistill.frames.rng import Batches, generator
+from segdistill.logits.teacher_cache import Teaching, origins_of
+from segdistill.nets.adapters import check_values, imagenet_backbone_state, load_state, read_torch_checkpoint
+from segdistill.nets.checkpoint import read_state
+from segdistill.nets.compute import Compute, choose
+from segdistill.nets.registry import build
+from segdistill.provenance import code_hash, package_versions, settings_hash
+from segdistill.training.crops import CropBatches
+from segdistill.training.follower import PICTURES, followed
+from segdistill.training.holdout import Watch
+from segdistill.training.scratch import Scratch
+from segdistill.training.train_loop import CURVE_FILE, Distillation, Job, train
+
+
+class Data:
+    """The prepared data as a training sees it."""
+
+    def __init__(self, root: Path = PREPARED) -> None:
+        self.fingerprint: str = read_index(root)["fingerprint"]
+        self.table = read_classes(root)
+        self.class_names = list(self.table.names)
+        self.train, self.holdout, self.val = (open_split(name, root) for name in ("train", "holdout", "val"))
+
+    def check_crop(self, path: str, crop_px: tuple[int, int]) -> None:
+        """Raise an InputError when a crop does not fit into the frames."""
+        if crop_px[0] > self.train.size_px[0] or crop_px[1] > self.train.size_px[1]:
+            raise InputError(f"{path}: found {list(crop_px)}; at most the frames' size {list(self.train.size_px)}")
+
+
+def compute_of(params: Params) -> Compute:
+    """The device, precision and threads that params ask for."""
+    return choose(params.compute.device, params.compute.precision, params.compute.threads)
+
+
+def initial_net(arch: str, classes: int, output_stride: int, init: str, seed: int, path: str) -> nn.Module:
+    """A net before its first step: random weights from `seed`, then ImageNet's backbone or a weights file over them.
+
+    `path` is the params path that a message about `init` names.
+    """
+    torch.manual_seed(int(generator(seed, "initial weights").integers(2**63)))
+    net = build(arch, classes, output_stride)
+    if init == "imagenet":
+        load_state(net.backbone, imagenet_backbone_state(arch), source="torchvision's ImageNet weights")
+    elif init != "random":
+        state = read_weights(init, path)
+        load_state(net, state, source=init)
+        check_values(state, source=init)
+    return net
+
+
+def read_weights(file: str | Path, path: str) -> dict[str, torch.Tensor]:
+    """The state dict of a .safetensors, .pth or .pt file named by the params path `path`."""
+    file = Path(file)
+    if not file.is_file():
+        raise InputError(f"{path}: found {str(file)!r}; no such file")
+    return read_state(file) if file.suffix.lower() == ".safetensors" else read_torch_checkpoint(file)
+
+
+def watch_of(params: Params, data: Data, settings: TrainingParams, folder: Path) -> Watch:
+    """What scores a net on the holdout and keeps pictures of that in `folder`, if params ask for any."""
+    evaluation = params.evaluation
+    compute = compute_of(params)
+    return Watch(data.holdout, data.table, evaluation.batch_size, compute, settings, folder, evaluation.pictures > 0)
+
+
+def train_net(
+    name: str,
+    net: nn.Module,
+    settings: TrainingParams,
+    facts: dict,
+    *,
+    lr: float,
+    seed: int,
+    start: str,
+    params: Params,
+    data: Data,
+    teaching: Teaching | None = None,
+    distillation: Distillation | None = None,
+) -> tuple[list[dict], Scratch]:
+    """Train `net` in place, going on from an unfinished training of the same settings.
+
+    Args:
+        name: of the job, PHASE/RUN or teacher; what stands first also names the draws of the batches.
+        facts: `geometry` of the crops that are drawn from.
+        start: what the net starts from, for the key of the scratch folder.
+
+    Returns:
+        The curve, and the scratch folder, with pictures of the holdout, to clear once the outputs are written.
+    """
+    compute = compute_of(params)
+    batches = Batches(
+        seed,
+        name.split("/")[0],
+        len(data.train),
+        facts["views"],
+        settings.batch_size,
+        settings.flip_probability,
+        settings.jitter,
+    )
+    cached = teaching.drawn_from(name, batches, settings.steps) if teaching is not None else None
+    crops = CropBatches(
+        data.train, batches, origins_of(facts), tuple(facts["crop_px"]), cached, pinned=compute.device.type == "cuda"
+    )
+
+    what_matters = (settings.model_dump(), lr, seed, facts, start, teaching and teaching.manifest)
+    what_matters += (params.evaluation.pictures > 0,)
+    phase, run = name.split("/") if "/" in name else ("train", name)
+    with (
+        Scratch(name, _state_key(what_matters, compute)) as scratch,
+        followed(run, phase, scratch.folder / CURVE_FILE, enabled=params.tracking.live),
+    ):
+        watch = watch_of(params, data, settings, scratch.folder / PICTURES)
+        watch.picture_start(net)
+        return train(Job(name, net, crops, settings, lr, compute, distillation, watch), scratch), scratch
+
+
+def _state_key(settings: tuple, compute: Compute) -> str:
+    """A hash of all that a saved state is of: a training goes on from one with the same key only.
+
+    It covers the code itself, whose version says nothing of an edit: half a training by each would be neither's.
+    """
+    by = (package_versions("torch", "numpy"), code_hash())
+    return settings_hash(settings, by, (str(compute.device), str(compute.dtype), compute.threads))
