@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from segdistill.nets.compute import Compute
 from segdistill.nets.losses import cross_entropy
 from segdistill.nets.registry import build
 from segdistill.nets.resize import upsample
+from segdistill.training.compiled import compiled
 from segdistill.training.crops import CropBatches
 from segdistill.training.train_loop import Distillation, Job, sgd, update
 
@@ -68,6 +70,16 @@ class OurLoop:
     def live(self) -> Distillation:
         """The same distillation with the teacher run in every step."""
         return FROM_CACHE._replace(live_teacher=a_teacher(self.compute))
+
+
+def cpp_compiler() -> str | None:
+    """The C++ compiler that torch would take on a CPU, if there is one."""
+    return next(filter(shutil.which, ("g++", "clang++", "c++")), None)
+
+
+def through_compiler(job: Job) -> Job:
+    """`job` with its steps compiled, as `distill.compile: true` has it."""
+    return job._replace(forward=compiled(job.net, job.name, "distill.compile"))
 
 
 def next_steps(job: Job, steps: int) -> Callable[[], None]:

@@ -15,7 +15,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from our_loop import FROM_CACHE, STUDENT, TEACHER, OurLoop, bare_steps, default_settings, next_steps
+from our_loop import (
+    FROM_CACHE,
+    STUDENT,
+    TEACHER,
+    OurLoop,
+    bare_steps,
+    cpp_compiler,
+    default_settings,
+    next_steps,
+    through_compiler,
+)
 from rows import Row, ratio_row, seconds_in_turn
 from streets import ON_CPU, ON_GPU, QUICK, Sizes, streets_on_disk
 from torch import nn
@@ -36,13 +46,14 @@ class Plan(NamedTuple):
     """How long to measure: steps of a stretch and counted rounds, of each comparison."""
 
     usual: tuple[int, int]
+    compiled: bool  # whether to wait for torch's compiler
     cached: tuple[int, int]
     whole: tuple[int, int]
 
 
-FULL = Plan(usual=(3, 3), cached=(3, 10), whole=(5, 10))
-FULL_GPU = Plan(usual=(16, 5), cached=(20, 10), whole=(50, 10))
-TRIAL = Plan(usual=(1, 1), cached=(1, 2), whole=(2, 2))
+FULL = Plan(usual=(3, 3), compiled=True, cached=(3, 10), whole=(5, 10))
+FULL_GPU = Plan(usual=(16, 5), compiled=True, cached=(20, 10), whole=(50, 10))
+TRIAL = Plan(usual=(1, 1), compiled=False, cached=(1, 2), whole=(2, 2))
 
 
 def measure(quick: bool) -> tuple[dict, list[Row]]:
@@ -62,7 +73,7 @@ def _on(device: str, sizes: Sizes, plan: Plan) -> tuple[dict, list[Row]]:
     settings = default_settings("default" if device == "cpu" else "cityscapes")
     ours = OurLoop(streets_on_disk(sizes.frame_px, sizes.frames), sizes, compute, settings)
     suffix, targets = ("", ("4", "1.05")) if device == "cpu" else ("-gpu", ("10", "1.1"))
-    usual_s, usual_rows = _usual_over_ours(ours, plan.usual, suffix, f"at least {targets[0]}")
+    usual_s, usual_rows = _usual_over_ours(ours, plan, suffix, f"at least {targets[0]}")
     cached_s, cached_rows = _cached_over_plain(ours, plan.cached, suffix)
     whole_rows = _whole_over_bare(ours, plan.whole, suffix, f"at most {targets[1]}")
     conditions = {
@@ -80,11 +91,13 @@ def _on(device: str, sizes: Sizes, plan: Plan) -> tuple[dict, list[Row]]:
     return conditions, usual_rows + cached_rows + whole_rows
 
 
-def _usual_over_ours(ours: OurLoop, plan: tuple[int, int], suffix: str, target: str) -> tuple[dict, list[Row]]:
-    """Rows 1, 1-smp and 2-live, and the median seconds of each kind of step."""
-    steps, rounds = plan
+def _usual_over_ours(ours: OurLoop, plan: Plan, suffix: str, target: str) -> tuple[dict, list[Row]]:
+    """Rows 1, 1-compiled, 1-smp and 2-live, and the median seconds of each kind of step."""
+    steps, rounds = plan.usual
     kinds = {name: loop.epoch for name, loop in _usual_loops(ours, steps)}
     kinds["ours"] = next_steps(ours.job("ours", FROM_CACHE), steps)
+    if plan.compiled and (ours.compute.device.type == "cuda" or cpp_compiler()):
+        kinds["ours, compiled"] = next_steps(through_compiler(ours.job("compiled", FROM_CACHE)), steps)
     kinds["ours, no teacher"] = next_steps(ours.job("plain"), steps)
     kinds["ours, live teacher"] = next_steps(ours.job("live", ours.live()), steps)
     taken_s = seconds_in_turn(kinds, rounds)
@@ -99,6 +112,9 @@ def _usual_over_ours(ours: OurLoop, plan: tuple[int, int], suffix: str, target: 
         )
         against_usual = against_usual._replace(note=limit)
     rows = [against_usual]
+    if "ours, compiled" in kinds:
+        what = "the same, ours with distill.compile; its first steps, a minute or two, come on top (w-compile-start)"
+        rows.append(ratio_row(f"1-compiled{suffix}", what, taken_s["usual"] / taken_s["ours, compiled"], target))
     if "usual, peer's nets" in kinds:
         what = f"the same, the usual loop on the nets of {PEER} / ours"
         rows.append(ratio_row(f"1-smp{suffix}", what, taken_s["usual, peer's nets"] / taken_s["ours"]))

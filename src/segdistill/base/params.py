@@ -85,6 +85,11 @@ class TrainingParams(Section):
     log_every_steps: Count = Field(description="steps between two points of the curves")
     evaluate_every_steps: CountOrZero = Field(description="steps between two mIoU points on the holdout; 0 is never")
     checkpoint_every_steps: Count = Field(description="steps between two resumable checkpoints")
+    compile: bool = Field(
+        default=False,
+        description="run the steps through torch's compiler (a C++ compiler on a CPU, Triton on CUDA): faster steps, "
+        "after a minute or two the first time",
+    )
 
 
 class TeacherParams(TrainingParams):

@@ -49,6 +49,7 @@ class Job(NamedTuple):
     compute: Compute
     distillation: Distillation | None = None
     holdout_mean_iou: Callable[[nn.Module, int], float | None] = lambda *_: None  # of the net after so many steps
+    forward: Callable[[Tensor], Tensor] | None = None  # the net as its steps run it, where that is not the net itself
 
 
 def train(job: Job, scratch: Scratch) -> list[dict]:
@@ -92,7 +93,7 @@ def train(job: Job, scratch: Scratch) -> list[dict]:
 def update(job: Job, optimizer: SGD, step: int, batch: CropBatch) -> tuple[float, Tensor]:
     """One optimizer step on one batch: its learning rate, and (loss, label loss, distillation loss) before it (3,)."""
     lr = _lr(job, step)
-    losses = _losses(job.net, batch, job)
+    losses = _losses(job.net if job.forward is None else job.forward, batch, job)
     _check_finite(losses, job, step, lr)
     losses[0].backward()
     optimizer.step(lr)
@@ -126,14 +127,14 @@ def _lr(job: Job, step: int) -> float:
     )
 
 
-def _losses(net: nn.Module, batch: CropBatch, job: Job) -> tuple[Tensor, Tensor, Tensor]:
+def _losses(forward: Callable[[Tensor], Tensor], batch: CropBatch, job: Job) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, label loss, distillation loss) of one batch; the last is 0 for a control."""
     device, settings, distillation = job.compute.device, job.settings, job.distillation
     inputs, targets = batch.inputs(device), batch.targets(device)
     # Dropout is the one draw that the nets make themselves: seeded by the step, it does not depend on earlier steps.
     torch.manual_seed(batch.plan.seed)
     with job.compute.autocast():
-        logits = net(inputs)
+        logits = forward(inputs)
     pixels = upsample(logits.float(), targets.shape[-2:])
     label = label_loss(settings.label_loss, pixels, targets, settings.focal_gamma)
     if distillation is None:

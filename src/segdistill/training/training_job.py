@@ -17,6 +17,7 @@ from segdistill.nets.checkpoint import read_state
 from segdistill.nets.compute import Compute, choose
 from segdistill.nets.registry import build
 from segdistill.provenance import code_hash, package_versions, settings_hash
+from segdistill.training.compiled import compiled
 from segdistill.training.crops import CropBatches
 from segdistill.training.follower import PICTURES, followed
 from segdistill.training.holdout import Watch
@@ -123,7 +124,9 @@ def train_net(
     ):
         watch = watch_of(params, data, settings, scratch.folder / PICTURES)
         watch.picture_start(net)
-        return train(Job(name, net, crops, settings, lr, compute, distillation, watch), scratch), scratch
+        path = "teacher.compile" if name == "teacher" else "distill.compile"
+        forward = compiled(net, name, path) if settings.compile else None
+        return train(Job(name, net, crops, settings, lr, compute, distillation, watch, forward), scratch), scratch
 
 
 def _state_key(settings: tuple, compute: Compute) -> str:
