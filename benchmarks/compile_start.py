@@ -1,0 +1,21 @@
+"""The first step of a compiled student, in a process of its own: prints its seconds. `ways` calls it twice.
+
+What torch has compiled before lies in the folder TORCHINDUCTOR_CACHE_DIR, and in the memory of the process.
+"""
+
+from __future__ import annotations
+
+import time
+
+from our_loop import OurLoop, default_settings, next_steps, through_compiler
+from streets import ON_CPU, streets_on_disk
+
+from segdistill.nets.compute import choose
+
+if __name__ == "__main__":
+    compute = choose("cpu", "auto", 0)
+    ours = OurLoop(streets_on_disk(ON_CPU.frame_px, ON_CPU.frames), ON_CPU, compute, default_settings())
+    first_step = next_steps(through_compiler(ours.job("compiled")), 1)
+    started = time.perf_counter()
+    first_step()
+    print(time.perf_counter() - started)
