@@ -56,7 +56,7 @@ def _composite_engines(folder: Path, compute: Compute) -> dict[str, Engine]:
     """A teacher of several parts, as `teacher-logits` runs it: no other engine could run it whole. Else nothing."""
     if not is_composite(folder):
         return {}
-    teacher = open_teacher(folder, compute._replace(dtype=torch.float32))
+    teacher = open_teacher(folder, compute.in_float32())
 
     def end_to_end(image_1HW3: np.ndarray) -> np.ndarray:
         return teacher.predict(image_1HW3)[1].cpu().numpy()
@@ -110,7 +110,7 @@ def _engines(
     weights: Path, files: dict[str, Path], compute: Compute, params: Params, frame: np.ndarray
 ) -> dict[str, Engine]:
     shipped = {backend: onnx_engine(file, compute.threads) for backend, file in files.items()}
-    eager = compute._replace(dtype=torch.float32)
+    eager = compute.in_float32()
     engines = {
         "torch": torch_engine(load_net(weights)[0], eager),
         "torch_best": best_torch_engine(load_net(weights)[0], compute, frame),

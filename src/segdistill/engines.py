@@ -80,7 +80,7 @@ def best_torch_engine(net: nn.Module, compute: Compute, image_1HW3: np.ndarray) 
 
     All of them with classes taken strip by strip, which is faster than at full size.
     """
-    plain = compute._replace(dtype=torch.float32)
+    plain = compute.in_float32()
     nets = {"channels-last float32": (compute.place(net), plain)}
     if compute.dtype == torch.bfloat16:
         nets["channels-last bfloat16 autocast"] = (compute.place(net), compute)

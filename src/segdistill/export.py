@@ -36,7 +36,7 @@ def export_run(params: Params, run: str, models: Path = Path("models"), metrics:
     calibration = holdout.images[spread(len(holdout), export.calibration_images)]
     write_int8(files["int8"], net, facts, export.opset, calibration)
 
-    compute = compute_of(params)._replace(device=torch.device("cpu"), dtype=torch.float32)
+    compute = compute_of(params).in_float32()._replace(device=torch.device("cpu"))
     scorer = _Scorer(params, run, TorchPredictor(net, compute), teacher_classes)
     rows = {"torch": scorer.score(scorer.torch_predictor)}
     for precision, file in files.items():

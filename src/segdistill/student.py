@@ -122,7 +122,7 @@ class _StudentTraining:
     def _evaluate(self, net: nn.Module, recorder: ValRecorder | None) -> Evaluation:
         val, settings = self.data.val, self.settings
         return evaluate(
-            TorchPredictor(net, compute_of(self.params)),
+            TorchPredictor(net, compute_of(self.params).in_float32()),
             val,
             len(self.data.class_names),
             self.params.evaluation.batch_size,

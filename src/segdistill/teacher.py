@@ -47,7 +47,7 @@ def check_teacher(params: Params, models: Path = Path("models"), metrics: Path =
     with atomic_directory(models / "teacher") as folder:
         write_members(folder, members, len(data.table), teacher)
         # Opened from disk, so that what is scored is what `teacher-logits` opens.
-        opened = open_teacher(folder, compute_of(params))
+        opened = open_teacher(folder, compute_of(params).in_float32())
         figures, _ = evaluate(
             opened.predict,
             data.val,

@@ -35,6 +35,11 @@ def params_of(**changed):
     return tinier_params(teacher_logits={"kinds": KINDS}, runs=RUNS | changed)
 
 
+def params_in(precision: str):
+    params = params_of()
+    return params.model_copy(update={"compute": params.compute.model_copy(update={"precision": precision})})
+
+
 @pytest.fixture(scope="module")
 def city(tmp_path_factory):
     """A folder in which prepare, teacher-check and teacher-logits have run."""
@@ -183,10 +188,12 @@ def test_a_frame_of_the_holdout_is_pictured_by_step(here):
     assert last == given, "what was distilled is what is finetuned"
 
 
-def test_export_scores_every_file_and_its_agreement_with_the_teacher(here):
-    distill(params_of(), "vanilla")
-    finetune(params_of(), "vanilla")
-    export_run(params_of(), "vanilla")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_export_scores_every_file_and_its_agreement_with_the_teacher(here, precision):
+    params = params_in(precision)
+    distill(params, "vanilla")
+    finetune(params, "vanilla")
+    export_run(params, "vanilla")
     rows = read_json("metrics/runs/vanilla/export.json")
     assert rows["torch"]["mean_loss"] == pytest.approx(read_json("metrics/runs/vanilla/finetune.json")["mean_loss"])
     assert rows["float32"]["class_agreement_with_torch"] > 0.999
@@ -222,12 +229,11 @@ def test_every_option_of_a_run_trains(here, override):
 
 
 def test_bfloat16_trains_close_to_float32(here):
-    distill(params_of(), "views")
-    exact = [float(row["loss"]) for row in curve("views")]
-    params = params_of()
-    rounded = params.model_copy(update={"compute": params.compute.model_copy(update={"precision": "bfloat16"})})
-    distill(rounded, "views")
-    found = [float(row["loss"]) for row in curve("views")]
+    def losses(precision: str) -> list[float]:
+        distill(params_in(precision), "views")
+        return [float(row["loss"]) for row in curve("views")]
+
+    exact, found = losses("float32"), losses("bfloat16")
     assert found != exact
     assert found == pytest.approx(exact, rel=0.05)
     assert all(

@@ -25,6 +25,10 @@ class Compute(NamedTuple):
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
+    def in_float32(self) -> Compute:
+        """The same without autocast. What is reported of a net on val is of float32, whatever it was trained in."""
+        return self._replace(dtype=torch.float32)
+
     def place(self, net: nn.Module) -> nn.Module:
         """The net on the device, in the memory layout that its convolutions are fastest in."""
         return net.to(self.device, memory_format=torch.channels_last)

@@ -15,6 +15,7 @@ from segdistill.logits.teacher_cache import Teaching, origins_of
 from segdistill.nets.adapters import check_values, imagenet_backbone_state, load_state, read_torch_checkpoint
 from segdistill.nets.checkpoint import read_state
 from segdistill.nets.compute import Compute, choose
+from segdistill.nets.freed_memory import keep_freed_memory
 from segdistill.nets.registry import build
 from segdistill.provenance import code_hash, package_versions, settings_hash
 from segdistill.training.compiled import compiled
@@ -41,8 +42,11 @@ class Data:
 
 
 def compute_of(params: Params) -> Compute:
-    """The device, precision and threads that params ask for."""
-    return choose(params.compute.device, params.compute.precision, params.compute.threads)
+    """The device, precision and threads that params ask for; on a CPU freed memory is kept from here on."""
+    compute = choose(params.compute.device, params.compute.precision, params.compute.threads)
+    if compute.device.type == "cpu":
+        keep_freed_memory()
+    return compute
 
 
 def initial_net(arch: str, classes: int, output_stride: int, init: str, seed: int, path: str) -> nn.Module:
