@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import time
 
-from our_loop import OurLoop, default_settings, next_steps, through_compiler
+from our_loop import OurLoop, default_settings, next_steps, our_compute, through_compiler
 from streets import ON_CPU, streets_on_disk
 
-from segdistill.nets.compute import choose
-
 if __name__ == "__main__":
-    compute = choose("cpu", "auto", 0)
+    compute = our_compute()
     ours = OurLoop(streets_on_disk(ON_CPU.frame_px, ON_CPU.frames), ON_CPU, compute, default_settings())
     first_step = next_steps(through_compiler(ours.job("compiled")), 1)
     started = time.perf_counter()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from our_loop import FROM_CACHE, STUDENT, default_settings
+from our_loop import FROM_CACHE, STUDENT, default_settings, our_compute
 from rows import Row, ratio_row
 from streets import ON_CPU, QUICK, STRIDE, Sizes
 
@@ -111,7 +111,9 @@ def _job(kind: str, folder: Path, sizes: Sizes, steps: int) -> Job:
         stored,
     )
     torch.manual_seed(0)
-    return Job("memory", build(STUDENT, CLASSES), crops, settings, 0.01, choose("cpu", "auto", 0), FROM_CACHE)
+    # What is compared with gives memory back to the system, as torch does unless the library asks otherwise.
+    compute = our_compute() if kind == "mapped" else choose("cpu", "auto", 0)
+    return Job("memory", build(STUDENT, CLASSES), crops, settings, 0.01, compute, FROM_CACHE)
 
 
 class _Peaks:

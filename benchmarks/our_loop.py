@@ -22,6 +22,7 @@ from segdistill.nets.resize import upsample
 from segdistill.training.compiled import compiled
 from segdistill.training.crops import CropBatches
 from segdistill.training.train_loop import Distillation, Job, sgd, update
+from segdistill.training.training_job import compute_of
 
 PROFILES = Path(__file__).parent.parent / "profiles"
 STUDENT, TEACHER = "deeplabv3plus_mobilenet", "deeplabv3plus_resnet101"
@@ -32,6 +33,12 @@ NEVER = 10**9  # steps
 def default_settings(profile: str = "default") -> DistillParams:
     """The section `distill` of a profile."""
     return load_params(PROFILES / f"{profile}.yaml").distill
+
+
+def our_compute(device: str = "cpu") -> Compute:
+    """What the stages compute with there, as the profiles have it; on a CPU, freed memory is kept from here on."""
+    params = load_params(PROFILES / "default.yaml")
+    return compute_of(params.model_copy(update={"compute": params.compute.model_copy(update={"device": device})}))
 
 
 def a_teacher(compute: Compute) -> nn.Module:

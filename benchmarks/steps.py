@@ -1,7 +1,8 @@
 """What a training step costs: ours against the usual loop (1), against itself without a teacher (2), and bare (3).
 
-All of it runs in one process, a few steps of each kind in turn, from frames of 1024x2048 on disk. Where there is a GPU,
-the rows are measured on both: `1-gpu` and so on are of 768x768 crops, batch 16.
+A few steps of each kind in turn, from frames of 1024x2048 on disk: ours in one process, the usual loop in one of its
+own, with torch as it comes. Where there is a GPU, the rows are measured on both: `1-gpu` and so on are of 768x768
+crops, batch 16.
 """
 
 from __future__ import annotations
@@ -24,16 +25,14 @@ from our_loop import (
     cpp_compiler,
     default_settings,
     next_steps,
+    our_compute,
     through_compiler,
 )
+from own_process import OwnProcess
 from rows import Row, ratio_row, seconds_in_turn
 from streets import ON_CPU, ON_GPU, QUICK, Sizes, streets_on_disk
-from torch import nn
-from usual_loop import WORKERS, AsPublished, StreetFiles, UsualLoop
+from usual_loop import WORKERS, StreetFiles, library_nets, peer_nets, usual_epochs
 
-from segdistill.cityscapes import CLASSES
-from segdistill.nets.compute import choose
-from segdistill.nets.registry import build
 from segdistill.provenance import package_versions
 from segdistill.training.crops import CropBatch, CropBatches
 from segdistill.training.scratch import Scratch
@@ -68,7 +67,7 @@ def measure(quick: bool) -> tuple[dict, list[Row]]:
 
 
 def _on(device: str, sizes: Sizes, plan: Plan) -> tuple[dict, list[Row]]:
-    compute = choose(device, "auto", 0)
+    compute = our_compute(device)
     # The profile for a CPU, or the one for a GPU, with its intervals of curve and checkpoints.
     settings = default_settings("default" if device == "cpu" else "cityscapes")
     ours = OurLoop(streets_on_disk(sizes.frame_px, sizes.frames), sizes, compute, settings)
@@ -83,7 +82,7 @@ def _on(device: str, sizes: Sizes, plan: Plan) -> tuple[dict, list[Row]]:
         "device": str(compute.device),
         "our_precision": str(compute.dtype).removeprefix("torch."),
         "png_bytes_per_frame": ours.streets.png_bytes_per_frame,
-        "usual_loop": f"{WORKERS} loader workers, float32, NCHW",
+        "usual_loop": f"{WORKERS} loader workers, float32, NCHW, a process of its own",
         "usual_decoding_s_per_batch": round(_decoding_s(ours), 4),
         "peer": package_versions(PEER) or f"{PEER} is not installed: rows 1-smp are left out",
         "seconds_per_step": usual_s | cached_s,
@@ -94,13 +93,18 @@ def _on(device: str, sizes: Sizes, plan: Plan) -> tuple[dict, list[Row]]:
 def _usual_over_ours(ours: OurLoop, plan: Plan, suffix: str, target: str) -> tuple[dict, list[Row]]:
     """Rows 1, 1-compiled, 1-smp and 2-live, and the median seconds of each kind of step."""
     steps, rounds = plan.usual
-    kinds = {name: loop.epoch for name, loop in _usual_loops(ours, steps)}
-    kinds["ours"] = next_steps(ours.job("ours", FROM_CACHE), steps)
+    usual = _usual_loops(ours, steps)
+    kinds: dict[str, Callable[[], None]] = {**usual, "ours": next_steps(ours.job("ours", FROM_CACHE), steps)}
+    if ours.compute.dtype != torch.float32:
+        in_float32 = ours.job("float32", FROM_CACHE)._replace(compute=ours.compute.in_float32())
+        kinds["ours, float32"] = next_steps(in_float32, steps)
     if plan.compiled and (ours.compute.device.type == "cuda" or cpp_compiler()):
         kinds["ours, compiled"] = next_steps(through_compiler(ours.job("compiled", FROM_CACHE)), steps)
     kinds["ours, no teacher"] = next_steps(ours.job("plain"), steps)
     kinds["ours, live teacher"] = next_steps(ours.job("live", ours.live()), steps)
     taken_s = seconds_in_turn(kinds, rounds)
+    for loop in usual.values():
+        loop.end()
     (height, width), frame_px = ours.sizes.crop_px, ours.sizes.frame_px
     of = f"{height}x{width} crops, batch {ours.sizes.batch}, from {frame_px[0]}x{frame_px[1]} frames on disk"
     what = f"distillation step, MobileNetV2 from ResNet-101, both DeepLabV3+, {of}: usual loop / ours"
@@ -115,6 +119,9 @@ def _usual_over_ours(ours: OurLoop, plan: Plan, suffix: str, target: str) -> tup
     if "ours, compiled" in kinds:
         what = "the same, ours with distill.compile; its first steps, a minute or two, come on top (w-compile-start)"
         rows.append(ratio_row(f"1-compiled{suffix}", what, taken_s["usual"] / taken_s["ours, compiled"], target))
+    if "ours, float32" in kinds:
+        what = "the same, ours in float32 as the usual loop is"
+        rows.append(ratio_row(f"1-float32{suffix}", what, taken_s["usual"] / taken_s["ours, float32"]))
     if "usual, peer's nets" in kinds:
         what = f"the same, the usual loop on the nets of {PEER} / ours"
         rows.append(ratio_row(f"1-smp{suffix}", what, taken_s["usual, peer's nets"] / taken_s["ours"]))
@@ -122,18 +129,13 @@ def _usual_over_ours(ours: OurLoop, plan: Plan, suffix: str, target: str) -> tup
     return {name: round(float(np.median(taken)) / steps, 4) for name, taken in taken_s.items()}, rows
 
 
-def _usual_loops(ours: OurLoop, steps: int) -> Iterator[tuple[str, UsualLoop]]:
+def _usual_loops(ours: OurLoop, steps: int) -> dict[str, OwnProcess]:
     """The usual loop on the nets of the library, and on those of the peer where it is installed."""
-
-    def loop(student: nn.Module, teacher: nn.Module) -> UsualLoop:
-        return UsualLoop(student, teacher, ours.streets.png_pairs, ours.sizes, steps, ours.compute.device)
-
-    yield "usual", loop(AsPublished(build(STUDENT, CLASSES)), AsPublished(build(TEACHER, CLASSES)))
+    given = ours.streets.png_pairs, ours.sizes, steps, ours.compute.device
+    loops = {"usual": OwnProcess(usual_epochs, library_nets, *given)}
     if importlib.util.find_spec("segmentation_models_pytorch"):
-        from segmentation_models_pytorch import DeepLabV3Plus
-
-        nets = (DeepLabV3Plus(name, encoder_weights=None, classes=CLASSES) for name in ("mobilenet_v2", "resnet101"))
-        yield "usual, peer's nets", loop(*nets)
+        loops["usual, peer's nets"] = OwnProcess(usual_epochs, peer_nets, *given)
+    return loops
 
 
 def _cached_over_plain(ours: OurLoop, plan: tuple[int, int], suffix: str) -> tuple[dict, list[Row]]:

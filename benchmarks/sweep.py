@@ -17,12 +17,11 @@ import time
 from typing import NamedTuple
 
 import numpy as np
-from our_loop import FROM_CACHE, STUDENT, TEACHER, OurLoop, a_teacher, default_settings, next_steps
+from our_loop import FROM_CACHE, STUDENT, TEACHER, OurLoop, a_teacher, default_settings, next_steps, our_compute
 from rows import Row, ratio_row, seconds_in_turn
 from streets import ON_CPU, QUICK, STRIDE, streets_on_disk
 
 from segdistill.frames.rng import Batches
-from segdistill.nets.compute import choose
 from segdistill.scoring.evaluate import TorchPredictor
 from segdistill.teacher_logits import logits_on_grid
 
@@ -70,7 +69,7 @@ def drawn_views(frames: int, batch: int, steps: int) -> int:
 def measure(quick: bool) -> tuple[dict, list[Row]]:
     """Conditions and the rows 4."""
     sizes = QUICK if quick else ON_CPU
-    compute = choose("cpu", "auto", 0)
+    compute = our_compute()
     ours = OurLoop(streets_on_disk(sizes.frame_px, sizes.frames), sizes, compute, default_settings())
     costs = _costs(ours, steps=1, rounds=1, starts=1) if quick else _costs(ours, steps=3, rounds=15, starts=3)
     typical = costs.median()

@@ -16,22 +16,23 @@ runs the teacher; and it compares at full resolution. All is float32 in NCHW, to
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from our_loop import STUDENT, TEACHER
 from PIL import Image
 from streets import Sizes
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional as transforms
 
-from segdistill.cityscapes import IGNORE, TRAIN_ID_OF_LABEL_ID
+from segdistill.cityscapes import CLASSES, IGNORE, TRAIN_ID_OF_LABEL_ID
+from segdistill.nets.registry import build
 
 WORKERS = 2
 ALPHA, TEMPERATURE = 0.3, 1.0
@@ -112,19 +113,18 @@ class UsualLoop:
 
     def epoch(self) -> None:
         """One pass over the loader."""
-        with _torch_as_it_comes(self.device):
-            for step, (images, labels) in enumerate(self.loader):
-                images = images.to(self.device, non_blocking=True)
-                labels = labels.to(self.device, non_blocking=True)
-                with torch.no_grad():
-                    taught = self.teacher(images)
-                logits = self.student(images)
-                divergence = self._kl(logits, taught)
-                loss = (1 - ALPHA) * self.cross_entropy(logits, labels) + ALPHA * TEMPERATURE**2 * divergence
-                self.optimizer.zero_grad()
-                loss.backward()
-                self.optimizer.step()
-                print(f"step {step}, loss {loss.item():.4f}", file=self.log)
+        for step, (images, labels) in enumerate(self.loader):
+            images = images.to(self.device, non_blocking=True)
+            labels = labels.to(self.device, non_blocking=True)
+            with torch.no_grad():
+                taught = self.teacher(images)
+            logits = self.student(images)
+            divergence = self._kl(logits, taught)
+            loss = (1 - ALPHA) * self.cross_entropy(logits, labels) + ALPHA * TEMPERATURE**2 * divergence
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            print(f"step {step}, loss {loss.item():.4f}", file=self.log)
 
     def _kl(self, logits_BCHW: Tensor, taught_BCHW: Tensor) -> Tensor:
         student = F.log_softmax(logits_BCHW / TEMPERATURE, dim=1)
@@ -132,17 +132,20 @@ class UsualLoop:
         return F.kl_div(student, teacher, reduction="sum") / student[:, 0].numel()
 
 
-@contextlib.contextmanager
-def _torch_as_it_comes(device: torch.device) -> Iterator[None]:
-    """On a GPU: without the determinism that the library asks torch for, and with the search for fast convolutions."""
-    if device.type != "cuda":
-        yield
-        return
-    deterministic, searching = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    torch.use_deterministic_algorithms(False)
-    torch.backends.cudnn.benchmark = True
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(deterministic, warn_only=True)
-        torch.backends.cudnn.benchmark = searching
+def library_nets() -> tuple[nn.Module, nn.Module]:
+    """Student and teacher of the library."""
+    return tuple(AsPublished(build(name, CLASSES)) for name in (STUDENT, TEACHER))
+
+
+def peer_nets() -> tuple[nn.Module, nn.Module]:
+    """Student and teacher of segmentation-models-pytorch."""
+    from segmentation_models_pytorch import DeepLabV3Plus
+
+    backbones = "mobilenet_v2", "resnet101"
+    return tuple(DeepLabV3Plus(name, encoder_weights=None, classes=CLASSES) for name in backbones)
+
+
+def usual_epochs(nets: Callable[[], tuple[nn.Module, nn.Module]], *given: object) -> Callable[[], None]:
+    """A call for an epoch of the usual loop on `nets`; made in a process where nothing else has changed torch."""
+    torch.backends.cudnn.benchmark = True  # a GPU searches for its fastest convolutions
+    return UsualLoop(*nets(), *given).epoch

@@ -25,6 +25,7 @@ from our_loop import (
     default_settings,
     finish,
     next_steps,
+    our_compute,
     through_compiler,
 )
 from rows import Row, ratio_row, seconds_in_turn
@@ -32,7 +33,6 @@ from streets import ON_CPU, QUICK, streets_on_disk
 from torch import Tensor, nn
 from usual_loop import AsPublished
 
-from segdistill.nets.compute import choose
 from segdistill.training.train_loop import Job, sgd, update
 
 OPTIMIZER_STEPS = 5  # of a stretch: one alone is too short to time
@@ -41,7 +41,7 @@ OPTIMIZER_STEPS = 5  # of a stretch: one alone is too short to time
 def measure(quick: bool) -> tuple[dict, list[Row]]:
     """Conditions and the rows w-...; torch.compile is left out of a quick trial, for it takes a minute to start."""
     sizes = QUICK if quick else ON_CPU
-    compute = choose("cpu", "auto", 0)
+    compute = our_compute()
     ours = OurLoop(streets_on_disk(sizes.frame_px, sizes.frames), sizes, compute, default_settings())
     steps, rounds = (1, 1) if quick else (2, 9)
     rows = _step_rows(ours, steps, rounds) + _optimizer_rows(ours, rounds) + _teacher_rows(ours, rounds)
@@ -165,7 +165,7 @@ def _teacher_rows(ours: OurLoop, rounds: int) -> list[Row]:
         for _ in range(2):  # the first calls of a frozen net are spent on optimising it
             frozen(inputs)
         taken_s = seconds_in_turn({"eager": lambda: teacher(inputs), "frozen": lambda: frozen(inputs)}, rounds)
-    what = "teacher's forward pass, traced and frozen with batch norm folded / eager"
+    what = "teacher's forward pass in float32, traced and frozen with batch norm folded / eager"
     return [ratio_row("w-teacher-frozen", what, taken_s["frozen"] / taken_s["eager"])]
 
 
