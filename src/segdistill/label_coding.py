@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-from PIL import Image
 
 from segdistill.base.class_table import IGNORE, Color
 from segdistill.base.errors import InputError
@@ -29,13 +28,13 @@ class IdCoding:
 
     def classes(self, label_ids_HW: np.ndarray) -> np.ndarray:
         """Classes uint8 (H, W) of label ids uint8 (H, W); InputError names the ids that are not in the table."""
-        # Pillow counts and maps bytes in C; NumPy widens them to 64 bits first.
-        image = Image.fromarray(label_ids_HW)
-        unknown = np.flatnonzero((np.array(image.histogram()) > 0) & ~self._known)
-        if len(unknown):
+        # bytes.translate maps a byte a time in C, several times as fast as NumPy's indexing or counting of them all.
+        label_ids = label_ids_HW.tobytes()
+        if b"\0" in label_ids.translate(self._known.tobytes()):
+            unknown = np.setdiff1d(label_ids_HW, np.flatnonzero(self._known))
             allowed = _in_ranges(np.flatnonzero(self._known))
             raise InputError(f"label ids {_first(unknown)} are not in the table; allowed: {allowed}")
-        return np.asarray(image.point(self._classes.tolist()))
+        return np.frombuffer(label_ids.translate(self._classes.tobytes()), np.uint8).reshape(label_ids_HW.shape)
 
 
 class ColorCoding:

@@ -34,8 +34,13 @@ def allocate(folder: Path, frames: int, size_px: tuple[int, int]) -> None:
 def _write_row(stored: np.memmap, row: int, values: np.ndarray) -> None:
     """`stored[row] = values`, written to the file: through the map it would wait for a page fault every 4 KiB."""
     with Path(stored.filename).open("r+b") as file:
-        file.seek(stored.offset + row * values.nbytes)
+        start = stored.offset + row * values.nbytes
+        file.seek(start)
         file.write(np.ascontiguousarray(values))
+        file.flush()
+        if hasattr(os, "posix_fadvise"):
+            # Linux begins to write these pages to the disk now, while the next frame is decoded, and not at the sync.
+            os.posix_fadvise(file.fileno(), start, values.nbytes, os.POSIX_FADV_DONTNEED)
 
 
 class Chunk(NamedTuple):
