@@ -16,7 +16,7 @@ from segdistill.cityscapes import CLASSES
 from segdistill.frames.rng import Batches
 from segdistill.logits.teacher_cache import origins_of
 from segdistill.nets.compute import Compute
-from segdistill.nets.losses import cross_entropy
+from segdistill.nets.losses import label_loss
 from segdistill.nets.registry import build
 from segdistill.nets.resize import upsample
 from segdistill.training.compiled import compiled
@@ -110,7 +110,7 @@ def bare_steps(job: Job, steps: int) -> Callable[[], None]:
         for _ in range(steps):
             with job.compute.autocast():
                 logits = job.net(inputs)
-            cross_entropy(upsample(logits.float(), targets.shape[-2:]), targets).backward()
+            label_loss("cross_entropy", upsample(logits.float(), targets.shape[-2:]), targets, 0.0).backward()
             optimizer.step(lr=0.0)
             optimizer.zero_grad()
         finish(job.compute)

@@ -7,7 +7,15 @@ import pytest
 import torch
 from torchvision.ops import sigmoid_focal_loss
 
-from segdistill.nets.losses import DISTILLATION, IGNORE, channel_kl, cross_entropy, focal, kl, mixed, sigmoid_kl
+from segdistill.nets.losses import DISTILLATION, IGNORE, channel_kl, kl, label_loss, mixed, sigmoid_kl
+
+
+def cross_entropy(logits, labels):
+    return label_loss("cross_entropy", logits, labels, 0.0)
+
+
+def focal(logits, labels, gamma):
+    return label_loss("focal", logits, labels, gamma)
 
 
 @pytest.fixture

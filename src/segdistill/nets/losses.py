@@ -1,8 +1,7 @@
 """Label losses and distillation losses.
 
 Shapes: B batch, C classes, H/W pixels of the label, P = B * H * W, h/w cells of the logits' own grid.
-All losses are means, so that their scale depends neither on the batch, nor on the crop, nor on how much is void; those
-named `_sum` are what the means are made of, for an evaluation that comes piece by piece.
+All losses are means, so that their scale depends neither on the batch, nor on the crop, nor on how much is void.
 """
 
 from __future__ import annotations
@@ -28,26 +27,21 @@ def _nll(logits_BCHW: Tensor, labels_BHW: Tensor) -> Tensor:
     return F.cross_entropy(rows_PC, labels_BHW.flatten(), ignore_index=IGNORE, reduction="none")
 
 
-def cross_entropy_sum(logits_BCHW: Tensor, labels_BHW: Tensor) -> Tensor:
-    """Cross entropy, summed over the valid pixels."""
-    return _nll(logits_BCHW, labels_BHW).sum()
+def label_loss_sum(kind: str, nll: Tensor, focal_gamma: float) -> Tensor:
+    """The label loss named in params, cross_entropy or focal, summed over the pixels.
+
+    `nll` is -log p of each pixel's class, of any shape, 0 where the pixel is void. Focal loss is -(1 - p)^gamma log p
+    (Lin et al., arXiv:1708.02002, without alpha).
+    """
+    assert kind in ("cross_entropy", "focal"), kind
+    if kind == "cross_entropy" or not focal_gamma:
+        return nll.sum()
+    return ((-torch.expm1(-nll)).clamp(min=0) ** focal_gamma * nll).sum()
 
 
-def cross_entropy(logits_BCHW: Tensor, labels_BHW: Tensor) -> Tensor:
-    """Mean cross entropy over the valid pixels; 0 (with zero gradient) where every pixel is void."""
-    return cross_entropy_sum(logits_BCHW, labels_BHW) / _valid_pixels(labels_BHW)
-
-
-def focal_sum(logits_BCHW: Tensor, labels_BHW: Tensor, gamma: float) -> Tensor:
-    """Focal loss, summed over the valid pixels."""
-    nll_P = _nll(logits_BCHW, labels_BHW)
-    weight_P = (-torch.expm1(-nll_P)).clamp(min=0) ** gamma if gamma else torch.ones_like(nll_P)
-    return (weight_P * nll_P).sum()
-
-
-def focal(logits_BCHW: Tensor, labels_BHW: Tensor, gamma: float) -> Tensor:
-    """Focal loss -(1 - p)^gamma log p, mean over the valid pixels (Lin et al., arXiv:1708.02002, without alpha)."""
-    return focal_sum(logits_BCHW, labels_BHW, gamma) / _valid_pixels(labels_BHW)
+def label_loss(kind: str, logits_BCHW: Tensor, labels_BHW: Tensor, focal_gamma: float) -> Tensor:
+    """The label loss named in params, mean over the valid pixels; 0 (with zero gradient) where every pixel is void."""
+    return label_loss_sum(kind, _nll(logits_BCHW, labels_BHW), focal_gamma) / _valid_pixels(labels_BHW)
 
 
 def kl(student_BChw: Tensor, teacher_BChw: Tensor, temperature: float) -> Tensor:
@@ -83,19 +77,6 @@ def sigmoid_kl(student_BChw: Tensor, teacher_BChw: Tensor, temperature: float, c
 
 
 DISTILLATION = {"kl": kl, "channel_kl": channel_kl, "sigmoid_kl": sigmoid_kl}
-
-
-def label_loss_sum(kind: str, logits_BCHW: Tensor, labels_BHW: Tensor, focal_gamma: float) -> Tensor:
-    """The label loss named in params, cross_entropy or focal, summed over the valid pixels."""
-    if kind == "focal":
-        return focal_sum(logits_BCHW, labels_BHW, focal_gamma)
-    assert kind == "cross_entropy", kind
-    return cross_entropy_sum(logits_BCHW, labels_BHW)
-
-
-def label_loss(kind: str, logits_BCHW: Tensor, labels_BHW: Tensor, focal_gamma: float) -> Tensor:
-    """The mean of `label_loss_sum` over the valid pixels: what is trained with."""
-    return label_loss_sum(kind, logits_BCHW, labels_BHW, focal_gamma) / _valid_pixels(labels_BHW)
 
 
 def mixed(label: Tensor, distillation: Tensor | None, alpha: float, temperature: float) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segdistill.nets.losses import label_loss_sum
+from segdistill.nets.losses import IGNORE, label_loss_sum
 from segdistill.nets.resize import upsample
 
 STRIP_BYTES = 4 * 2**20
@@ -42,7 +42,7 @@ def loss_sum(kind: str, logits_BChw: Tensor, labels_BHW: Tensor, focal_gamma: fl
     """
     total = logits_BChw.new_zeros((), dtype=torch.float64)
     for frame, rows, strip_CRW in _strips(logits_BChw, tuple(labels_BHW.shape[1:])):
-        total += label_loss_sum(kind, strip_CRW[None], labels_BHW[frame, rows][None].long(), focal_gamma)
+        total += label_loss_sum(kind, _nll(strip_CRW, labels_BHW[frame, rows]), focal_gamma)
     return total
 
 
@@ -55,7 +55,7 @@ def classes_and_loss_sum(
     total = logits_BChw.new_zeros((), dtype=torch.float64)
     for frame, rows, strip_CRW in _strips(logits_BChw, tuple(labels_BHW.shape[1:])):
         classes_BHW[frame, rows] = _first_of_largest(strip_CRW)
-        total += label_loss_sum(kind, strip_CRW[None], labels_BHW[frame, rows][None].long(), focal_gamma)
+        total += label_loss_sum(kind, _nll(strip_CRW, labels_BHW[frame, rows]), focal_gamma)
     return classes_BHW, total
 
 
@@ -89,6 +89,17 @@ def _row_weights(cells: int, height_px: int) -> Tensor:
     They are read off torch's own interpolation, of unit vectors, so that they are the same numbers.
     """
     return F.interpolate(torch.eye(cells)[None], size=height_px, mode="linear")[0].T.contiguous()
+
+
+def _nll(strip_CRW: Tensor, labels_RW: Tensor) -> Tensor:
+    """-log softmax of each pixel's class, 0 where it is void, (R, W).
+
+    Written out: in planar memory this takes a tenth of the time of torch's own, which makes rows of pixels first.
+    """
+    below_CRW = strip_CRW - strip_CRW.amax(0)
+    void_RW = labels_RW == IGNORE
+    true_1RW = below_CRW.gather(0, labels_RW.long().masked_fill(void_RW, 0)[None])
+    return below_CRW.exp_().sum(0).log_().sub_(true_1RW[0]).masked_fill_(void_RW, 0)
 
 
 def _first_of_largest(strip_CRW: Tensor) -> Tensor:
