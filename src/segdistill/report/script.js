@@ -13,6 +13,7 @@ function legendHeight(figure, widthPx) {
   const names = figure.data.filter(trace => trace.type === "scatter" && trace.showlegend !== false)
     .map(trace => trace.name);
   const lengthPx = names.reduce((sum, name) => sum + 50 + 7 * name.length, 0);
+  if (figure.layout.showlegend === false) return 20;
   return names.length ? 20 + 22 * Math.ceil(lengthPx / Math.max(widthPx - 76, 100)) : 90;
 }
 
