@@ -159,6 +159,28 @@ def test_a_point_tells_its_name(page) -> None:
     assert any("teacher float32" in text for text in texts)
 
 
+CUT_OFF = """[...document.querySelectorAll(".plot")].filter(place => {
+  const paper = document.body.getBoundingClientRect(), room = place.getBoundingClientRect();
+  return [...place.querySelectorAll(".main-svg")].map(svg => svg.getBoundingClientRect()).some(
+    drawn => drawn.right > paper.right + 1 || drawn.right > room.right + 1 || drawn.bottom > room.bottom + 1);
+}).map(place => place.id)"""
+
+
+def test_charts_are_whole_on_paper(page) -> None:
+    """The event comes before the page is laid out on paper, and what is drawn then is what is printed."""
+    try:
+        page.execute_script("window.dispatchEvent(new Event('beforeprint'))")
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+        page.execute_script("document.body.style.width = '273mm'")  # A4 across, less its margins
+        assert in_page(page, CUT_OFF) == []
+        assert in_page(page, "document.getElementById('curves').querySelector('.main-svg').clientWidth") > 900
+    finally:
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    page.execute_script("document.body.style.width = ''; window.dispatchEvent(new Event('afterprint'))")
+    widths = "[...document.querySelectorAll('#curves, #curves .main-svg')].map(part => part.clientWidth)"
+    assert len(set(in_page(page, widths))) == 1, "as wide as the window again"
+
+
 def test_print_shows_all_and_in_light(page) -> None:
     page.execute_script("""
       document.documentElement.dataset.theme = "dark"; inTheme();

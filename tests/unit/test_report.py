@@ -207,8 +207,8 @@ def test_a_teacher_that_is_not_one_network_is_shown_and_named_as_it_was_timed(su
 def test_the_tiles_say_what_each_figure_is_of(summary: Summary) -> None:
     rows = [replace(summary.teacher, onnx_int8_p50_ms=45.0), *summary.runs]
     shown = tiles(of_rows(rows, summary.benchmark))
-    assert "the teacher: 45.0 ms in int8 ONNX; 90.0 ms in float32 ONNX" in shown
-    assert "per 64x128 frame (p50, end to end, 2 threads)" in shown
+    assert "end to end; the teacher: 45.0 ms in int8 ONNX, 90.0 ms in float32 ONNX" in shown
+    assert "p50 per 64x128 frame, 2 threads" in shown
     assert "+3.5 points against vanilla (both int8)" in shown
 
 

@@ -126,7 +126,7 @@ def test_answer_says_when_the_teacher_is_the_weaker_one() -> None:
     rows = [teacher, one("vanilla", 0.50, role="control"), one("a03", 0.51)]
     assert "higher than the teacher (40.0%)" in " ".join(answer(of_rows(rows, {})).reasons)
     strong = [one("teacher", 0.68, role="teacher", onnx_float32_p50_ms=50.0), *rows[1:]]
-    kept = "keeps 75% of the teacher's mIoU (68.0%) and is 5.0 times as fast as the teacher in float32 ONNX"
+    kept = "keeps 75% of the teacher's mIoU (68.0%); it is 5.0 times as fast as the teacher in float32 ONNX"
     assert kept in " ".join(answer(of_rows(strong, {})).reasons)
 
 

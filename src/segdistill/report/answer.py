@@ -116,17 +116,17 @@ def _against_teacher(summary: Summary, champion: ModelFile, row: Row) -> str:
     teacher = summary.teacher
     if teacher is None or not teacher.mean_iou:
         return ""
-    text = f"It keeps {champion.mean_iou / teacher.mean_iou:.0%} of the teacher's mIoU ({teacher.mean_iou:.1%})"
     if champion.mean_iou > teacher.mean_iou:
-        text = f"It scores higher than the teacher ({teacher.mean_iou:.1%}), which is too weak to learn much from,"
+        text = f"It scores higher than the teacher ({teacher.mean_iou:.1%}), which is too weak to learn much from"
+    else:
+        text = f"It keeps {champion.mean_iou / teacher.mean_iou:.0%} of the teacher's mIoU ({teacher.mean_iou:.1%})"
+    facts = []
     if row.parameters and teacher.parameters:
-        text += f" with {_share(row.parameters / teacher.parameters)} of its parameters"
+        facts.append(f"has {_share(row.parameters / teacher.parameters)} of its parameters")
     if champion.p50_ms and (times := teacher_times(summary, champion)):
-        ratios = (
-            f"{p50_ms / champion.p50_ms:.1f} times as fast as the teacher in {engine}" for engine, p50_ms in times
-        )
-        text += f" and is {' and '.join(ratios)}"
-    return text + "."
+        ratios = (f"{ms / champion.p50_ms:.1f} times as fast as the teacher in {engine}" for engine, ms in times)
+        facts.append(f"is {' and '.join(ratios)}")
+    return text + (f"; it {' and '.join(facts)}." if facts else ".")
 
 
 def _noise(summary: Summary) -> tuple[float, bool]:

@@ -42,7 +42,10 @@ function shaded(trace, shades) {
   return trace.marker?.symbol ? {...trace, marker: {...trace.marker, line: {width: 1.2, color: shades.page}}} : trace;
 }
 
-function draw(shades) {
+// A4 across, less the margins that style.css gives it: charts are drawn before the page is laid out on paper.
+const PAPER_PX = 273 / 25.4 * 96;
+
+function draw(shades, mostPx = Infinity) {
   for (const [name, figure] of Object.entries(figures)) {
     const place = document.getElementById(name);
     if (!figure.data.length) {
@@ -50,7 +53,9 @@ function draw(shades) {
       place.textContent = "Nothing was recorded to draw here.";
       continue;
     }
-    const layout = dressed(figure, shades, place.clientWidth);
+    const widthPx = Math.min(place.clientWidth, mostPx);
+    const layout = dressed(figure, shades, widthPx);
+    if (widthPx === mostPx) layout.width = widthPx;
     Plotly.react(place, figure.data.map(trace => shaded(trace, shades)), layout,
                  {displayModeBar: false, responsive: true});
   }
@@ -75,7 +80,7 @@ let folded = [];
 window.addEventListener("beforeprint", () => {
   folded = [...document.querySelectorAll("details:not([open])")];
   folded.forEach(part => { part.open = true; });
-  draw(SHADES.light);
+  draw(SHADES.light, PAPER_PX);
 });
 window.addEventListener("afterprint", () => {
   folded.forEach(part => { part.open = false; });

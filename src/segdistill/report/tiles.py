@@ -47,10 +47,10 @@ def _latency(summary: Summary, champion: ModelFile) -> tuple[str, str, str] | No
         return None
     conditions = summary.benchmark.get("conditions", {})
     size, threads = conditions.get("size_px"), conditions.get("threads")
-    frame = f"{size[0]}x{size[1]} frame" if size else "frame"
-    how = "p50, end to end" if threads is None else f"p50, end to end, {threads} thread{'s' if threads != 1 else ''}"
-    against = "; ".join(f"{p50_ms:.1f} ms in {engine}" for engine, p50_ms in teacher_times(summary, champion))
-    return f"per {frame} ({how})", f"{champion.p50_ms:.1f} ms", f"the teacher: {against}" if against else ""
+    name = f"p50 per {size[0]}x{size[1]} frame" if size else "p50 per frame"
+    name += "" if threads is None else f", {threads} thread{'s' if threads != 1 else ''}"
+    against = ", ".join(f"{p50_ms:.1f} ms in {engine}" for engine, p50_ms in teacher_times(summary, champion))
+    return name, f"{champion.p50_ms:.1f} ms", "end to end" + (f"; the teacher: {against}" if against else "")
 
 
 def _size(summary: Summary, champion: ModelFile, row: Row) -> tuple[str, str, str] | None:
@@ -65,7 +65,7 @@ def _distance(summary: Summary, champion: ModelFile, row: Row) -> tuple[str, str
     teacher = summary.teacher
     if teacher is None or teacher.mean_iou is None:
         return None
-    against = f"its {teacher.mean_iou:.1%} in float32"
+    against = f"which has {teacher.mean_iou:.1%} in float32"
     if row.teacher_agreement is not None:
         against += f"; the same class on {row.teacher_agreement:.0%} of pixels"
     return "mIoU against the teacher", f"{signed(100 * (champion.mean_iou - teacher.mean_iou))} points", against
