@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import importlib
 import time
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from fake_metrics import sweep_params, write_metrics
 from segdistill.report import write_report
@@ -33,6 +36,31 @@ def page(browser, told, address: str):
     assert console == []
     assert asked
     assert [url for url in asked if not url.startswith(OFFLINE)] == []
+
+
+@pytest.fixture
+def pictures(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "docs"))
+    return importlib.import_module("report_pictures")
+
+
+def test_pictures_of_the_report_end_where_a_section_does(browser, pictures, address: str, tmp_path: Path) -> None:
+    pictures.take_report(address, tmp_path)
+    assert len(sorted(tmp_path.glob("report*.png"))) == 4
+    assert all(picture.stat().st_size < pictures.LARGEST_BYTES for picture in tmp_path.iterdir())
+    browser.get(address)
+    edge = "Math.round(document.getElementById('training').getBoundingClientRect().top + scrollY)"
+    with Image.open(tmp_path / "report.png") as top:
+        assert top.size == (1280, in_page(browser, edge) - pictures.ABOVE_PX)
+
+
+def test_a_page_that_complains_or_asks_outside_is_not_pictured(browser, pictures, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text("<img src='https://elsewhere.invalid/x.png'><script>missing()</script>")
+    fails = pytest.raises(RuntimeError, match="asked for https://elsewhere.invalid")
+    with fails as raised, pictures.chromium((300, 200)) as shown:
+        pictures.open_page(shown, page.as_uri())
+    assert "missing is not defined" in str(raised.value)
 
 
 def in_page(page, script: str, *arguments):
