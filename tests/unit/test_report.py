@@ -213,13 +213,13 @@ def test_the_tiles_say_what_each_figure_is_of(summary: Summary) -> None:
 
 
 def test_the_sweep_can_be_repeated_from_its_page(summary: Summary, metrics: Path) -> None:
-    params = sweep_params(tracking={"uri": "http://mlflow.internal"})
+    params = sweep_params(tracking={"uri": "http://mlflow.example.org"})
     text = page(replace(summary, params=params), metrics)
     written = html.unescape(re.search(r"<pre>(seed: 0.*?)</pre>", text, re.DOTALL)[1])
     tracking = yaml.safe_dump({"tracking": params.tracking.model_dump()})
     write_text(metrics.parent / "params.yaml", f"{written}\n{tracking}")
     assert load_params(metrics.parent / "params.yaml") == params
-    assert "mlflow.internal" not in text
+    assert "mlflow.example.org" not in text
     assert re.search(r"<dt>git revision</dt><dd>\w+", text)
     assert "trained here: 8 steps of 4 crops of 64x64, from random weights" in text
 

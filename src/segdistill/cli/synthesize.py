@@ -16,11 +16,11 @@ segdistill synthesize data/raw --train-frames 100 --val-frames 20"""
 
 def synthesize(
     out: Annotated[Path, typer.Argument(metavar="DIR", help="folder to write; must be new or empty")],
-    train_frames: Annotated[int, typer.Option(min=1, help="frames of the train split")] = 24,
-    val_frames: Annotated[int, typer.Option(min=1, help="frames of the val split")] = 12,
-    height_px: Annotated[int, typer.Option(min=32, help="of a frame")] = 128,
-    width_px: Annotated[int, typer.Option(min=32, help="of a frame")] = 256,
-    seed: Annotated[int, typer.Option(min=0, help="equal seeds give equal bytes")] = 0,
+    train_frames: Annotated[int, typer.Option(metavar="N", min=1, help="frames of the train split")] = 24,
+    val_frames: Annotated[int, typer.Option(metavar="N", min=1, help="frames of the val split")] = 12,
+    height_px: Annotated[int, typer.Option(metavar="PX", min=32, help="height of a frame")] = 128,
+    width_px: Annotated[int, typer.Option(metavar="PX", min=32, help="width of a frame")] = 256,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="equal seeds give equal bytes")] = 0,
 ) -> None:
     """Write a built-in city as PNG files in the layout of Cityscapes."""
     from segdistill.base.files import atomic_directory
