@@ -65,7 +65,7 @@ def _distance(summary: Summary, champion: ModelFile, row: Row) -> tuple[str, str
     teacher = summary.teacher
     if teacher is None or teacher.mean_iou is None:
         return None
-    against = f"which has {teacher.mean_iou:.1%} in float32"
+    against = f"which has {teacher.mean_iou:.1%}, not quantized"
     if row.teacher_agreement is not None:
         against += f"; the same class on {row.teacher_agreement:.0%} of pixels"
     return "mIoU against the teacher", f"{signed(100 * (champion.mean_iou - teacher.mean_iou))} points", against

@@ -170,4 +170,4 @@ def teacher_note(summary: Summary) -> str:
         return "The teacher was not timed."
     engine = _teacher_engine(summary)
     only = "" if engine == "float32 ONNX" else ", the one form in which it was timed whole"
-    return f"The teacher is shown with the mIoU of its check, in float32, and its latency in {engine}{only}."
+    return f"The teacher is shown with the mIoU of its check and its latency in {engine}{only}."
