@@ -3,14 +3,16 @@
     python docs/screenshots.py --all                    # all of docs/, from the finished run in the current folder
     python docs/screenshots.py URL OUT.png [--size 1600x900] [--dark] [--wait-for "text"] [--click "text"]
 
-Needs Chromium with its driver (Debian: chromium chromium-driver) and the package selenium, which the pipeline itself
-does not install. --all starts an MLflow server on 127.0.0.1 and stops it again.
+Needs Chromium with its driver (Debian: chromium chromium-driver) and the package selenium, which requirements.lock
+installs and the extra `test` asks for. --all starts an MLflow server on 127.0.0.1 and stops it again. A page that
+complains in the browser's console, or asks for anything off this machine, ends the script.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -18,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +31,9 @@ from PIL import Image
 DOCS = Path(__file__).resolve().parent
 DRIVER = "/usr/bin/chromedriver"
 LARGEST_BYTES = 400_000
+LOCAL_SCHEMES, LOCAL_HOSTS = ("file", "data", "blob", "chrome"), ("127.0.0.1", "localhost")
+# MLflow's pages ask for them, and only a server with accounts has them all.
+MISSED = ("/favicon.ico ", "/mlflow/users/current ")
 PAGE_S, SERVER_S, STOP_S, SETTLE_S = 90.0, 180.0, 10.0, 1.5
 # MLflow's assistant would lie over the page; what its visitor has chosen stands in the browser's local storage.
 STORED = {"mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true", "mlflow.assistant.panelOpen_v1": "false"}
@@ -58,11 +64,9 @@ def main() -> None:
 
 def take_all() -> None:
     """The pictures that README.md and docs/ show."""
-    report = (Path.cwd() / "reports" / "index.html").as_uri()
-    for name, dark in (("report", False), ("report-dark", True)):
-        with chromium((1280, 1600), dark) as browser:
-            open_page(browser, report)
-            save(browser, DOCS / f"{name}.png")
+    from report_pictures import take_report  # which needs what stands here
+
+    take_report((Path.cwd() / "reports" / "index.html").as_uri())
     with mlflow_pages() as pages:
         with chromium((2340, 540)) as browser:
             open_page(browser, pages.sweep, "mean_iou")
@@ -78,13 +82,18 @@ def take_all() -> None:
 
 @contextlib.contextmanager
 def chromium(size_px: tuple[int, int], dark: bool = False) -> Iterator:
-    """A headless browser with a page of (width, height) and a profile of its own; it is gone at the end."""
+    """A headless browser with a page of (width, height) and a profile of its own; it is gone at the end.
+
+    Raises:
+        RuntimeError: at the end, where a page complained in the console or asked for something off this machine.
+    """
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
     # Without a sandbox, as containers have none to offer; the pages are our own.
     for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"):
         options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     if dark:
         options.add_argument("--blink-settings=preferredColorScheme=0")
     options.add_argument(f"--window-size={size_px[0]},{size_px[1]}")
@@ -96,8 +105,23 @@ def chromium(size_px: tuple[int, int], dark: bool = False) -> Iterator:
             page = {"width": size_px[0], "height": size_px[1], "deviceScaleFactor": 1, "mobile": False}
             browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", page)
             yield browser
+            if found := complaints(browser):
+                raise RuntimeError("\n".join(found))
         finally:
             browser.quit()
+
+
+def complaints(browser) -> list[str]:
+    """What a page should not have done: errors in the console, and addresses off this machine that were asked for."""
+    told = [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    found = [message for message in told if not ("404" in message and any(path in message for path in MISSED))]
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = {e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"}
+    for url in sorted(asked):
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme not in LOCAL_SCHEMES and parts.hostname not in LOCAL_HOSTS:
+            found.append(f"asked for {url}")
+    return found
 
 
 def open_page(browser, url: str, wait_for: str = "") -> None:
@@ -171,12 +195,17 @@ def wait_until(condition, what: str, limit_s: float = PAGE_S) -> None:
 def save(browser, out: Path) -> None:
     """Write what the window shows as a PNG of at most LARGEST_BYTES: with fewer colours where it needs that."""
     browser.save_screenshot(str(out))
-    for colours in (256, 64):
-        if out.stat().st_size <= LARGEST_BYTES:
+    reduce(out, LARGEST_BYTES)
+
+
+def reduce(out: Path, most_bytes: int) -> None:
+    """Write the PNG `out` with fewer colours where it is larger than that."""
+    with Image.open(out) as picture:
+        whole = picture.convert("RGB")
+    for colours in (256, 64, 32):
+        if out.stat().st_size <= most_bytes:
             break
-        with Image.open(out) as picture:
-            reduced = picture.convert("RGB").quantize(colours, dither=Image.Dither.NONE)
-        reduced.save(out, optimize=True)
+        whole.quantize(colours, dither=Image.Dither.NONE).save(out, optimize=True)
     print(f"{out}: {out.stat().st_size / 1000:.0f} kB")
 
 

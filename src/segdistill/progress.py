@@ -35,19 +35,28 @@ def write_curve(path: Path, columns: Sequence[str], rows: Sequence[dict]) -> Non
 
 
 class Progress:
-    """A rich bar where stderr is a terminal; elsewhere (CI, a log file) a plain line every 15 s and at the end."""
+    """A rich bar where stderr is a terminal; elsewhere (CI, a log file) a plain line every 15 s and at the end.
+
+    With `timing` only `advance` draws the bar, so that nothing runs beside what is timed between two calls of it.
+    """
 
     def __init__(
-        self, name: str, total: int, first: int = 0, unit: str = "step", curve_file: CurveFile | None = None
+        self,
+        name: str,
+        total: int,
+        first: int = 0,
+        unit: str = "step",
+        curve_file: CurveFile | None = None,
+        timing: bool = False,
     ) -> None:
         self.name, self.total, self.first, self.done, self.unit = name, total, first, first, unit
-        self.curve_file = curve_file
+        self.curve_file, self.timing = curve_file, timing
         self._bar = self._task = None
 
     def __enter__(self) -> Progress:
         self.started_s = self._told_s = time.monotonic()
         if sys.stderr.isatty():
-            self._bar = _bar()
+            self._bar = _bar(in_background=not self.timing)
             self._task = self._bar.add_task(self.name, total=self.total, completed=self.first, loss="", rate="")
             self._bar.start()
         return self
@@ -62,7 +71,8 @@ class Progress:
         """`count` more are done."""
         self.done += count
         if self._bar:
-            self._bar.update(self._task, completed=self.done, rate=f"{self.per_s:.1f} {self.unit}s/s")
+            rate = f"{self.per_s:.1f} {self.unit}s/s"
+            self._bar.update(self._task, completed=self.done, rate=rate, refresh=self.timing)
         elif time.monotonic() - self._told_s > SECONDS_BETWEEN_LINES:
             self._tell()
 
@@ -85,7 +95,7 @@ class Progress:
         print(f"{self.name}: {self.unit} {self.done}/{self.total}{rate}", file=sys.stderr)
 
 
-def _bar():
+def _bar(in_background: bool):
     from rich import progress as rich_progress
     from rich.console import Console
 
@@ -96,4 +106,5 @@ def _bar():
         rich_progress.TextColumn("{task.fields[loss]} {task.fields[rate]}"),
         rich_progress.TimeRemainingColumn(),
         console=Console(stderr=True),
+        auto_refresh=in_background,
     )

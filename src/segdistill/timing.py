@@ -11,11 +11,17 @@ import numpy as np
 REST_S = 0.002
 
 
-def interleaved_ms(calls: dict[str, Callable[[int], object]], rounds: int, warmup: int) -> dict[str, np.ndarray]:
+def interleaved_ms(
+    calls: dict[str, Callable[[int], object]],
+    rounds: int,
+    warmup: int,
+    after_round: Callable[[], object] = lambda: None,
+) -> dict[str, np.ndarray]:
     """Milliseconds of each call in each counted round, float64 (rounds,) by name.
 
     In every round each call runs once, in turn, and is given the number of the round; whatever slows the machine for a
     while slows all of them, so that ratios hold. A call returns only when its result is there (it synchronises itself).
+    `after_round` is called between the rounds, those of the warm-up too, and not timed.
     """
     taken_ms = {name: np.empty(rounds) for name in calls}
     for number in range(-warmup, rounds):
@@ -25,6 +31,7 @@ def interleaved_ms(calls: dict[str, Callable[[int], object]], rounds: int, warmu
             call(number)
             if number >= 0:
                 taken_ms[name][number] = (time.perf_counter_ns() - started_ns) / 1e6
+        after_round()
     return taken_ms
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import importlib
 import time
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from fake_metrics import sweep_params, write_metrics
 from segdistill.report import write_report
@@ -33,6 +36,31 @@ def page(browser, told, address: str):
     assert console == []
     assert asked
     assert [url for url in asked if not url.startswith(OFFLINE)] == []
+
+
+@pytest.fixture
+def pictures(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "docs"))
+    return importlib.import_module("report_pictures")
+
+
+def test_pictures_of_the_report_end_where_a_section_does(browser, pictures, address: str, tmp_path: Path) -> None:
+    pictures.take_report(address, tmp_path)
+    assert len(sorted(tmp_path.glob("report*.png"))) == 4
+    assert all(picture.stat().st_size < pictures.LARGEST_BYTES for picture in tmp_path.iterdir())
+    browser.get(address)
+    edge = "Math.round(document.getElementById('training').getBoundingClientRect().top + scrollY)"
+    with Image.open(tmp_path / "report.png") as top:
+        assert top.size == (1280, in_page(browser, edge) - pictures.ABOVE_PX)
+
+
+def test_a_page_that_complains_or_asks_outside_is_not_pictured(browser, pictures, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text("<img src='https://elsewhere.invalid/x.png'><script>missing()</script>")
+    fails = pytest.raises(RuntimeError, match="asked for https://elsewhere.invalid")
+    with fails as raised, pictures.chromium((300, 200)) as shown:
+        pictures.open_page(shown, page.as_uri())
+    assert "missing is not defined" in str(raised.value)
 
 
 def in_page(page, script: str, *arguments):
@@ -157,6 +185,28 @@ def test_a_point_tells_its_name(page) -> None:
         texts.add(in_page(page, "document.querySelector('#tradeoff .hoverlayer').textContent"))
     assert any("a03 int8" in text and "20.00 ms" in text for text in texts)
     assert any("teacher float32" in text for text in texts)
+
+
+CUT_OFF = """[...document.querySelectorAll(".plot")].filter(place => {
+  const paper = document.body.getBoundingClientRect(), room = place.getBoundingClientRect();
+  return [...place.querySelectorAll(".main-svg")].map(svg => svg.getBoundingClientRect()).some(
+    drawn => drawn.right > paper.right + 1 || drawn.right > room.right + 1 || drawn.bottom > room.bottom + 1);
+}).map(place => place.id)"""
+
+
+def test_charts_are_whole_on_paper(page) -> None:
+    """The event comes before the page is laid out on paper, and what is drawn then is what is printed."""
+    try:
+        page.execute_script("window.dispatchEvent(new Event('beforeprint'))")
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+        page.execute_script("document.body.style.width = '273mm'")  # A4 across, less its margins
+        assert in_page(page, CUT_OFF) == []
+        assert in_page(page, "document.getElementById('curves').querySelector('.main-svg').clientWidth") > 900
+    finally:
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    page.execute_script("document.body.style.width = ''; window.dispatchEvent(new Event('afterprint'))")
+    widths = "[...document.querySelectorAll('#curves, #curves .main-svg')].map(part => part.clientWidth)"
+    assert len(set(in_page(page, widths))) == 1, "as wide as the window again"
 
 
 def test_print_shows_all_and_in_light(page) -> None:

@@ -123,7 +123,7 @@ def test_the_teacher_is_all_of_its_parts_everywhere(done):
     assert timed["networks"]["composite_teacher"]["torch"]["how"] == described
     assert (summary.teacher.arch, summary.teacher.parameters) == (described, None)
     assert summary.teacher.torch_p50_ms > 0
-    assert "(the teacher as a whole)" in markdown(summary)
+    assert "times as fast as the teacher in PyTorch and ONNX" in markdown(summary)
     rows = {row.run: row for row in rows_on_disk(params, folder / "metrics")}
     assert rows["teacher"].params["checkpoint"] == "own.safetensors, foreign.onnx"
     assert rows["taught"].params["teacher_arch"] == described

@@ -22,7 +22,7 @@ from segdistill.logits.teacher_cache import Teaching, origins_of
 from segdistill.nets.adapters import load_state, read_torch_checkpoint
 from segdistill.nets.checkpoint import load_net, read_facts, read_state
 from segdistill.onnx_model.file import read_metadata
-from segdistill.report import figures
+from segdistill.report import curves
 from segdistill.scoring.class_maps import ClassMapArchive
 from segdistill.sources import png_file
 from segdistill.sources.cityscapes import CityscapesFrames
@@ -155,7 +155,7 @@ def read_manifest(path: Path) -> None:
 def read_curves(path: Path) -> None:
     for point in rows.read_curve(path):
         assert isinstance(point.step, int)
-    figures.read_curve(path, 10)
+    curves.read_curve(path, 10)
 
 
 def read_params(path: Path) -> None:

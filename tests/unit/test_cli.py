@@ -39,6 +39,7 @@ def test_synthesize_writes_a_city_that_prepare_reads(tmp_path):
         "synthesize", str(out), "--train-frames", "2", "--val-frames", "1", "--height-px", "48", "--width-px", "64"
     )
     assert done.exit_code == 0, done.output
+    assert "drawing: frame 3/3" in done.stderr
     (image,) = (out / "leftImg8bit/val").glob("*/*.png")
     assert np.array_equal(np.asarray(Image.open(image)), render_frame(0, "val", 0, (48, 64))[0])
 

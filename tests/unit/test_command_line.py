@@ -45,6 +45,17 @@ def test_every_command_and_option_is_explained(command):
             assert len([word for word in words if word.strip()]) > 1, f"{command}: {line}"
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_reads_well_in_80_columns(command):
+    (found,) = [info for info in app.registered_commands if info.callback.__name__ == command]
+    _, *further = found.callback.__doc__.split("\n\n")
+    lines = [line.strip() for paragraph in further for line in paragraph.strip().splitlines()[:-1]]
+    output = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "80"}).output
+    # Lines after the first paragraph stay lines: a longer one would leave a word or two between it and the next.
+    assert [line for line in lines if f" {line} " not in output] == []
+    assert "<int range>" not in output or command == "ui"
+
+
 @pytest.mark.parametrize("command", ["predict", "compare", "synthesize"])
 def test_examples_name_the_command(command):
     output = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "150"}).output

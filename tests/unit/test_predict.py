@@ -158,7 +158,9 @@ def test_a_model_of_other_classes_brings_their_ids_and_colors(street):
 
 def test_a_benchmark_tells_its_conditions_and_writes_nothing(files, street, monkeypatch):
     monkeypatch.setattr(speed, "ROUNDS", 2)
-    output = done("pictures", "--model", files.int8, "--benchmark").output
+    called = done("pictures", "--model", files.int8, "--benchmark")
+    output = called.stdout
+    assert "timing: round 7/7" in called.stderr
     for told in ("threads 1", "2 pictures of 48x64, 49x65 pixels", "2 rounds after 5 of warm-up", "fps", "p50", "p95"):
         assert told in output
     assert not (street / "predictions").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -10,12 +11,17 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
 from plotly.offline import get_plotlyjs
 
 from fake_metrics import HEADER, sweep_params, write_metrics, write_record
 from segdistill.base.files import write_text
+from segdistill.base.params_file import load_params
 from segdistill.report import write_report
-from segdistill.report.figures import MOST_POINTS, curves_figure, line_styles, tradeoff_figure
+from segdistill.report.curves import MOST_POINTS, curves_figure
+from segdistill.report.styles import line_styles
+from segdistill.report.tiles import tiles
+from segdistill.report.tradeoff import tradeoff_figure
 from segdistill.summary import Summary, of_rows, summarise
 
 EVIL = "<script>alert(1)</script>"
@@ -159,29 +165,41 @@ def test_long_curves_are_thinned(summary: Summary, metrics: Path) -> None:
     assert first["x"][0] == 1
 
 
-def test_front_is_drawn_through_its_files(summary: Summary) -> None:
-    figure = tradeoff_figure(summary)
-    front, teacher, float32, int8 = figure["data"]
-    assert (front["x"], front["y"]) == ([15, 20, 30, 90], [47, 52.5, 53, 72])
-    assert (teacher["x"], float32["x"], int8["x"]) == ([90], [30, 30, 15], [20, 20])
-    assert int8["text"] == ["", "<b>a03</b>"]
-    assert figure["layout"]["xaxis"]["type"] == "log"
-    assert "20" in figure["layout"]["xaxis"]["ticktext"]
+def test_a_teacher_that_is_not_one_network_is_shown_and_named_as_it_was_timed(summary: Summary, metrics: Path) -> None:
+    assert "its latency in float32 ONNX." in page(summary, metrics)
+    rows = [replace(summary.teacher, onnx_float32_p50_ms=None, torch_p50_ms=103.0), *summary.runs]
+    composite = of_rows(rows, summary.benchmark)
+    teacher = tradeoff_figure(composite)["data"][1]
+    assert (teacher["x"], teacher["customdata"]) == ([103], ["<b>teacher</b> PyTorch: 72.00% mIoU, 103.00 ms"])
+    text = page(composite, metrics)
+    assert "its latency in PyTorch, the one form in which it was timed whole." in text
+    assert "</i>teacher, PyTorch</li>" in text
+    assert "the teacher: 103.0 ms in PyTorch</dd>" in text
 
 
-@pytest.mark.parametrize(("least", "most"), [(5.28, 11.15), (5.28, 5.31), (10.1, 19.9), (201, 499), (3.8, 90)])
-def test_the_axis_of_latency_can_be_read_wherever_the_files_lie(summary: Summary, least: float, most: float) -> None:
-    timed = replace(summary.run("a03"), onnx_float32_p50_ms=least, onnx_int8_p50_ms=None)
-    rows = [timed, replace(timed, run="other", onnx_float32_p50_ms=most)]
-    axis = tradeoff_figure(of_rows(rows, {}))["layout"]["xaxis"]
-    between = [value for value in axis["tickvals"] if least <= value <= most]
-    assert 2 <= len(between) <= 6
-    assert axis["ticktext"] == [f"{value:g}" for value in axis["tickvals"]]
+def test_the_tiles_say_what_each_figure_is_of(summary: Summary) -> None:
+    rows = [replace(summary.teacher, onnx_int8_p50_ms=45.0), *summary.runs]
+    shown = tiles(of_rows(rows, summary.benchmark))
+    assert "end to end; the teacher: 45.0 ms in int8 ONNX, 90.0 ms in float32 ONNX" in shown
+    assert "p50 per 64x128 frame, 2 threads" in shown
+    assert "+3.5 points against vanilla (both int8)" in shown
+
+
+def test_the_sweep_can_be_repeated_from_its_page(summary: Summary, metrics: Path) -> None:
+    params = sweep_params(tracking={"uri": "http://mlflow.example.org"})
+    text = page(replace(summary, params=params), metrics)
+    written = html.unescape(re.search(r"<pre>(seed: 0.*?)</pre>", text, re.DOTALL)[1])
+    tracking = yaml.safe_dump({"tracking": params.tracking.model_dump()})
+    write_text(metrics.parent / "params.yaml", f"{written}\n{tracking}")
+    assert load_params(metrics.parent / "params.yaml") == params
+    assert "mlflow.example.org" not in text
+    assert re.search(r"<dt>git revision</dt><dd>\w+", text)
+    assert "trained here: 8 steps of 4 crops of 64x64, from random weights" in text
 
 
 def test_runs_can_be_told_apart(summary: Summary) -> None:
     many = of_rows([replace(summary.run("a03"), run=f"run-{n}") for n in range(16)], {})
-    assert len({(style["color"], style["dash"]) for style in line_styles(many)}) == 16
+    assert len({(style["color"], style["dash"]) for style in line_styles(many).values()}) == 16
 
 
 def test_headings_go_down_one_level_at_a_time(summary: Summary, metrics: Path) -> None:

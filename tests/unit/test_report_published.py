@@ -76,7 +76,7 @@ def rows_of(params: Params) -> list[Row]:
 @pytest.mark.parametrize("profile", ["cityscapes", "cityscapes-resnet50"])
 def test_the_full_grid_repeats_every_row_of_its_teacher(profile: str, tmp_path: Path) -> None:
     params = load_params(ROOT / "profiles" / f"{profile}.yaml")
-    table = source_a_table(of_rows(rows_of(params), {}, params.data), tmp_path)
+    table = source_a_table(of_rows(rows_of(params), {}, params), tmp_path)
     assert table.count("same as far as given") == 10  # all but the other teacher
     assert table.count("no such run here") == 1
     assert "differs" not in table
@@ -90,17 +90,37 @@ def test_what_differs_is_named() -> None:
     params = load_params(ROOT / "profiles" / "cityscapes.yaml")
     row = next(row for row in rows_of(params) if row.run == "a01-lr01")
     first, fifth = (next(p for p in published_rows(SOURCE_A) if p["row"] == number) for number in "15")
-    assert differences(first, row, params.data) == differences(fifth, row, params.data) == []
-    assert differences(first, replace(row, steps=100), params.data) == ["steps"]
-    assert differences(fifth, replace(row, finetune_steps=0, label_loss="focal"), params.data) == [
-        "steps",
-        "label loss",
-    ]
-    small = params.data.model_copy(update={"size_px": (512, 1024)})
-    assert differences(first, row, small) == ["frame size"]
-    full = params.data.model_copy(update={"size_px": (1024, 2048)})
-    assert differences(first, row, full) == []
-    assert differences(first, row, params.data.model_copy(update={"source": "synthetic"})) == ["data"]
+    assert differences(first, row, params) == differences(fifth, row, params) == []
+    assert differences(first, replace(row, steps=100), params) == ["steps"]
+    assert differences(fifth, replace(row, finetune_steps=0, label_loss="focal"), params) == ["steps", "label loss"]
+    assert differences(first, row, changed(params, data={"size_px": (512, 1024)})) == ["frame size"]
+    assert differences(first, row, changed(params, data={"size_px": (1024, 2048)})) == []
+    assert differences(first, row, changed(params, data={"source": "synthetic"})) == ["data"]
+
+
+def changed(params: Params, **sections: dict) -> Params:
+    """`params` with other values in some sections."""
+    raw = params.model_dump()
+    return Params.model_validate(raw | {name: raw[name] | values for name, values in sections.items()})
+
+
+@pytest.mark.parametrize(
+    ("sections", "as_distilled", "as_finetuned"),
+    [
+        ({"distill": {"method": "channel_kl"}}, ["method"], ["method"]),
+        ({"distill": {"temperature": 4.0}}, ["temperature"], ["temperature"]),
+        ({"teacher": {"arch": "deeplabv3plus_mobilenet"}}, ["teacher"], ["teacher"]),
+        ({"teacher": {"flip": True}}, ["teacher"], ["teacher"]),
+        ({"finetune": {"schedule": "poly"}}, [], ["finetune schedule"]),
+        ({"finetune": {"lr": 0.1, "alpha": 0.9}}, [], ["finetune lr", "finetune alpha"]),
+        ({"finetune": {"lr": 0.01, "alpha": 0.1}}, [], []),
+    ],
+)
+def test_another_lesson_is_not_the_same(sections: dict, as_distilled: list[str], as_finetuned: list[str]) -> None:
+    params = changed(load_params(ROOT / "profiles" / "cityscapes.yaml"), **sections)
+    row = next(row for row in rows_of(params) if row.run == "a01-lr01")
+    first, fifth = (next(p for p in published_rows(SOURCE_A) if p["row"] == number) for number in "15")
+    assert (differences(first, row, params), differences(fifth, row, params)) == (as_distilled, as_finetuned)
 
 
 def test_figures_are_of_the_phase_that_was_published(summary: Summary, metrics: Path) -> None:

@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -125,8 +126,31 @@ def test_answer_says_when_the_teacher_is_the_weaker_one() -> None:
     rows = [teacher, one("vanilla", 0.50, role="control"), one("a03", 0.51)]
     assert "higher than the teacher (40.0%)" in " ".join(answer(of_rows(rows, {})).reasons)
     strong = [one("teacher", 0.68, role="teacher", onnx_float32_p50_ms=50.0), *rows[1:]]
-    kept = "keeps 75% of the teacher's mIoU (68.0%) and is 5.0 times as fast (the teacher in float32 ONNX)"
+    kept = "keeps 75% of the teacher's mIoU (68.0%); it is 5.0 times as fast as the teacher in float32 ONNX"
     assert kept in " ".join(answer(of_rows(strong, {})).reasons)
+
+
+def test_like_is_compared_with_like_and_each_figure_says_of_what_it_is() -> None:
+    teacher = one("teacher", 0.68, 0.60, role="teacher", onnx_float32_p50_ms=50.0, onnx_int8_p50_ms=15.0)
+    text = " ".join(
+        answer(of_rows([teacher, one("vanilla", 0.5, 0.5, role="control"), one("a", 0.6, 0.61)], {})).reasons
+    )
+    assert "3.0 times as fast as the teacher in int8 ONNX and 10.0 times as fast as the teacher in float32 ONNX" in text
+    assert "above the control vanilla (both int8; trained without a teacher)" in text
+    runs = [one("vanilla", 0.5, role="control"), one("a", 0.52), one("b", 0.51), one("c", 0.41)]
+    told = "2 end above it in PyTorch (best: a with +2.0 points; all 3 on average \N{MINUS SIGN}2.0 points)"
+    assert told in " ".join(answer(of_rows(runs, {})).reasons)
+
+
+@pytest.mark.parametrize(("parameters", "engine"), [(40_000_000, "PyTorch"), (None, "PyTorch and ONNX")])
+def test_a_teacher_of_several_parts_stands_in_the_form_it_was_timed_in(parameters: int | None, engine: str) -> None:
+    timed = {"onnx_float32_p50_ms": None, "torch_p50_ms": 90.0, "parameters": parameters}
+    teacher = one("teacher", 0.68, role="teacher", **timed)
+    summary = of_rows([teacher, one("vanilla", 0.50, role="control"), one("a03", 0.51)], {})
+    assert (summary.files[0].p50_ms, summary.files[0].on_front) == (90.0, True)
+    assert summary.teacher.timed("int8") == (engine, 90.0)
+    assert f"9.0 times as fast as the teacher in {engine}." in " ".join(answer(summary).reasons)
+    assert replace(teacher, torch_p50_ms=None).timed() is None
 
 
 def test_files_are_flat_and_complete(metrics: Path) -> None:

@@ -8,13 +8,17 @@ import typer
 
 from segdistill.cli import compare, predict, project, synthesize
 
+HELP = (
+    "Distil one heavy segmentation teacher into light students. "
+    "dvc repro runs the sweep; these commands show and use what it made."
+)
 EPILOG = """[bold]Exit codes[/]: 0 done, 1 bad input or a failure told in one message, 2 wrong usage.
 
 [bold]Completion[/] in your shell: segdistill --install-completion"""
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Distil one heavy segmentation teacher into light students: what is done beside dvc repro.",
+    help=HELP,
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,  # a fault of ours traces back as Python's own do

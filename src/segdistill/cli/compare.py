@@ -67,8 +67,9 @@ def compare(
 ) -> None:
     """Show runs side by side: the settings that differ, accuracy, latency, size, and classes.
 
-    In the pictures of --out, pixels on which two runs differ are blue where the first is right,
-    orange where the second is, pink where neither is, and light grey where there is no truth.
+    Where two runs differ, the pictures of --out are blue where the first is
+    right, orange where the second is, pink where neither is, and light grey
+    where there is no truth.
     """
     if len(runs) < 2 or len(set(runs)) < len(runs):
         raise typer.BadParameter(f"found {', '.join(runs)}; at least two different runs are compared")

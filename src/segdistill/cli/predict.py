@@ -31,10 +31,10 @@ _Inputs = Annotated[
 ]
 _ModelFile = Annotated[
     Path | None,
-    typer.Option("--model", metavar="FILE", help=".onnx or .safetensors of ours", show_default="the student to ship"),
+    typer.Option("--model", metavar="FILE", help="ONNX or safetensors of a run", show_default="the student to ship"),
 ]
 _Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="where the outputs go")]
-_Write = Annotated[str, typer.Option("--write", metavar="KINDS", help="what is written, by commas")]
+_Write = Annotated[str, typer.Option("--write", metavar="KINDS", help="what to write, with commas between")]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace outputs that are there already")]
 _Frames = Annotated[bool, typer.Option("--frames", help="write the frames of a video as pictures")]
 _Tile = Annotated[
@@ -73,9 +73,10 @@ def predict(
 ) -> None:
     """Predict the classes of pictures and videos.
 
-    overlay: the picture, half covered by the colours of its classes; of a video an MP4.
+    overlay: the picture half covered by the colours of its classes, or an MP4.
     color: the colours alone, as PNG.
-    label-ids: a label id for each pixel as PNG, named as the Cityscapes evaluation server wants it.
+    label-ids: the label id of each pixel as PNG, with the names that the
+    Cityscapes evaluation server asks for.
     """
     kinds, tiled = _kinds(write), _tiling(tile, overlap_px)
     with told_plainly():

@@ -16,21 +16,23 @@ segdistill synthesize data/raw --train-frames 100 --val-frames 20"""
 
 def synthesize(
     out: Annotated[Path, typer.Argument(metavar="DIR", help="folder to write; must be new or empty")],
-    train_frames: Annotated[int, typer.Option(min=1, help="frames of the train split")] = 24,
-    val_frames: Annotated[int, typer.Option(min=1, help="frames of the val split")] = 12,
-    height_px: Annotated[int, typer.Option(min=32, help="of a frame")] = 128,
-    width_px: Annotated[int, typer.Option(min=32, help="of a frame")] = 256,
-    seed: Annotated[int, typer.Option(min=0, help="equal seeds give equal bytes")] = 0,
+    train_frames: Annotated[int, typer.Option(metavar="N", min=1, help="frames of the train split")] = 24,
+    val_frames: Annotated[int, typer.Option(metavar="N", min=1, help="frames of the val split")] = 12,
+    height_px: Annotated[int, typer.Option(metavar="PX", min=32, help="height of a frame")] = 128,
+    width_px: Annotated[int, typer.Option(metavar="PX", min=32, help="width of a frame")] = 256,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="equal seeds give equal bytes")] = 0,
 ) -> None:
     """Write a built-in city as PNG files in the layout of Cityscapes."""
     from segdistill.base.files import atomic_directory
+    from segdistill.progress import Progress
     from segdistill.provenance import usable_cores
     from segdistill.synthetic import write_city
 
     with told_plainly():
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise InputError(f"{out}: is there already; allowed is a new or an empty folder")
-        with atomic_directory(out) as folder:
+        total = train_frames + val_frames
+        with atomic_directory(out) as folder, Progress("drawing", total, unit="frame") as progress:
             write_city(
                 folder,
                 seed=seed,
@@ -38,5 +40,6 @@ def synthesize(
                 val_frames=val_frames,
                 size_px=(height_px, width_px),
                 workers=usable_cores(),
+                written=progress.advance,
             )
     print(f"{out}: {train_frames} train and {val_frames} val frames of {height_px}x{width_px} pixels")

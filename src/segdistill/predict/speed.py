@@ -12,6 +12,7 @@ from segdistill.predict.model import Model
 from segdistill.predict.pictures import read_picture
 from segdistill.predict.run import class_map
 from segdistill.predict.tiles import Tiling
+from segdistill.progress import Progress
 from segdistill.provenance import package_versions, processor
 from segdistill.timing import interleaved_ms, quantiles
 
@@ -37,7 +38,8 @@ def measure(model: Model, paths: Sequence[Path], tiling: Tiling | None = None) -
         ),
         "picture file to class map": lambda number: class_map(model.classes, read(number), tiling),
     }
-    taken_ms = interleaved_ms(calls, ROUNDS, WARMUP_ROUNDS)
+    with Progress("timing", WARMUP_ROUNDS + ROUNDS, unit="round", timing=True) as progress:
+        taken_ms = interleaved_ms(calls, ROUNDS, WARMUP_ROUNDS, progress.advance)
     sizes = sorted({f"{picture.height}x{picture.width}" for picture in pictures})
     lines = [
         f"{model.path}, threads {model.threads}, batch 1",

@@ -15,8 +15,9 @@ from plotly.offline import get_plotlyjs
 
 from segdistill.base.files import write_text
 from segdistill.report.answer import answer
+from segdistill.report.conditions import conditions_list, networks_table, params_text
 from segdistill.report.confusion import choice_of_matrix, confusion_figure, matrices, mistakes_table
-from segdistill.report.figures import curves_figure, tradeoff_figure
+from segdistill.report.curves import curves_figure
 from segdistill.report.pictures import picture_strips, states_legend
 from segdistill.report.published import source_a_table, source_b_table
 from segdistill.report.tables import (
@@ -24,12 +25,11 @@ from segdistill.report.tables import (
     OTHER_COLUMNS,
     class_legend,
     class_table,
-    conditions_list,
     has_uncontrolled,
-    networks_table,
     runs_table,
 )
 from segdistill.report.tiles import tiles
+from segdistill.report.tradeoff import teacher_note, tradeoff_figure, tradeoff_legend
 from segdistill.summary import Summary
 
 TEMPLATE = Path(__file__).with_name("template.html")
@@ -53,6 +53,8 @@ def write_report(summary: Summary, metrics: Path, out: Path) -> None:
         "runs": runs_table(summary, KEY_COLUMNS),
         "uncontrolled": _UNCONTROLLED if has_uncontrolled(summary) else "",
         "all_figures": runs_table(summary, OTHER_COLUMNS),
+        "teacher_note": escape(teacher_note(summary)),
+        "tradeoff_legend": tradeoff_legend(summary),
         "class_iou": class_table(summary),
         "choice_of_matrix": choice_of_matrix(confusions),
         "mistakes": mistakes_table(confusions),
@@ -64,6 +66,7 @@ def write_report(summary: Summary, metrics: Path, out: Path) -> None:
         "source_b": source_b_table(summary),
         "conditions": conditions_list(summary),
         "networks": networks_table(summary),
+        "params": params_text(summary),
         "figures": _json_in_html(
             {
                 "tradeoff": tradeoff_figure(summary),

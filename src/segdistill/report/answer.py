@@ -52,6 +52,20 @@ def file_like(summary: Summary, run: str, precision: str) -> ModelFile | None:
     return next((file for file in own if file.precision == precision), own[0] if own else None)
 
 
+def both_as(file: ModelFile, other: ModelFile) -> str:
+    """In which form two files are compared: "both int8", or the form of each."""
+    alike = file.precision == other.precision
+    return f"both {file.precision}" if alike else f"{file.precision} against {other.precision}"
+
+
+def teacher_times(summary: Summary, champion: ModelFile) -> list[tuple[str, float]]:
+    """(engine, p50 ms) of the teacher in the form of the champion, and in float32 too where that is another."""
+    if summary.teacher is None:
+        return []
+    found = (summary.teacher.timed(precision) for precision in (champion.precision, "float32"))
+    return list(dict.fromkeys(filter(None, found)))
+
+
 def _against_control(summary: Summary, champion: ModelFile, row: Row) -> str:
     if row.role == CONTROL:
         return f"{row.run} is a control: it was trained without a teacher, so the best choice here owes nothing to one."
@@ -59,7 +73,7 @@ def _against_control(summary: Summary, champion: ModelFile, row: Row) -> str:
     if control is None:
         return "There is no control to compare it with, so nothing shows what the teacher contributed."
     gain_points = 100 * (champion.mean_iou - control.mean_iou)
-    against = f"the control {control.run} ({control.precision}, trained without a teacher"
+    against = f"the control {control.run} ({both_as(champion, control)}; trained without a teacher"
     other = summary.run(control.run).arch
     against += ")" if other == row.arch else f", and another network: {other})"
     if gain_points < 0:
@@ -78,7 +92,7 @@ def _against_control(summary: Summary, champion: ModelFile, row: Row) -> str:
 
 
 def _does_distilling_help(summary: Summary) -> str:
-    """Over all runs, on the finetuned weights in PyTorch: what distilling did, not what shipping makes of it."""
+    """Over all runs, on the finetuned weights in PyTorch, as Δ control: what distilling did, not what exporting did."""
     measured = [row for row in summary.runs if row.role == STUDENT and row.gain_over_vanilla is not None]
     fair = [row for row in measured if summary.run(row.control).arch == row.arch]
     if not fair:
@@ -90,30 +104,29 @@ def _does_distilling_help(summary: Summary) -> str:
     ahead = sum(row.gain_over_vanilla > 0 for row in fair)
     best = max(fair, key=lambda row: row.gain_over_vanilla)
     gain = f"{best.run} with {_signed_points(best.gain_over_vanilla)}"
-    mean = _signed_points(sum(row.gain_over_vanilla for row in fair) / len(fair))
+    if len(fair) > 1:
+        gain += f"; all {len(fair)} on average {_signed_points(sum(row.gain_over_vanilla for row in fair) / len(fair))}"
     runs = f"{len(fair)} distilled run{'s' if len(fair) > 1 else ''} with a control of the same network"
     if not ahead:
-        return f"Distilling did not help in this sweep: of {runs}, none ends above it (the nearest: {gain})."
-    return f"Of {runs}, {ahead} end{'s' if ahead == 1 else ''} above it (on average {mean}; the best: {gain})."
+        return f"Distilling did not help in this sweep: of {runs}, none ends above it in PyTorch (nearest: {gain})."
+    return f"Of {runs}, {ahead} end{'s' if ahead == 1 else ''} above it in PyTorch (best: {gain})."
 
 
 def _against_teacher(summary: Summary, champion: ModelFile, row: Row) -> str:
     teacher = summary.teacher
     if teacher is None or not teacher.mean_iou:
         return ""
-    text = f"It keeps {champion.mean_iou / teacher.mean_iou:.0%} of the teacher's mIoU ({teacher.mean_iou:.1%})"
     if champion.mean_iou > teacher.mean_iou:
-        text = f"It scores higher than the teacher ({teacher.mean_iou:.1%}), which is too weak to learn much from,"
-    if champion.p50_ms:
-        # Of a teacher that is partly ONNX, which has no known number of parameters, PyTorch runs but a part.
-        whole = "in PyTorch" if teacher.parameters else "as a whole"
-        for how, teacher_ms in (("in float32 ONNX", teacher.onnx_float32_p50_ms), (whole, teacher.torch_p50_ms)):
-            if teacher_ms:
-                text += f" and is {teacher_ms / champion.p50_ms:.1f} times as fast (the teacher {how})"
-                break
+        text = f"It scores higher than the teacher ({teacher.mean_iou:.1%}), which is too weak to learn much from"
+    else:
+        text = f"It keeps {champion.mean_iou / teacher.mean_iou:.0%} of the teacher's mIoU ({teacher.mean_iou:.1%})"
+    facts = []
     if row.parameters and teacher.parameters:
-        text += f" with {_share(row.parameters / teacher.parameters)} of its parameters"
-    return text + "."
+        facts.append(f"has {_share(row.parameters / teacher.parameters)} of its parameters")
+    if champion.p50_ms and (times := teacher_times(summary, champion)):
+        ratios = (f"{ms / champion.p50_ms:.1f} times as fast as the teacher in {engine}" for engine, ms in times)
+        facts.append(f"is {' and '.join(ratios)}")
+    return text + (f"; it {' and '.join(facts)}." if facts else ".")
 
 
 def _noise(summary: Summary) -> tuple[float, bool]:

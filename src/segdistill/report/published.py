@@ -12,14 +12,15 @@ from html import escape
 from pathlib import Path
 
 from segdistill.base.files import read_json
-from segdistill.base.params import DataParams
+from segdistill.base.params import Params
 from segdistill.summary import Summary
-from segdistill.summary.row import TEACHER, Row
+from segdistill.summary.row import STUDENT, TEACHER, Row
 
 SOURCE_A = Path(__file__).with_name("published_a.csv")
 SOURCE_B = Path(__file__).with_name("published_b.csv")
 SOURCE_B_FRAMES = 143
 FULL_SIZE_PX = (1024, 2048)
+USUAL_METHOD, USUAL_TEMPERATURE = "kl", 1.0
 MISSING, NO_RUN = "–", "no such run here"
 # Heading and form of each figure, by column of the files.
 FIGURES_A = {
@@ -58,7 +59,7 @@ def source_a_table(summary: Summary, metrics: Path) -> str:
             steps = "" if row.steps is None else f"{_steps(row, published['phase']):,}"
             own = [row.run, _plain(row.alpha), _plain(row.lr), steps]
             figures = _own_figures(metrics, row, published["phase"]) | {"s_per_image": row.s_per_image}
-        mark = "" if row is None else _mark(differences(published, row, summary.data))
+        mark = "" if row is None else _mark(differences(published, row, summary.params))
         pairs.append(_pair(published["row"], given, published, own, figures, mark, FIGURES_A))
     return _table(("Row", "Model", "α", "lr", "Steps"), FIGURES_A, pairs)
 
@@ -78,16 +79,18 @@ def source_b_table(summary: Summary) -> str:
     return _table(("Model", "Frames"), FIGURES_B, pairs)
 
 
-def differences(published: dict[str, str], row: Row, data: DataParams | None) -> list[str]:
+def differences(published: dict[str, str], row: Row, params: Params | None) -> list[str]:
     """What is known to differ between a row of source A and the run `row` beside it; empty where nothing is.
 
     The source does not give its batch size, crops, seed or machine, so the most that can be said is that all it gives
     is the same.
     """
+    if params is None:
+        return ["data"]
     found = []
-    if data is None or data.source != "cityscapes":
+    if params.data.source != "cityscapes":
         found.append("data")
-    elif data.size_px not in (None, FULL_SIZE_PX):
+    elif params.data.size_px not in (None, FULL_SIZE_PX):
         found.append("frame size")
     if row.role == TEACHER:
         return found
@@ -95,6 +98,34 @@ def differences(published: dict[str, str], row: Row, data: DataParams | None) ->
         found.append("steps")
     if row.label_loss != "cross_entropy":
         found.append("label loss")
+    if row.role == STUDENT:
+        found += _other_lesson(row, params)
+    if published["phase"] == "finetune":
+        found += _other_finetuning(row, params)
+    return found
+
+
+def _other_lesson(row: Row, params: Params) -> list[str]:
+    """What a student learned otherwise. Of the loss the source gives alpha alone: this is the usual one."""
+    settings, found = params.distill_settings(row.run), []
+    if params.teacher.described not in {row["arch"] for row in published_rows(SOURCE_A) if row["phase"] == TEACHER}:
+        found.append("teacher")
+    if settings.method != USUAL_METHOD:
+        found.append("method")
+    if settings.temperature != USUAL_TEMPERATURE:
+        found.append("temperature")
+    return found
+
+
+def _other_finetuning(row: Row, params: Params) -> list[str]:
+    """What is not as "30,000 more with StepLR": the alpha and the rate are those of the first steps."""
+    further, found = params.finetune_params(row.run), []
+    if further.schedule != "step":
+        found.append("finetune schedule")
+    if further.lr not in (None, row.lr):
+        found.append("finetune lr")
+    if further.alpha not in (None, row.alpha):
+        found.append("finetune alpha")
     return found
 
 

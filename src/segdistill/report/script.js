@@ -13,6 +13,7 @@ function legendHeight(figure, widthPx) {
   const names = figure.data.filter(trace => trace.type === "scatter" && trace.showlegend !== false)
     .map(trace => trace.name);
   const lengthPx = names.reduce((sum, name) => sum + 50 + 7 * name.length, 0);
+  if (figure.layout.showlegend === false) return 20;
   return names.length ? 20 + 22 * Math.ceil(lengthPx / Math.max(widthPx - 76, 100)) : 90;
 }
 
@@ -41,7 +42,10 @@ function shaded(trace, shades) {
   return trace.marker?.symbol ? {...trace, marker: {...trace.marker, line: {width: 1.2, color: shades.page}}} : trace;
 }
 
-function draw(shades) {
+// A4 across, less the margins that style.css gives it: charts are drawn before the page is laid out on paper.
+const PAPER_PX = 273 / 25.4 * 96;
+
+function draw(shades, mostPx = Infinity) {
   for (const [name, figure] of Object.entries(figures)) {
     const place = document.getElementById(name);
     if (!figure.data.length) {
@@ -49,7 +53,9 @@ function draw(shades) {
       place.textContent = "Nothing was recorded to draw here.";
       continue;
     }
-    const layout = dressed(figure, shades, place.clientWidth);
+    const widthPx = Math.min(place.clientWidth, mostPx);
+    const layout = dressed(figure, shades, widthPx);
+    if (widthPx === mostPx) layout.width = widthPx;
     Plotly.react(place, figure.data.map(trace => shaded(trace, shades)), layout,
                  {displayModeBar: false, responsive: true});
   }
@@ -74,7 +80,7 @@ let folded = [];
 window.addEventListener("beforeprint", () => {
   folded = [...document.querySelectorAll("details:not([open])")];
   folded.forEach(part => { part.open = true; });
-  draw(SHADES.light);
+  draw(SHADES.light, PAPER_PX);
 });
 window.addEventListener("afterprint", () => {
   folded.forEach(part => { part.open = false; });

@@ -1,11 +1,11 @@
-"""The tables of the report as HTML: runs, per-class IoU, networks and conditions. Every text is escaped here."""
+"""The tables of the report as HTML: runs and per-class IoU. Every text is escaped here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from html import escape
 from typing import NamedTuple
 
+from segdistill.report.styles import line_styles, stroke
 from segdistill.summary import Summary
 from segdistill.summary.row import CONTROL, STUDENT, TEACHER, Row
 
@@ -30,7 +30,7 @@ KEY_COLUMNS = (
     Column("lr", "lr", "g", "learning rate"),
     Column("distilled_mean_iou", "mIoU distilled", ".2%", "val mIoU after the first steps"),
     Column("mean_iou", "mIoU", ".2%", "val mIoU of the finished student, in PyTorch"),
-    Column("gain_over_vanilla", "Δ control", "+.2f", "points of mIoU above the control"),
+    Column("gain_over_vanilla", "Δ control", "+.2f", "points of mIoU above the control, both in PyTorch"),
     Column("teacher_agreement", "Agrees", ".1%", "pixels of val where it says what the teacher says"),
     Column("float32_mean_iou", "mIoU float32", ".2%", "val mIoU of the float32 ONNX file"),
     Column("int8_mean_iou", "mIoU int8", ".2%", "val mIoU of the int8 ONNX file"),
@@ -68,7 +68,8 @@ def runs_table(summary: Summary, columns: tuple[Column, ...]) -> str:
         f'<button type="button">{escape(column.heading)}</button></th>'
         for column in columns
     )
-    rows = "".join(_run_row(summary, row, columns) for row in summary.rows)
+    lines = {run: stroke(style) for run, style in line_styles(summary).items()}
+    rows = "".join(_run_row(summary, row, columns, lines.get(row.run, "")) for row in summary.rows)
     return f'<table class="sortable"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
 
 
@@ -76,19 +77,19 @@ def _kind(column: Column) -> str:
     return "number" if column.form else "text"
 
 
-def _run_row(summary: Summary, row: Row, columns: tuple[Column, ...]) -> str:
+def _run_row(summary: Summary, row: Row, columns: tuple[Column, ...], line: str) -> str:
     champion = summary.champion
     picked = champion is not None and row.role != TEACHER and row.run == champion.run
-    cells = "".join(_cell(row, column, picked) for column in columns)
+    cells = "".join(_cell(row, column, picked, line) for column in columns)
     return f'<tr class="{escape(row.role)}{" champion" if picked else ""}">{cells}</tr>'
 
 
-def _cell(row: Row, column: Column, picked: bool) -> str:
+def _cell(row: Row, column: Column, picked: bool, line: str) -> str:
     value = getattr(row, column.attribute)
     if column.attribute == "run":
         badges = f'<span class="badge">{escape(row.role)}</span>' if row.role != STUDENT else ""
         badges += '<span class="badge pick">ship</span>' if picked else ""
-        return f'<th scope="row" data-value="{escape(row.run)}">{escape(row.run)}{badges}</th>'
+        return f'<th scope="row" data-value="{escape(row.run)}">{line}{escape(row.run)}{badges}</th>'
     if value is None:
         return f'<td class="{_kind(column)} none" data-value="">{MISSING}</td>'
     if column.attribute == "gain_over_vanilla":
@@ -108,7 +109,7 @@ def class_table(summary: Summary) -> str:
     """IoU by class and model as a heat map; the best student of a class is set in bold."""
     names = class_names(summary)
     heads = "".join(
-        f'<th scope="col"><span class="upright">{_swatch(summary, name)}{escape(_spaced(name))}</span></th>'
+        f'<th scope="col"><span class="upright">{_swatch(summary, name)}{escape(spaced(name))}</span></th>'
         for name in names
     )
     best = {name: max(filter(None, (row.class_iou.get(name) for row in summary.runs)), default=None) for name in names}
@@ -136,7 +137,7 @@ def class_names(summary: Summary) -> list[str]:
 
 def class_legend(summary: Summary) -> str:
     """What the colours of the class maps stand for."""
-    entries = [f"<li>{_swatch(summary, name)}{escape(_spaced(name))}</li>" for name in class_names(summary)]
+    entries = [f"<li>{_swatch(summary, name)}{escape(spaced(name))}</li>" for name in class_names(summary)]
     return f'<ul class="legend">{"".join(entries)}<li>{_swatch(summary, NOT_EVALUATED)}not evaluated</li></ul>'
 
 
@@ -149,56 +150,8 @@ def _swatch(summary: Summary, name: str) -> str:
     return f'<i class="swatch" style="background:rgb({red},{green},{blue})"></i>'
 
 
-def _spaced(name: str) -> str:
+def spaced(name: str) -> str:
     return name.replace("_", " ")
-
-
-def networks_table(summary: Summary) -> str:
-    """Latency of every distinct network on every backend, forward pass and end to end."""
-    figures = [(f"{what}_{name}_ms", ".2f") for what in ("forward", "end_to_end") for name in ("p50", "p95")]
-    figures.append(("end_to_end_total_ms", ",.0f"))
-    heads = ("Network", "Backend", "Forward p50", "Forward p95", "End to end p50", "End to end p95", "All frames")
-    rows = []
-    for network, backends in summary.benchmark.get("networks", {}).items():
-        for backend, timed in backends.items():
-            name = f"{backend} ({timed['how']})" if "how" in timed else backend
-            texts = [_form(timed.get(key), form) for key, form in figures]
-            rows.append(_plain_row([network, name], texts))
-    head = "".join(
-        f'<th scope="col" class="{"number" if number > 1 else "text"}">{escape(text)}</th>'
-        for number, text in enumerate(heads)
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-
-
-def _form(value: float | None, form: str) -> str:
-    return MISSING if value is None else format(value, form)
-
-
-def _plain_row(texts: Iterable[str], numbers: Iterable[str]) -> str:
-    cells = [f'<td class="text">{escape(text)}</td>' for text in texts]
-    cells += [f'<td class="number">{escape(text)}</td>' for text in numbers]
-    return f"<tr>{''.join(cells)}</tr>"
-
-
-def conditions_list(summary: Summary) -> str:
-    """What the models were trained and scored on, and how latency was measured, as terms and their values."""
-
-    def said(value: object) -> str:
-        if isinstance(value, dict):
-            return ", ".join(f"{key} {inner}" for key, inner in value.items())
-        return " x ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-    data, seeds = summary.data, sorted({row.seed for row in summary.rows if row.seed is not None})
-    known = {} if data is None else {"data": data.source, "frames resized to": data.size_px or "not at all"}
-    known |= {"seeds": ", ".join(map(str, seeds)) or MISSING}
-    known |= {_LATENCY_TERMS.get(name, name): value for name, value in summary.benchmark.get("conditions", {}).items()}
-    terms = [f"<dt>{escape(_spaced(name))}</dt><dd>{escape(said(value))}</dd>" for name, value in known.items()]
-    return f'<dl class="terms">{"".join(terms)}</dl>'
-
-
-# Where a term of the benchmark could be taken for one of the training.
-_LATENCY_TERMS = {"size_px": "timed frames, px", "frames": "timed rounds", "batch": "timed batch"}
 
 
 def has_uncontrolled(summary: Summary) -> bool:

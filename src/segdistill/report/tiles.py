@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from segdistill.report.answer import file_like
+from segdistill.report.answer import both_as, file_like, teacher_times
 from segdistill.summary import Summary
 from segdistill.summary.champion import ModelFile
 from segdistill.summary.row import CONTROL, Row
@@ -37,16 +37,20 @@ def _accuracy(summary: Summary, champion: ModelFile, row: Row) -> tuple[str, str
     elif control is None:
         against = "no control to compare with"
     else:
-        against = f"{signed(100 * (champion.mean_iou - control.mean_iou))} points against {control.run}"
-    return "val mIoU", f"{champion.mean_iou:.1%}", against
+        gain = signed(100 * (champion.mean_iou - control.mean_iou))
+        against = f"{gain} points against {control.run} ({both_as(champion, control)})"
+    return f"val mIoU, {champion.precision} ONNX", f"{champion.mean_iou:.1%}", against
 
 
 def _latency(summary: Summary, champion: ModelFile) -> tuple[str, str, str] | None:
     if champion.p50_ms is None:
         return None
-    teacher_ms = summary.teacher.onnx_float32_p50_ms if summary.teacher else None
-    against = f"the teacher takes {teacher_ms:.1f} ms" if teacher_ms else "p50, end to end"
-    return "per image (p50, end to end)", f"{champion.p50_ms:.1f} ms", against
+    conditions = summary.benchmark.get("conditions", {})
+    size, threads = conditions.get("size_px"), conditions.get("threads")
+    name = f"p50 per {size[0]}x{size[1]} frame" if size else "p50 per frame"
+    name += "" if threads is None else f", {threads} thread{'s' if threads != 1 else ''}"
+    against = ", ".join(f"{p50_ms:.1f} ms in {engine}" for engine, p50_ms in teacher_times(summary, champion))
+    return name, f"{champion.p50_ms:.1f} ms", "end to end" + (f"; the teacher: {against}" if against else "")
 
 
 def _size(summary: Summary, champion: ModelFile, row: Row) -> tuple[str, str, str] | None:
@@ -61,8 +65,10 @@ def _distance(summary: Summary, champion: ModelFile, row: Row) -> tuple[str, str
     teacher = summary.teacher
     if teacher is None or teacher.mean_iou is None:
         return None
-    agrees = f"agrees on {row.teacher_agreement:.0%} of pixels" if row.teacher_agreement is not None else "mIoU"
-    return "mIoU against the teacher", f"{signed(100 * (champion.mean_iou - teacher.mean_iou))} points", agrees
+    against = f"which has {teacher.mean_iou:.1%}, not quantized"
+    if row.teacher_agreement is not None:
+        against += f"; the same class on {row.teacher_agreement:.0%} of pixels"
+    return "mIoU against the teacher", f"{signed(100 * (champion.mean_iou - teacher.mean_iou))} points", against
 
 
 def signed(points: float) -> str:

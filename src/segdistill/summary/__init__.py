@@ -14,7 +14,7 @@ from pathlib import Path
 from segdistill.base.class_table import ClassTable, Color
 from segdistill.base.errors import InputError
 from segdistill.base.files import atomic_file, read_json, write_json
-from segdistill.base.params import DataParams, Params
+from segdistill.base.params import Params
 from segdistill.provenance import settings_hash
 from segdistill.scoring.metrics_file import LEGEND, class_key
 from segdistill.summary.champion import ModelFile, choose_champion, model_files
@@ -33,7 +33,7 @@ class Summary:
     champion: ModelFile | None
     benchmark: dict  # benchmark.json as it is: conditions and networks
     class_colors: dict[str, Color] = field(default_factory=dict)  # by the keys of class_iou, as the pictures have them
-    data: DataParams | None = None  # what the models were trained and scored on
+    params: Params | None = None  # what the models were trained and scored with
 
     @property
     def teacher(self) -> Row | None:
@@ -56,10 +56,10 @@ class Summary:
         return next(row for row in self.runs if row.run == name)
 
 
-def of_rows(rows: Sequence[Row], benchmark: dict, data: DataParams | None = None) -> Summary:
+def of_rows(rows: Sequence[Row], benchmark: dict, params: Params | None = None) -> Summary:
     """The summary of `rows`: gains over the controls are worked out, the files compared and the champion chosen."""
     rows = _with_gains(rows)
-    return Summary(rows, model_files(rows), choose_champion(rows), benchmark, data=data)
+    return Summary(rows, model_files(rows), choose_champion(rows), benchmark, params=params)
 
 
 def summarise(params: Params, metrics: Path) -> Summary:
@@ -71,7 +71,7 @@ def summarise(params: Params, metrics: Path) -> Summary:
     teacher, benchmark = _read(metrics / "teacher.json"), _read(metrics / "benchmark.json")
     rows = [_teacher_row(params, teacher, benchmark)]
     rows += [_run_row(params, run, metrics / "runs" / run, benchmark) for run in params.runs]
-    return replace(of_rows(rows, benchmark, params.data), class_colors=_class_colors(metrics / "pictures" / LEGEND))
+    return replace(of_rows(rows, benchmark, params), class_colors=_class_colors(metrics / "pictures" / LEGEND))
 
 
 def _class_colors(legend: Path) -> dict[str, Color]:

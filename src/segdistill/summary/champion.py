@@ -20,7 +20,8 @@ RULE = (
 class ModelFile:
     """A model in the form it would be shipped in, scored and timed in that form.
 
-    The teacher has no file of its own: it stands here with its PyTorch mIoU and its latency in float32 ONNX.
+    The teacher has no file of its own: it stands here with the mIoU of its check, and with its latency in float32 ONNX
+    or, where it has several parts, in PyTorch.
     """
 
     run: str
@@ -43,9 +44,14 @@ def model_files(rows: Sequence[Row]) -> tuple[ModelFile, ...]:
     """The float32 and int8 files of all rows, those on the Pareto front of mIoU and latency marked."""
     files = []
     for row in rows:
-        scored = row.mean_iou if row.role == TEACHER else row.float32_mean_iou
-        files.append(ModelFile(row.run, row.role, "float32", scored, row.onnx_float32_p50_ms, row.float32_mb))
-        if row.role != TEACHER and row.int8_mb is not None:
+        if row.role == TEACHER:
+            _, p50_ms = row.timed() or (None, None)
+            files.append(ModelFile(row.run, row.role, "float32", row.mean_iou, p50_ms, None))
+            continue
+        files.append(
+            ModelFile(row.run, row.role, "float32", row.float32_mean_iou, row.onnx_float32_p50_ms, row.float32_mb)
+        )
+        if row.int8_mb is not None:
             files.append(ModelFile(row.run, row.role, "int8", row.int8_mean_iou, row.onnx_int8_p50_ms, row.int8_mb))
     front = pareto_front([(file.p50_ms, file.mean_iou) for file in files])
     return tuple(ModelFile(**(asdict(file) | {"on_front": on})) for file, on in zip(files, front, strict=True))

@@ -51,6 +51,17 @@ class Row:
     row_key: str | None = None
     class_iou: dict[str, float | None] = field(default_factory=dict)
 
+    def timed(self, precision: str = "float32") -> tuple[str, float] | None:
+        """(engine, p50 ms) of the whole model, in the form nearest to `precision` that was measured; None without any.
+
+        PyTorch stands last: of a teacher of several parts nothing else is measured.
+        """
+        # A teacher whose parameters are not known is partly ONNX.
+        whole = "PyTorch" if self.parameters else "PyTorch and ONNX"
+        measured = [("int8 ONNX", self.onnx_int8_p50_ms)] if precision == "int8" else []
+        measured += [("float32 ONNX", self.onnx_float32_p50_ms), (whole, self.torch_p50_ms)]
+        return next(((engine, p50_ms) for engine, p50_ms in measured if p50_ms is not None), None)
+
     def figures(self) -> dict:
         """All but class_iou, flat, in the order of the columns of summary.csv."""
         return {name: getattr(self, name) for name in COLUMNS}

@@ -12,6 +12,7 @@ any order, by any number of processes, and come out with the same bytes. Train a
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -118,14 +119,26 @@ def _write_frame(frame: tuple[str, int], *, root: Path, seed: int, size_px: tupl
 
 
 def write_city(
-    root: Path, *, seed: int, train_frames: int, val_frames: int, size_px: tuple[int, int], workers: int = 1
+    root: Path,
+    *,
+    seed: int,
+    train_frames: int,
+    val_frames: int,
+    size_px: tuple[int, int],
+    workers: int = 1,
+    written: Callable[[], object] = lambda: None,
 ) -> None:
-    """Write both splits under `root` as an unpacked Cityscapes: leftImg8bit/ and gtFine/ with labelIds."""
+    """Write both splits under `root` as an unpacked Cityscapes: leftImg8bit/ and gtFine/ with labelIds.
+
+    `written` is called after each frame.
+    """
     frames = [("train", index) for index in range(train_frames)] + [("val", index) for index in range(val_frames)]
     write = partial(_write_frame, root=Path(root), seed=seed, size_px=size_px)
     if workers <= 1:
         for frame in frames:
             write(frame)
+            written()
         return
     with ProcessPoolExecutor(workers) as pool:
-        list(pool.map(write, frames, chunksize=8))
+        for _ in pool.map(write, frames, chunksize=8):
+            written()
