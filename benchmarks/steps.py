@@ -50,7 +50,7 @@ class Plan(NamedTuple):
     whole: tuple[int, int]
 
 
-FULL = Plan(usual=(3, 3), compiled=True, cached=(3, 10), whole=(5, 10))
+FULL = Plan(usual=(3, 5), compiled=True, cached=(3, 20), whole=(5, 10))
 FULL_GPU = Plan(usual=(16, 5), compiled=True, cached=(20, 10), whole=(50, 10))
 TRIAL = Plan(usual=(1, 1), compiled=False, cached=(1, 2), whole=(2, 2))
 
