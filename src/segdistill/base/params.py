@@ -68,7 +68,10 @@ class TrainingParams(Section):
     """What any training of a net needs: the teacher's and the students' sections share it."""
 
     output_stride: OutputStride = Field(description="input pixels per feature pixel at the end of the backbone")
-    init: str = Field(description="random, imagenet (downloads torchvision's backbone weights), or a weights file")
+    init: str = Field(
+        description="random, imagenet (downloads torchvision's backbone weights), or a weights file: for the teacher "
+        "in checkpoints/, for students in initial_weights/, where DVC sees changes to it"
+    )
     steps: Count = Field(description="optimizer steps")
     batch_size: Annotated[int, Field(ge=2)] = Field(description="crops per step; batch norm needs at least 2")
     schedule: Schedule = Field(description="learning rate over the steps")
