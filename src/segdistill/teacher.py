@@ -47,7 +47,8 @@ def check_teacher(params: Params, models: Path = Path("models"), metrics: Path =
     """Load or train the teacher, score it on val, and write it with its metrics, curve, class maps and pictures.
 
     Raises:
-        InputError: a checkpoint does not fit, or val mIoU is under `teacher.min_mean_iou`.
+        InputError: a checkpoint does not fit or gives logits that are not finite, or val mIoU is under
+            `teacher.min_mean_iou`. Nothing was replaced by then.
     """
     data, teacher = Data(PREPARED), params.teacher
     class_maps: dict[int, np.ndarray] = {}
@@ -67,6 +68,7 @@ def check_teacher(params: Params, models: Path = Path("models"), metrics: Path =
             focal_gamma=teacher.focal_gamma,
             on_frame=partial(_keep, data, class_maps, recorder),
         )
+        on_disk = figures_on_disk(figures, data.class_names)
         _stop_if_weak(figures, data.class_names, teacher.min_mean_iou)
         write_archive(folder / VAL_CLASSES, class_maps)
     write_curve(metrics / "teacher_curve.csv", CURVE_COLUMNS, curve)
@@ -83,7 +85,7 @@ def check_teacher(params: Params, models: Path = Path("models"), metrics: Path =
         "weights_sha256": teacher_sha256(models / "teacher"),
         "data_fingerprint": data.fingerprint,
     }
-    write_json(metrics / "teacher.json", figures_on_disk(figures, data.class_names) | extra)
+    write_json(metrics / "teacher.json", on_disk | extra)
     if scratch:
         scratch.clear()
 

@@ -169,6 +169,29 @@ def test_a_network_of_other_classes_is_refused(here):
     assert not Path("models/teacher").exists()
 
 
+@pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.0)])
+@pytest.mark.parametrize("spoilt", [np.nan, np.inf])
+def test_logits_that_are_not_finite_replace_nothing(here, spoilt, scales):
+    check_teacher(with_teacher(checkpoint="net0.onnx"))
+    before = teacher_sha256(Path("models/teacher"))
+    bad = weights(19)
+    bad[3] = spoilt
+    write_model(here / "bad.onnx", bad)
+    with pytest.raises(InputError, match=r"teacher\.checkpoint: .*\.onnx: found logits that are not finite"):
+        check_teacher(with_teacher(checkpoint="bad.onnx", scales=scales))
+    assert teacher_sha256(Path("models/teacher")) == before
+
+
+def test_finite_weights_of_a_net_that_overflows_replace_nothing(here):
+    net = build(ARCH, 19, 16)
+    for value in net.parameters():
+        value.data.fill_(1e30)
+    save_net("huge.safetensors", net, net_facts(ARCH, 19, 16))
+    with pytest.raises(InputError, match=r"mean_loss on val is nan: its logits are not finite"):
+        check_teacher(with_teacher(checkpoint="huge.safetensors"))
+    assert not Path("models/teacher").exists()
+
+
 def test_online_needs_a_single_torch_network(here):
     params = with_teacher(checkpoint="net0.onnx")
     check_teacher(params)

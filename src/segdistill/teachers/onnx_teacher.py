@@ -125,6 +125,8 @@ class OnnxTeacher:
                 f"logits {list(logits.shape)} of an input {list(pixels.shape)}",
                 f"[{len(pixels)}, {self.classes}, height, width]",
             )
+        if not np.isfinite(logits).all():
+            raise self._refuse("logits that are not finite", "a file that gives finite ones for every image")
         return logits
 
 
