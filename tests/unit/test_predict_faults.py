@@ -93,6 +93,14 @@ def test_a_model_that_does_not_name_its_classes_is_refused(street):
     assert "seven.safetensors: gives 7 classes and does not name them; Cityscapes has 19" in result.stderr
 
 
+def test_a_model_that_names_its_classes_and_no_colours_is_refused(street):
+    facts = net_facts("deeplabv3_mobilenet_lite", 2, 16) | {"class_names": ["a", "b"]}
+    save_net("two.safetensors", random_net(classes=2), facts)
+    result = call("pictures", "--model", "two.safetensors")
+    assert result.exit_code == 1
+    assert "error: two.safetensors: label_ids: found missing" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
