@@ -6,13 +6,17 @@ import shutil
 
 import pytest
 
+from segdistill import student, teacher
+from segdistill.base.errors import InputError
 from segdistill.frames.dataset import PREPARED
 from segdistill.nets.checkpoint import net_facts, save_net
 from segdistill.nets.registry import build
 from segdistill.prepare import prepare
+from segdistill.progress import write_curve
 from segdistill.student import distill
 from segdistill.teacher import check_teacher
 from segdistill.training import training_job
+from segdistill.training.scratch import Scratch
 from tiny_city import ARCH, tinier_params
 
 RUNS = {"vanilla": {"alpha": 0.0, "lr": 0.01, "teacher": "none"}}
@@ -103,3 +107,23 @@ def test_a_teacher_elsewhere_is_warned_of(here, capsys):
     assert "warning" not in capsys.readouterr().err
     check_teacher(tinier_params(teacher={"checkpoint": "b.safetensors"}))
     assert capsys.readouterr().err.count("warning: teacher.checkpoint: DVC does not see changes to b.safetensors") == 1
+
+
+@pytest.mark.parametrize("stage", ["teacher", "distill"])
+def test_a_training_is_held_until_its_outputs_are_written(here, monkeypatch, stage):
+    module = student if stage == "distill" else teacher
+    held = []
+
+    def looked_at(*arguments) -> None:
+        job = "distill/vanilla" if stage == "distill" else "teacher"
+        with pytest.raises(InputError, match="is being trained by another process"), Scratch(job, "x", patience_s=0):
+            pass
+        held.append(job)
+        write_curve(*arguments)
+
+    monkeypatch.setattr(module, "write_curve", looked_at)
+    params = tinier_params(runs=RUNS)
+    distill(params, "vanilla") if stage == "distill" else check_teacher(params)
+    (job,) = held
+    with Scratch(job, "x", patience_s=0):
+        pass

@@ -255,6 +255,13 @@ class Params(Section):
     tracking: TrackingParams
     runs: Annotated[dict[str, RunParams], Field(min_length=1)]
 
+    @property
+    def trainings(self) -> set[str]:
+        """Names of all trainings: teacher, and PHASE/RUN."""
+        names = set() if self.teacher.checkpoints else {"teacher"}
+        names |= {f"distill/{run}" for run in self.runs}
+        return names | {f"finetune/{run}" for run in self.runs if self.finetune_params(run).steps}
+
     def distill_settings(self, run: str) -> RunSettings:
         """The settings of the first steps of `run`."""
         entry = self.runs[run].model_dump(exclude={"finetune", "export"}, exclude_none=True)

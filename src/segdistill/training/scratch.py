@@ -88,15 +88,15 @@ class Scratch:
             return None
 
     def clear(self) -> None:
-        """Forget the state: the outputs are on disk."""
+        """Forget the state and let go of the job: the outputs are on disk."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        self._lock.close()
 
 
-def clear_removed(runs: Collection[str], root: Path = ROOT) -> None:
-    """Remove what trainings of runs that are no longer in params left, but for those that are being trained."""
-    for folder in sorted(root.glob("*/*")):
-        # root/PHASE/RUN; a teacher's own states lie in root/teacher/KEY, and its job drops the outdated ones
-        if folder.parent.name == "teacher" or not folder.is_dir() or folder.name in runs:
+def clear_removed(jobs: Collection[str], root: Path = ROOT) -> None:
+    """Remove what all but these trainings left, except for those that are being trained."""
+    for folder in sorted({lock.parent for lock in root.rglob(LOCK)}):
+        if str(folder.relative_to(root)) in jobs:
             continue
         lock = _locked(folder)
         if lock is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -118,7 +119,8 @@ def train_net(
         start: what the net starts from, see `start_of`.
 
     Returns:
-        The curve, and the scratch folder, with pictures of the holdout, to clear once the outputs are written.
+        The curve, and the scratch folder with pictures of the holdout: held until it is cleared, once the outputs are
+        written.
     """
     compute = compute_of(params)
     batches = Batches(
@@ -140,15 +142,16 @@ def train_net(
     # Frames of another batch may be rounded otherwise.
     what_matters += (settings.evaluate_every_steps and params.evaluation.batch_size,)
     phase, run = name.split("/") if "/" in name else ("train", name)
-    with (
-        Scratch(name, _state_key(what_matters, compute)) as scratch,
-        followed(run, phase, scratch.folder / CURVE_FILE, enabled=params.tracking.live),
-    ):
-        watch = watch_of(params, data, settings, scratch.folder / PICTURES)
-        watch.picture_start(net)
-        path = "teacher.compile" if name == "teacher" else "distill.compile"
-        forward = compiled(net, name, path) if settings.compile else None
-        return train(Job(name, net, crops, settings, lr, compute, distillation, watch, forward), scratch), scratch
+    with contextlib.ExitStack() as held:
+        scratch = held.enter_context(Scratch(name, _state_key(what_matters, compute)))
+        with followed(run, phase, scratch.folder / CURVE_FILE, enabled=params.tracking.live):
+            watch = watch_of(params, data, settings, scratch.folder / PICTURES)
+            watch.picture_start(net)
+            path = "teacher.compile" if name == "teacher" else "distill.compile"
+            forward = compiled(net, name, path) if settings.compile else None
+            curve = train(Job(name, net, crops, settings, lr, compute, distillation, watch, forward), scratch)
+        held.pop_all()  # whoever writes the outputs lets go of it
+    return curve, scratch
 
 
 def _state_key(settings: tuple, compute: Compute) -> str:
