@@ -125,7 +125,7 @@ def test_what_params_no_longer_train_goes(tmp_path, changed, gone):
     params = tinier_params(**({"runs": {"a": RUN, "b": RUN}} | changed))
     jobs = {f"{phase}/{run}" for phase in ("distill", "finetune") for run in "ab"} | {"teacher"}
     folders = {job: save(tmp_path, job) for job in jobs}
-    clear_removed(params.trainings, tmp_path)
+    clear_removed(params, tmp_path)
     assert {job for job, folder in folders.items() if not folder.exists()} == gone
     assert not any((tmp_path / job).exists() for job in gone)
 
@@ -133,10 +133,10 @@ def test_what_params_no_longer_train_goes(tmp_path, changed, gone):
 def test_what_is_being_trained_stays(tmp_path):
     folder = save(tmp_path, "distill/removed")
     with held_elsewhere(folder.parent):
-        clear_removed([], tmp_path)
+        clear_removed(tinier_params(), tmp_path)
         assert folder.exists()
 
 
 def test_nothing_to_clear_is_fine(tmp_path):
-    clear_removed(["distill/here"], tmp_path / "none")
+    clear_removed(tinier_params(), tmp_path / "none")
     assert not (tmp_path / "none").exists()

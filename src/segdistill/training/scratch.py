@@ -13,12 +13,13 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
 from segdistill.base.errors import InputError
 from segdistill.base.files import atomic_file, named_in_faults
+from segdistill.base.params import Params
 
 ROOT = Path("scratch")
 LOCK = "lock"
@@ -93,8 +94,11 @@ class Scratch:
         self._lock.close()
 
 
-def clear_removed(jobs: Collection[str], root: Path = ROOT) -> None:
-    """Remove what all but these trainings left, except for those that are being trained."""
+def clear_removed(params: Params, root: Path = ROOT) -> None:
+    """Remove what trainings left that `params` no longer ask for, except for those that are being trained."""
+    jobs = set() if params.teacher.checkpoints else {"teacher"}
+    jobs |= {f"distill/{run}" for run in params.runs}
+    jobs |= {f"finetune/{run}" for run in params.runs if params.finetune_params(run).steps}
     for folder in sorted({lock.parent for lock in root.rglob(LOCK)}):
         if str(folder.relative_to(root)) in jobs:
             continue
