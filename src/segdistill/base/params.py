@@ -168,7 +168,7 @@ class TeacherLogitsParams(Section):
 
 class DistillParams(TrainingParams):
     student: Arch = Field(description="network of the student")
-    crop_px: SizePx = Field(description=f"[height, width] of the crop views, from {LEAST_PX}, multiples of teacher_logits.stride")
+    crop_px: SizePx = Field(description=f"[height, width] of the crop views, from {LEAST_PX}, by teacher_logits.stride")
     method: Literal["kl", "channel_kl", "sigmoid_kl"] = Field(description="distillation loss")
     temperature: Positive = Field(description="T of the distillation loss")
     kl_at: Literal["stride", "full"] = Field(description="compare on the stored grid, or upsampled to the crop")
