@@ -22,7 +22,8 @@ def changed_runs(params: Params, metrics: Path, runs: Iterable[str]) -> str | No
     """
     runs = [run for run in runs if run in params.runs and (metrics / "runs" / run / "finetune.json").is_file()]
     written = _summarised(metrics)
-    changed = [run for run in runs if _trained_otherwise(params, metrics, run) or _changed(params, metrics, run, written)]
+    differ = (_trained_otherwise(params, metrics, run) or _changed(params, metrics, run, written) for run in runs)
+    changed = [run for run, differs in zip(runs, differ, strict=True) if differs]
     if not changed:
         return None
     named = ", ".join(changed)
