@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
+import yaml
 
 from segdistill import student, teacher
 from segdistill.base.errors import InputError
@@ -19,6 +22,7 @@ from segdistill.training import training_job
 from segdistill.training.scratch import Scratch
 from tiny_city import ARCH, tinier_params
 
+ROOT = Path(__file__).resolve().parents[2]
 RUNS = {"vanilla": {"alpha": 0.0, "lr": 0.01, "teacher": "none"}}
 
 
@@ -127,3 +131,11 @@ def test_a_training_is_held_until_its_outputs_are_written(here, monkeypatch, sta
     (job,) = held
     with Scratch(job, "x", patience_s=0):
         pass
+
+
+def test_stages_depend_on_the_folders_that_they_name():
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    for folder, only in ((teacher.CHECKPOINTS, "teacher-check"), (student.INITIAL_WEIGHTS, "distill")):
+        assert [name for name, stage in stages.items() if folder in stage.get("do", stage)["deps"]] == [only]
+        kept = subprocess.run(["git", "ls-files", folder], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert kept.stdout.split() == [f"{folder}/README.md"], "the folder is there in every clone"
