@@ -22,7 +22,8 @@ from rows import Row, ratio_row, seconds_in_turn
 from segdistill.base.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
-COPIED = ("src", "stages", "dvc.yaml", ".gitignore", ".dvcignore", "checkpoints/README.md", "data/raw/README.md")
+FOLDERS_OF_USERS = ("checkpoints/README.md", "data/raw/README.md", "initial_weights/README.md")
+COPIED = ("src", "stages", "dvc.yaml", ".gitignore", ".dvcignore", *FOLDERS_OF_USERS)
 FIRST_RUN = "run-000"
 WHAT = {"repro": "dvc repro with nothing to do", "status": "dvc status"}
 ROUNDS_OF_RUNS = {8: 5, 32: 3, 128: 2}

@@ -20,5 +20,5 @@ if __name__ == "__main__":
         write_summary(summary, METRICS)
         write_report(summary, METRICS, REPORT)
         track(params, METRICS)
-        clear_removed(params.runs)
+        clear_removed(params)
         print_summary(summary, REPORT)

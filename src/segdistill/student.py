@@ -19,11 +19,20 @@ from segdistill.scoring.metrics_file import figures_on_disk
 from segdistill.training.holdout import keep_pictures
 from segdistill.training.scratch import Scratch
 from segdistill.training.train_loop import CURVE_COLUMNS, Distillation
-from segdistill.training.training_job import Data, compute_of, initial_net, train_net, watch_of
+from segdistill.training.training_job import (
+    Data,
+    compute_of,
+    initial_net,
+    start_of,
+    train_net,
+    warn_if_unseen,
+    watch_of,
+)
 from segdistill.val_record import ValRecorder
 
 MODELS = Path("models/runs")
 METRICS = Path("metrics/runs")
+INITIAL_WEIGHTS = "initial_weights"  # what `distill` depends on beside the data and the logits
 
 
 def distill(params: Params, run: str) -> None:
@@ -38,8 +47,11 @@ def distill(params: Params, run: str) -> None:
         settings.seed,
         f"runs.{run}.init",
     )
+    start = start_of(settings.init)
+    if start != settings.init:
+        warn_if_unseen(f"runs.{run}.init", settings.init, INITIAL_WEIGHTS)
     training = _StudentTraining(params, run, "distill", settings, data)
-    curve, scratch = training.train(net, start=settings.init)
+    curve, scratch = training.train(net, start=start)
     training.keep_pictures(net, scratch)
     training.write(net, settings.steps, curve, MODELS / run / "distilled.safetensors", finished=False)
     scratch.clear()

@@ -26,18 +26,29 @@ from segdistill.teachers.teacher_folder import TorchMember, open_teacher, write_
 from segdistill.training.holdout import keep_pictures
 from segdistill.training.scratch import Scratch
 from segdistill.training.train_loop import CURVE_COLUMNS
-from segdistill.training.training_job import Data, compute_of, initial_net, read_weights, train_net, watch_of
+from segdistill.training.training_job import (
+    Data,
+    compute_of,
+    initial_net,
+    read_weights,
+    start_of,
+    train_net,
+    warn_if_unseen,
+    watch_of,
+)
 from segdistill.val_record import ValRecorder
 
 # Places per frame that the teacher's own crops are drawn from; nothing is stored for them.
 CROPS_PER_FRAME = 1024
+CHECKPOINTS = "checkpoints"  # what `teacher-check` depends on beside the data
 
 
 def check_teacher(params: Params, models: Path = Path("models"), metrics: Path = Path("metrics")) -> None:
     """Load or train the teacher, score it on val, and write it with its metrics, curve, class maps and pictures.
 
     Raises:
-        InputError: a checkpoint does not fit, or val mIoU is under `teacher.min_mean_iou`.
+        InputError: a checkpoint does not fit or gives logits that are not finite, or val mIoU is under
+            `teacher.min_mean_iou`. Nothing was replaced by then.
     """
     data, teacher = Data(PREPARED), params.teacher
     class_maps: dict[int, np.ndarray] = {}
@@ -57,6 +68,7 @@ def check_teacher(params: Params, models: Path = Path("models"), metrics: Path =
             focal_gamma=teacher.focal_gamma,
             on_frame=partial(_keep, data, class_maps, recorder),
         )
+        on_disk = figures_on_disk(figures, data.class_names)
         _stop_if_weak(figures, data.class_names, teacher.min_mean_iou)
         write_archive(folder / VAL_CLASSES, class_maps)
     write_curve(metrics / "teacher_curve.csv", CURVE_COLUMNS, curve)
@@ -73,7 +85,7 @@ def check_teacher(params: Params, models: Path = Path("models"), metrics: Path =
         "weights_sha256": teacher_sha256(models / "teacher"),
         "data_fingerprint": data.fingerprint,
     }
-    write_json(metrics / "teacher.json", figures_on_disk(figures, data.class_names) | extra)
+    write_json(metrics / "teacher.json", on_disk | extra)
     if scratch:
         scratch.clear()
 
@@ -82,7 +94,10 @@ def _members(params: Params, data: Data) -> tuple[list[TorchMember | Path], list
     """What the teacher is made of: the given files, or a network trained here with its curve and scratch folder."""
     teacher = params.teacher
     if teacher.checkpoints:
-        return [_given(params, data.table, file) for file in teacher.checkpoints], [], None
+        members = [_given(params, data.table, file) for file in teacher.checkpoints]
+        for file in teacher.checkpoints:
+            warn_if_unseen("teacher.checkpoint", file, CHECKPOINTS)
+        return members, [], None
     net, curve, scratch = _trained(params, data)
     return [TorchMember(net, _facts(params, data.table, teacher.arch, teacher.output_stride))], curve, scratch
 
@@ -132,9 +147,12 @@ def _trained(params: Params, data: Data) -> tuple[nn.Module, list[dict], Scratch
     net = initial_net(
         teacher.arch, len(data.class_names), teacher.output_stride, teacher.init, params.seed, "teacher.init"
     )
+    start = start_of(teacher.init)
+    if start != teacher.init:
+        warn_if_unseen("teacher.init", teacher.init, CHECKPOINTS)
     facts = geometry(data.train, data.fingerprint, params.seed, teacher.crop_px, CROPS_PER_FRAME, stride=1)
     curve, scratch = train_net(
-        "teacher", net, teacher, facts, lr=teacher.lr, seed=params.seed, start=teacher.init, params=params, data=data
+        "teacher", net, teacher, facts, lr=teacher.lr, seed=params.seed, start=start, params=params, data=data
     )
     return net, curve, scratch
 

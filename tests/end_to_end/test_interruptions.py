@@ -1,4 +1,4 @@
-"""Ctrl-C, a killed DVC, two of them at once: a training goes on, to the same bytes."""
+"""Ctrl-C, a killed stage, a killed DVC, two of them at once: a training goes on, to the same bytes."""
 
 from __future__ import annotations
 
@@ -31,9 +31,13 @@ def checkout(tmp_path):
     # Enough steps that every interruption meets a training.
     made.params["distill"] |= {"steps": 100, "crop_px": [32, 64], "evaluate_every_steps": 50}
     made.params["distill"] |= {"checkpoint_every_steps": 2}
-    made.params["tracking"]["live"] = False
-    made.save_params()
+    show_live(made, False)
     return made
+
+
+def show_live(checkout: Checkout, live: bool) -> None:
+    checkout.params["tracking"]["live"] = live
+    checkout.save_params()
 
 
 class Training:
@@ -47,7 +51,9 @@ class Training:
         self.dvc = checkout.start("dvc", "repro", STAGE)
         wait_until(lambda: self._saved(checkout) - before or self.dvc.poll() is not None, "no checkpoint was written")
         assert self.dvc.poll() is None, checkout.said.read_text()
-        *_, self.stage = psutil.Process(self.dvc.pid).children(recursive=True)  # a shell may stand between
+        # A shell may stand between, and behind it the process that shows the curve.
+        self.started = psutil.Process(self.dvc.pid).children(recursive=True)
+        *_, self.stage = (process for process in self.started if "stages/distill.py" in process.cmdline())
         self.stage.suspend()
         assert self._saved(checkout), "the training was over too soon to be disturbed"
 
@@ -74,7 +80,9 @@ def runs(process: psutil.Process) -> bool:
 
 def test_a_training_that_is_stopped_killed_and_disturbed_ends_with_the_same_bytes(checkout):
     # Ctrl-C reaches every process of the terminal.
+    show_live(checkout, True)
     training = Training(checkout)
+    assert any("segdistill.tracking.live_curves" in process.cmdline() for process in training.started)
     os.killpg(training.dvc.pid, signal.SIGINT)
     training.stage.resume()
     code, said = training.end()
@@ -82,6 +90,16 @@ def test_a_training_that_is_stopped_killed_and_disturbed_ends_with_the_same_byte
     assert said.count("error: distill/vanilla: stopped after step") == 1
     assert "dvc repro goes on from there" in said
     assert "Traceback" not in said
+    assert not any(map(runs, training.started))
+    show_live(checkout, False)
+
+    # A killed stage, as by the system when memory runs out: nothing of it is asked.
+    training = Training(checkout)
+    assert "distill/vanilla: goes on after step" in checkout.said.read_text()
+    training.stage.kill()
+    code, said = training.end()
+    assert code != 0
+    assert "failed to reproduce 'distill@vanilla'" in said
 
     # A killed DVC: its stage ends by itself, after the step that it is in.
     training = Training(checkout)

@@ -56,10 +56,15 @@ CASES = {
         "teacher_check",
         ["teacher.crop_px: found [33, 64]", "at most the frames' size [32, 64]"],
     ),
+    "crop of which networks leave nothing": (
+        {"teacher__crop_px": [1, 1]},
+        "teacher_check",
+        ["teacher.crop_px: found [1, 1]; at least 32 pixels a side"],
+    ),
     "crop off the stride": (
-        {"distill__crop_px": [30, 32]},
+        {"distill__crop_px": [32, 34]},
         "distill --run taught",
-        ["distill.crop_px: found [30, 32]", "multiples of teacher_logits.stride 4, such as [32, 32]"],
+        ["distill.crop_px: found [32, 34]", "multiples of teacher_logits.stride 4, such as [32, 32]"],
     ),
     "ill-named run": (
         {"runs": {"vanilla": {"alpha": 0.0, "lr": 0.01, "teacher": "none"}, "a0.3; rm": ONLINE | {"teacher": "views"}}},

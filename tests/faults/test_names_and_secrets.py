@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import csv
+import html
 import os
 import subprocess
 import sys
@@ -17,7 +19,11 @@ from typer.testing import CliRunner
 
 from fake_metrics import sweep_params, write_metrics
 from finished_project import PASSWORD
+from folder_on_disk import describe, settings, write_frames
 from segdistill import cli
+from segdistill.frames.dataset import open_split
+from segdistill.prepare import prepare
+from segdistill.report import write_report
 from segdistill.report.terminal import markdown, print_summary
 from segdistill.summary import of_rows, summarise
 from segdistill.tracking.rows import row_of
@@ -150,6 +156,25 @@ def evil_summary(tmp_path):
     summary = summarise(sweep_params(), write_metrics(tmp_path / "metrics"))
     names = {"a03": EVIL, "light": "[bold red]a|b[/]"}
     return of_rows([replace(row, run=names.get(row.run, row.run)) for row in summary.rows], summary.benchmark)
+
+
+def test_a_frame_of_a_folder_that_is_named_like_a_script_is_text_in_the_report(tmp_path):
+    named = "<img src=x onerror=alert(1)><script>alert(1)<"  # of a file: what a slash would end is no name
+    describe(tmp_path / "data")
+    write_frames(tmp_path / "data", ("a", "b", "c"), (named,))
+    prepare(settings(tmp_path / "data"), 0, tmp_path / "prepared", workers=1)
+    (frame,) = open_split("val", tmp_path / "prepared").names
+    assert frame == named
+    metrics = write_metrics(tmp_path / "metrics")
+    for record in metrics.rglob("frames.csv"):
+        rows = list(csv.reader(record.open(newline="", encoding="utf-8")))
+        with record.open("w", newline="", encoding="utf-8") as stream:
+            csv.writer(stream).writerows([cell.replace("city_000000_000000", frame) for cell in row] for row in rows)
+    write_report(summarise(sweep_params(), metrics), metrics, tmp_path / "index.html")
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert html.escape(frame) in page
+    assert "<img src=x" not in page
+    assert "alert(1)<" not in page
 
 
 def test_names_on_the_terminal_are_no_markup(evil_summary, tmp_path):

@@ -22,6 +22,7 @@ from segdistill.logits.teacher_cache import Teaching, origins_of
 from segdistill.nets.adapters import load_state, read_torch_checkpoint
 from segdistill.nets.checkpoint import load_net, read_facts, read_state
 from segdistill.onnx_model.file import read_metadata
+from segdistill.predict.classes import class_table
 from segdistill.report import curves
 from segdistill.scoring.class_maps import ClassMapArchive
 from segdistill.sources import png_file
@@ -110,7 +111,7 @@ def read_class_maps(path: Path) -> None:
 
 
 def read_safetensors(path: Path) -> None:
-    read_facts(path)
+    class_table(read_facts(path))
     assert all(isinstance(tensor, torch.Tensor) for tensor in read_state(path).values())
 
 
@@ -132,7 +133,8 @@ def read_torch(path: Path) -> None:
 
 
 def read_onnx(path: Path) -> None:
-    assert 1 <= read_metadata(path)["classes"] <= 255
+    facts = read_metadata(path)
+    assert len(class_table(facts)) == facts["classes"]
 
 
 def read_index_and_split(path: Path) -> None:

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from segdistill.base.class_table import ClassTable
 from segdistill.frames.dataset import Split
 from segdistill.logits.stored_logits import LogitsWriter
 from segdistill.logits.teacher_cache import VAL_CLASSES, geometry, stored_shape
@@ -26,6 +27,7 @@ from segdistill.scoring.class_maps import write_archive
 PROFILES = Path(__file__).resolve().parents[2] / "profiles"
 STEMS = ("aachen_000000_000019", "bochum_000001_000019")
 SIZE_PX, CROP_PX, FRAMES, VIEWS, CLASSES = (8, 16), (8, 8), 3, 2, 4
+TABLE = ClassTable(("sky", "sea", "land", "ship"), (0, 7, 9, 200), ((0, 0, 0), (1, 2, 3), (255, 0, 0), (9, 9, 9)))
 FACTS = geometry(Split(np.empty((FRAMES, *SIZE_PX, 3)), np.empty(0), ()), "data", 0, CROP_PX, VIEWS, 4)
 HEADER = "step,lr,loss,label_loss,distill_loss,holdout_mean_iou\n"
 
@@ -101,7 +103,7 @@ class Tiny(nn.Module):
 
 def safetensors() -> list[bytes]:
     with tempfile.TemporaryDirectory() as folder:
-        save_net(Path(folder) / "a.safetensors", Tiny(), net_facts("deeplabv3_mobilenet_lite", CLASSES, 16))
+        save_net(Path(folder) / "a.safetensors", Tiny(), net_facts("deeplabv3_mobilenet_lite", TABLE, 16))
         return [(Path(folder) / "a.safetensors").read_bytes()]
 
 
@@ -109,7 +111,7 @@ def safetensors() -> list[bytes]:
 def _net_header() -> bytes:
     arch = "deeplabv3_mobilenet_lite"
     with tempfile.TemporaryDirectory() as folder:
-        save_net(Path(folder) / "a.safetensors", build_to_load(arch, CLASSES), net_facts(arch, CLASSES, 16))
+        save_net(Path(folder) / "a.safetensors", build_to_load(arch, CLASSES), net_facts(arch, TABLE, 16))
         with (Path(folder) / "a.safetensors").open("rb") as stream:
             return stream.read(struct.unpack("<Q", stream.read(8))[0])
 
@@ -181,7 +183,7 @@ def onnx_models() -> list[bytes]:
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-    facts = net_facts("deeplabv3_mobilenet_lite", CLASSES, 16)
+    facts = net_facts("deeplabv3_mobilenet_lite", TABLE, 16)
     helper.set_model_props(model, {"segdistill": json.dumps(facts, sort_keys=True)})
     return [model.SerializeToString()]
 

@@ -133,6 +133,8 @@ def test_weights_that_do_not_fit_are_refused_by_name(saved, tmp_path, change, to
         ({"classes": -1}, "-1 classes; allowed: 1 to 255"),
         ({"classes": 10**9}, "1000000000 classes; allowed: 1 to 255"),
         ({"classes": "5"}, "'5' classes"),
+        ({"class_names": None}, "class_names: found None; allowed are texts"),
+        ({"class_names": ["a"]}, "1 class_names of . classes"),
         ({"output_stride": 7}, "cannot have output stride 7; allowed: 8 or 16"),
         ({"output_stride": 16.0}, "cannot have output stride 16.0"),
     ],

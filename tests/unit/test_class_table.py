@@ -22,6 +22,33 @@ def test_a_table_comes_back_from_its_facts():
     assert len(TABLE) == 3
 
 
+@pytest.mark.parametrize(
+    ("key", "found"),
+    [
+        ("class_names", None),
+        ("class_names", "sky"),
+        ("class_names", [1, 2, 3]),
+        ("class_names", ["sky", "sea", "sky"]),
+        ("class_names", []),
+        ("label_ids", [1, 2]),
+        ("label_ids", [1, 2, 256]),
+        ("label_ids", [1, 2, True]),
+        ("colors", None),
+        ("colors", [[1, 2, 3], [250, 0, 0], [0, 9]]),
+        ("colors", [[1, 2, 3], [250, 0, 0], [0, 0, -1]]),
+        ("colors", 7),
+    ],
+)
+def test_facts_that_are_no_table_are_refused(key, found):
+    with pytest.raises(InputError, match=f"^{key}: found "):
+        ClassTable.of_facts(TABLE.facts() | {key: found})
+
+
+def test_a_missing_part_of_a_table_is_told():
+    with pytest.raises(InputError, match="^colors: found missing"):
+        ClassTable.of_facts({"class_names": ["sky"], "label_ids": [0]})
+
+
 def test_what_is_no_class_is_black_and_label_id_0():
     assert TABLE.palette[:3].tolist() == [[1, 2, 3], [250, 0, 0], [0, 0, 9]]
     assert not TABLE.palette[3:].any()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -18,7 +19,9 @@ from scripts_as_modules import load_script
 from segdistill.base import params_file
 from segdistill.base.errors import InputError
 from segdistill.cli import app
+from segdistill.nets.checkpoint import save_net
 from segdistill.summary import summarise, write_summary
+from segdistill.summary.changed import changed_runs
 from segdistill.synthetic import render_frame
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,6 +83,30 @@ def test_figures_of_other_settings_are_not_passed_off_as_those_of_params(tmp_pat
     assert done.exit_code == 1
     assert "figures of a03" in done.stderr
     assert not (tmp_path / "mlflow.db").exists(), "no row with settings that its figures are not of"
+
+
+def test_weights_tell_what_the_figures_of_an_unfinished_sweep_were_computed_with(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    params, _ = sweep_params(), write_metrics(tmp_path / "metrics")
+    for run in params.runs:
+        for name, settings in (
+            ("distilled", params.distill_settings(run)),
+            ("finetuned", params.finetune_settings(run)[0]),
+        ):
+            facts = {"params": settings.model_dump(mode="json")}
+            save_net(f"models/runs/{run}/{name}.safetensors", torch.nn.Linear(1, 1), facts)
+    metrics, runs = Path("metrics"), list(params.runs)
+    assert not (metrics / "summary.json").exists()
+    assert changed_runs(params, metrics, runs) is None
+    for change in ({"alpha": 0.9}, {"finetune": {"lr": 0.5}}):
+        changed = params.runs["a03"].model_copy(update=change)
+        edited = params.model_copy(update={"runs": params.runs | {"a03": changed}})
+        monkeypatch.setattr(params_file, "load_params", lambda *_, edited=edited: edited)
+        done = call("track")
+        assert done.exit_code == 1
+        assert "since the figures of a03 were computed" in done.stderr
+    assert not (tmp_path / "mlflow.db").exists()
 
 
 def test_a_port_in_use_is_one_line(tmp_path, monkeypatch):

@@ -13,8 +13,9 @@ from fake_metrics import sweep_params, write_metrics
 from segdistill.base import params_file
 from segdistill.base.errors import InputError
 from segdistill.cli import app
-from segdistill.compare import compare_runs
+from segdistill.compare import Comparison, compare_runs
 from segdistill.compare.pixels import COLOURS, Difference, difference_picture, pixel_differences, split_by_truth
+from segdistill.compare.tables import markdown
 from segdistill.frames.dataset import PREPARED, Split, open_split
 from segdistill.onnx_model.file import OnnxPredictor
 from segdistill.prepare import prepare
@@ -105,6 +106,13 @@ def test_markdown_marks_the_best_of_a_line(sweep):
     output = call(V, A, "--markdown").output
     assert "| val mIoU | 50.00% | **53.00%** |" in output
     assert "| p50 ms, int8 ONNX | 20.00 | 20.00 |" in output
+
+
+def test_names_of_frames_cannot_become_html():
+    difference = Difference(V, A, pixels=4, by_frame=[("<img src=x onerror=alert(1)>|a", 0.5)])
+    page = markdown(Comparison((V, A), (), (), ()), [difference])
+    assert "&lt;img src=x onerror=alert(1)&gt;\\|a 50.0%" in page
+    assert "<img" not in page
 
 
 def test_outside_a_project_there_is_one_line(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -90,6 +91,26 @@ def test_a_broken_folder_keeps_the_old_one(tmp_path):
     with pytest.raises(BrokenError), atomic_directory(tmp_path / "d") as temporary:
         (temporary / "half").touch()
         raise BrokenError
+    assert names(tmp_path) == ["d"]
+    assert names(tmp_path / "d") == ["old"]
+
+
+@pytest.mark.parametrize("renames_before", [0, 1])
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, PermissionError])
+def test_a_folder_whose_replacing_is_interrupted_is_the_old_one(tmp_path, monkeypatch, interruption, renames_before):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "old").touch()
+    rename, done = Path.rename, []
+
+    def interrupted(path: Path, target: Path) -> None:
+        if len(done) == renames_before:
+            monkeypatch.undo()
+            raise interruption
+        done.append(rename(path, target))
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(interruption), atomic_directory(tmp_path / "d") as temporary:
+        (temporary / "new").touch()
     assert names(tmp_path) == ["d"]
     assert names(tmp_path / "d") == ["old"]
 

@@ -116,6 +116,19 @@ def test_a_follower_ends_when_the_training_is_killed(home):
     assert wait_for(lambda: not is_alive(follower), limit_s=6)
 
 
+def test_an_early_ctrl_c_is_for_the_training_alone(home):
+    code = "import signal, time\nfrom pathlib import Path\nfrom segdistill.training import follower\n"
+    code += "signal.signal(signal.SIGINT, lambda *_: None)\n"
+    code += "with follower.followed('vanilla', 'distill', Path('c.csv'), True):\n"
+    code += "    print('started', flush=True)\n    time.sleep(1)"
+    command, both = [sys.executable, "-c", code], {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **both, text=True, start_new_session=True) as training:
+        assert training.stdout.readline() == "started\n"
+        os.killpg(training.pid, signal.SIGINT)
+        assert training.stderr.read() == ""
+        assert training.wait() == 0
+
+
 def is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)

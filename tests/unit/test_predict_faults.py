@@ -14,6 +14,7 @@ from predicting import STEM, call, done, written
 from segdistill.cli import app
 from segdistill.nets.checkpoint import net_facts, save_net
 from segdistill.onnx_model.file import OnnxPredictor
+from segdistill.predict.pictures import read_picture
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -37,6 +38,19 @@ def test_a_bad_picture_keeps_nothing_from_the_others(files, street):
     assert "pictures/bad.png: no readable PNG or JPEG" in result.stderr
     assert "pictures/worse.jpg" in result.stderr
     assert list(written(street / "predictions")) == ["color/a_color.png", f"color/city/{STEM}_color.png"]
+
+
+def test_a_picture_beyond_the_memory_keeps_nothing_from_the_others(files, street, monkeypatch):
+    def beyond(path, **options):
+        if path.name == "a.png":
+            raise MemoryError
+        return read_picture(path, **options)
+
+    monkeypatch.setattr("segdistill.predict.run.read_picture", beyond)
+    result = call("pictures", "--model", files.float32, "--write", "color", "--tile", "64x64")
+    assert result.exit_code == 1
+    assert "pictures/a.png: not enough memory for an input of that size" in result.stderr
+    assert list(written(street / "predictions")) == [f"color/city/{STEM}_color.png"]
 
 
 def test_bad_inputs_are_told_together_before_anything_is_written(files, street):
@@ -91,6 +105,14 @@ def test_a_model_that_does_not_name_its_classes_is_refused(street):
     result = call("pictures", "--model", "seven.safetensors")
     assert result.exit_code == 1
     assert "seven.safetensors: gives 7 classes and does not name them; Cityscapes has 19" in result.stderr
+
+
+def test_a_model_that_names_its_classes_and_no_colours_is_refused(street):
+    facts = net_facts("deeplabv3_mobilenet_lite", 2, 16) | {"class_names": ["a", "b"]}
+    save_net("two.safetensors", random_net(classes=2), facts)
+    result = call("pictures", "--model", "two.safetensors")
+    assert result.exit_code == 1
+    assert "error: two.safetensors: label_ids: found missing" in result.stderr
 
 
 @pytest.mark.parametrize(

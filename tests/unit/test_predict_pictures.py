@@ -114,6 +114,19 @@ def test_what_is_no_picture_is_refused_by_name(content, reason, tmp_path):
     assert reason in str(error.value)
 
 
+@pytest.mark.parametrize("size", [(60000, 60000), (2**31 - 1, 2**31 - 1)])
+def test_a_header_that_cannot_be_true_is_refused_at_any_size(size, tmp_path):
+    (tmp_path / "bad.png").write_bytes(png_header(*size))
+    with pytest.raises(InputError, match=rf"bad\.png: truncated: \d+ bytes for {size[1]} x {size[0]} pixels"):
+        read_picture(tmp_path / "bad.png", any_size=True)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGB", "RGBA"])
+def test_what_compresses_best_is_read_all_the_same(mode, tmp_path):
+    path = saved(tmp_path / "flat.png", Image.new(mode, (3000, 2000)), compress_level=9)
+    assert read_picture(path).size == (3000, 2000)
+
+
 def test_a_folder_named_like_a_picture_is_refused_by_name(tmp_path):
     (tmp_path / "a.png").mkdir()
     with pytest.raises(InputError, match=r"a\.png: Is a directory"):

@@ -16,6 +16,7 @@ import torch
 
 from segdistill.base.errors import InputError
 from segdistill.training.scratch import LOCK, Scratch, clear_removed
+from tiny_city import tinier_params
 
 JOB = "distill/tiny"
 HOLDER = """
@@ -110,21 +111,32 @@ def save(root: Path, job: str) -> Path:
     return scratch.folder
 
 
-def test_what_removed_runs_left_goes(tmp_path):
-    kept = [save(tmp_path, job) for job in ("distill/here", "finetune/here", "teacher")]
-    gone = [save(tmp_path, job) for job in ("distill/removed", "finetune/removed")]
-    clear_removed(["here", "new"], tmp_path)
-    assert all(folder.exists() for folder in kept)
-    assert not any(folder.parent.exists() for folder in gone)
+RUN = {"alpha": 0.5, "lr": 0.01, "teacher": "views"}
+CHANGES = {
+    "nothing": ({}, set()),
+    "a run removed": ({"runs": {"a": RUN}}, {"distill/b", "finetune/b"}),
+    "a run that is not finetuned": ({"runs": {"a": RUN | {"finetune": {"steps": 0}}, "b": RUN}}, {"finetune/a"}),
+    "a teacher that is given": ({"teacher": {"checkpoint": "checkpoints/a.pth"}}, {"teacher"}),
+}
+
+
+@pytest.mark.parametrize(("changed", "gone"), CHANGES.values(), ids=CHANGES)
+def test_what_params_no_longer_train_goes(tmp_path, changed, gone):
+    params = tinier_params(**({"runs": {"a": RUN, "b": RUN}} | changed))
+    jobs = {f"{phase}/{run}" for phase in ("distill", "finetune") for run in "ab"} | {"teacher"}
+    folders = {job: save(tmp_path, job) for job in jobs}
+    clear_removed(params, tmp_path)
+    assert {job for job, folder in folders.items() if not folder.exists()} == gone
+    assert not any((tmp_path / job).exists() for job in gone)
 
 
 def test_what_is_being_trained_stays(tmp_path):
     folder = save(tmp_path, "distill/removed")
     with held_elsewhere(folder.parent):
-        clear_removed([], tmp_path)
+        clear_removed(tinier_params(), tmp_path)
         assert folder.exists()
 
 
 def test_nothing_to_clear_is_fine(tmp_path):
-    clear_removed(["here"], tmp_path / "none")
+    clear_removed(tinier_params(), tmp_path / "none")
     assert not (tmp_path / "none").exists()

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -167,6 +168,47 @@ def test_a_network_of_other_classes_is_refused(here):
         ):
             check_teacher(with_teacher(checkpoint=checkpoint))
     assert not Path("models/teacher").exists()
+
+
+@pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.0)])
+@pytest.mark.parametrize("spoilt", [np.nan, np.inf])
+def test_logits_that_are_not_finite_replace_nothing(here, spoilt, scales):
+    check_teacher(with_teacher(checkpoint="net0.onnx"))
+    before = teacher_sha256(Path("models/teacher"))
+    bad = weights(19)
+    bad[3] = spoilt
+    write_model(here / "bad.onnx", bad)
+    with pytest.raises(InputError, match=r"teacher\.checkpoint: .*\.onnx: found logits that are not finite"):
+        check_teacher(with_teacher(checkpoint="bad.onnx", scales=scales))
+    assert teacher_sha256(Path("models/teacher")) == before
+
+
+def test_finite_weights_of_a_net_that_overflows_replace_nothing(here):
+    net = build(ARCH, 19, 16)
+    for value in net.parameters():
+        value.data.fill_(1e30)
+    save_net("huge.safetensors", net, net_facts(ARCH, 19, 16))
+    with pytest.raises(InputError, match=r"mean_loss on val is nan: its logits are not finite"):
+        check_teacher(with_teacher(checkpoint="huge.safetensors"))
+    assert not Path("models/teacher").exists()
+
+
+@pytest.mark.parametrize("names", [None, [1, 2]])
+def test_a_file_that_names_its_classes_badly_is_refused(here, names):
+    net, facts = build(ARCH, 19, 16).eval(), net_facts(ARCH, 19, 16) | {"class_names": names}
+    save_net("bad.safetensors", net, facts)
+    write_float32("bad.onnx", net, facts, 18, (32, 64))
+    for file in ("bad.safetensors", "bad.onnx"):
+        with pytest.raises(InputError, match=rf"{file}: its header does not describe a network: class_names: found "):
+            check_teacher(with_teacher(checkpoint=file))
+
+
+def test_facts_that_are_no_json_are_refused(here):
+    model = onnx.load("net0.onnx")
+    onnx.helper.set_model_props(model, {"segdistill": "{"})
+    onnx.save(model, "bad.onnx")
+    with pytest.raises(InputError, match=r"teacher\.checkpoint: bad\.onnx: its header does not describe a network"):
+        check_teacher(with_teacher(checkpoint="bad.onnx"))
 
 
 def test_online_needs_a_single_torch_network(here):

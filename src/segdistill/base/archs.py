@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+# Strides and unpadded convolutions leave nothing of images with a side of less.
+LEAST_PX = 32
+
 
 class Arch(NamedTuple):
     """What a network is made of, and the output strides it can be built at.

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from segdistill.base.errors import InputError
+
 IGNORE = 255
 MOST_CLASSES = 255  # a class map has a byte for each pixel, and one of its values is IGNORE
 
@@ -55,6 +57,37 @@ class ClassTable:
 
     @classmethod
     def of_facts(cls, facts: Mapping) -> ClassTable:
-        """The table that `facts` gave; KeyError where it is not among them."""
-        colors = tuple((red, green, blue) for red, green, blue in facts["colors"])
-        return cls(tuple(facts["class_names"]), tuple(facts["label_ids"]), colors)
+        """The table that `facts` gave.
+
+        Raises:
+            InputError: it is not among them, or is none.
+        """
+        names = class_names_of(facts)
+        for key, is_one in (("label_ids", _is_byte), ("colors", _is_color)):
+            values = facts.get(key)
+            if not isinstance(values, list) or len(values) != len(names) or not all(map(is_one, values)):
+                what = "missing" if values is None else f"{values!r:.60}"
+                raise InputError(f"{key}: found {what}; allowed are 0 to 255 for each of {len(names)} classes")
+        return cls(names, tuple(facts["label_ids"]), tuple(map(tuple, facts["colors"])))
+
+
+def class_names_of(facts: Mapping) -> tuple[str, ...]:
+    """What `facts` call the classes, in their order.
+
+    Raises:
+        InputError: they do not, or by something else than different texts.
+    """
+    names = facts.get("class_names")
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise InputError(f"class_names: found {names!r:.60}; allowed are texts")
+    if not 1 <= len(names) <= MOST_CLASSES or len(set(names)) < len(names):
+        raise InputError(f"class_names: found {names!r:.60}; allowed are 1 to {MOST_CLASSES}, each once")
+    return tuple(names)
+
+
+def _is_byte(value: object) -> bool:
+    return type(value) is int and 0 <= value <= 255
+
+
+def _is_color(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(map(_is_byte, value))

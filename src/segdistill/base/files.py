@@ -77,14 +77,12 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
                 _sync(written)
             if path.exists():
                 path.rename(replaced)
-            try:
-                temporary.rename(path)
-            except OSError:
-                if replaced.exists():
-                    replaced.rename(path)
-                raise
+            temporary.rename(path)
             _sync(path.parent)
         finally:
+            # First, as a request to stop may come between the two renames, and another one here.
+            if replaced.exists() and not path.exists():
+                replaced.rename(path)
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(replaced, ignore_errors=True)
 

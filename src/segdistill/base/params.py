@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from segdistill.base.archs import ARCHS
+from segdistill.base.archs import ARCHS, LEAST_PX
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -68,7 +68,10 @@ class TrainingParams(Section):
     """What any training of a net needs: the teacher's and the students' sections share it."""
 
     output_stride: OutputStride = Field(description="input pixels per feature pixel at the end of the backbone")
-    init: str = Field(description="random, imagenet (downloads torchvision's backbone weights), or a weights file")
+    init: str = Field(
+        description="random, imagenet (downloads torchvision's backbone weights), or a weights file, in checkpoints/ "
+        "for the teacher, in initial_weights/ for students"
+    )
     steps: Count = Field(description="optimizer steps")
     batch_size: Annotated[int, Field(ge=2)] = Field(description="crops per step; batch norm needs at least 2")
     schedule: Schedule = Field(description="learning rate over the steps")
@@ -108,7 +111,7 @@ class TeacherParams(TrainingParams):
     onnx_std: tuple[Positive, Positive, Positive] = Field(description="see onnx_mean")
     min_mean_iou: Fraction = Field(description="the pipeline stops when the teacher's val mIoU is lower")
     lr: Positive = Field(description="learning rate")
-    crop_px: SizePx = Field(description="[height, width] of the training crops")
+    crop_px: SizePx = Field(description=f"[height, width] of the training crops, from {LEAST_PX}")
 
     @property
     def checkpoints(self) -> tuple[str, ...]:
@@ -165,7 +168,7 @@ class TeacherLogitsParams(Section):
 
 class DistillParams(TrainingParams):
     student: Arch = Field(description="network of the student")
-    crop_px: SizePx = Field(description="[height, width] of the crop views, multiples of teacher_logits.stride")
+    crop_px: SizePx = Field(description=f"[height, width] of the crop views, from {LEAST_PX}, by teacher_logits.stride")
     method: Literal["kl", "channel_kl", "sigmoid_kl"] = Field(description="distillation loss")
     temperature: Positive = Field(description="T of the distillation loss")
     kl_at: Literal["stride", "full"] = Field(description="compare on the stored grid, or upsampled to the crop")

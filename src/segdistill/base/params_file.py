@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from segdistill.base.archs import ARCHS
+from segdistill.base.archs import ARCHS, LEAST_PX
 from segdistill.base.errors import InputError, passwords_in, raise_together, without_passwords
 from segdistill.base.params import ExportParams, FinetuneParams, Params, RunParams, section_of
 from segdistill.base.yaml_file import MOST_SHOWN, read_mapping, shown
@@ -92,6 +92,8 @@ def _data_faults(params: Params) -> Iterator[str]:
         crop_px = getattr(params, section).crop_px
         if size_px is not None and (crop_px[0] > size_px[0] or crop_px[1] > size_px[1]):
             yield f"{section}.crop_px: found {list(crop_px)}; at most the frame, data.size_px {list(size_px)}"
+        if min(crop_px) < LEAST_PX:
+            yield f"{section}.crop_px: found {list(crop_px)}; at least {LEAST_PX} pixels a side"
     crop_px = params.distill.crop_px
     if any(side % stride for side in crop_px):
         nearest = [max(stride, round(side / stride) * stride) for side in crop_px]

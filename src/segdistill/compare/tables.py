@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from html import escape
 
 from rich.console import Console
 from rich.table import Table
@@ -54,7 +55,7 @@ def _print_titled(console: Console, title: str, table: Table) -> None:
 
 
 def markdown(comparison: Comparison, differences: Sequence[Difference] = ()) -> str:
-    """The same as Markdown, for a page or a pull request."""
+    """The same as Markdown, for a page or a pull request; names cannot become HTML there."""
     pieces = []
     for title, lines in _sections(comparison):
         rows = [[line.label, *_marked(line)] for line in lines]
@@ -92,7 +93,8 @@ def _marked(line: Line) -> list[str]:
 
 def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(columns) + " |", "|---" + "|---:" * (len(columns) - 1) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)])
+    cells = ([escape(cell, quote=False).replace("|", "\\|") for cell in row] for row in rows)
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in cells)])
 
 
 def _pixel_cells(difference: Difference, between_frames: str) -> list[str]:

@@ -77,10 +77,8 @@ def read_classes(root: Path = PREPARED) -> ClassTable:
     index = read_index(root)
     try:
         return ClassTable.of_facts(index | {"class_names": index["classes"]})
-    except KeyError as missing:
-        raise InputError(f"{root}/index.json: {missing} is missing; {_REMEDY}") from None
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{root}/index.json: no table of classes ({error}); {_REMEDY}") from None
+    except InputError as error:
+        raise InputError(f"{root}/index.json: {error}; {_REMEDY}") from None
 
 
 def open_split(name: str, root: Path = PREPARED) -> Split:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from segdistill.base.class_table import ClassTable
+from segdistill.base.class_table import MOST_CLASSES, ClassTable, class_names_of
 from segdistill.base.errors import InputError
 from segdistill.base.files import atomic_file
 from segdistill.frames.transforms import MEAN, STD
@@ -18,7 +18,6 @@ from segdistill.nets.adapters import load_state
 from segdistill.nets.registry import build_to_load, native_stride
 
 _HEADER = "segdistill"
-MOST_CLASSES = 255  # a class map has a byte for each pixel, and 255 is void
 
 
 def net_facts(arch: str, classes: int | ClassTable, output_stride: int) -> dict:
@@ -42,29 +41,34 @@ def save_net(path: str | Path, net: nn.Module, facts: dict) -> None:
         temporary.write_bytes(content)  # by us, because safetensors words a full disk in its own way
 
 
+def _header(path: str | Path) -> str | None:
+    """What the header of a safetensors file says for us; None where it is none of ours."""
+    try:
+        with safe_open(path, framework="pt") as opened:
+            return (opened.metadata() or {}).get(_HEADER)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: no safetensors file ({error})") from None
+
+
 def read_facts(path: str | Path) -> dict:
     """The header of a file of ours.
 
     Raises:
         InputError: no such file, no safetensors, none of ours, or facts that describe no net.
     """
-    try:
-        with safe_open(path, framework="pt") as opened:
-            header = opened.metadata() or {}
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: no safetensors file ({error})") from None
-    if _HEADER not in header:
+    header = _header(path)
+    if header is None:
         raise InputError(f"{path}: its header does not say which network it holds; name the network instead")
-    return parsed_facts(header[_HEADER], path)
+    return parsed_facts(header, path)
 
 
 def parsed_facts(text: str, source: str | Path) -> dict:
     """The facts that `text`, the header of the file `source`, says in JSON: those of `net_facts` and more.
 
     Raises:
-        InputError: a net cannot be rebuilt from them.
+        InputError: a net cannot be rebuilt from them, or they name classes as nothing can be named.
     """
     try:
         facts = json.loads(text)
@@ -75,17 +79,24 @@ def parsed_facts(text: str, source: str | Path) -> dict:
         if type(classes) is not int or not 1 <= classes <= MOST_CLASSES:
             raise InputError(f"{classes!r:.40} classes; allowed: 1 to {MOST_CLASSES}")
         native_stride(arch, output_stride)
+        if "class_names" in facts and len(names := class_names_of(facts)) != classes:
+            raise InputError(f"{len(names)} class_names of {classes} classes")
     except (ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{source}: its header does not describe a network: {error}") from None
     return facts
 
 
 def own_facts(path: str | Path) -> dict:
-    """The header of a weights file, empty where it is none of ours: a foreign file says nothing about itself."""
+    """The header of a weights file, empty where it is none of ours: a foreign file says nothing about itself.
+
+    Raises:
+        InputError: a header of ours with facts that describe no net.
+    """
     try:
-        return read_facts(path)
-    except InputError:
+        header = _header(path)
+    except InputError:  # a file of torch
         return {}
+    return {} if header is None else parsed_facts(header, path)
 
 
 def read_state(path: str | Path) -> dict[str, torch.Tensor]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from segdistill.base.archs import LEAST_PX
 from segdistill.base.errors import InputError
 from segdistill.base.files import read_json
 from segdistill.nets.checkpoint import load_net
@@ -18,9 +19,6 @@ from segdistill.onnx_model.file import OnnxPredictor
 from segdistill.predict.classes import class_table
 from segdistill.provenance import usable_cores
 from segdistill.scoring.evaluate import TorchPredictor
-
-# Strides and unpadded convolutions leave nothing of less. A smaller frame is continued by its last row and column.
-LEAST_PX = 32
 
 
 class Model:
@@ -52,7 +50,7 @@ class Model:
             InputError: the memory does not suffice for a frame of that size.
         """
         height, width = image_HW3.shape[:2]
-        if min(height, width) < LEAST_PX:
+        if min(height, width) < LEAST_PX:  # it is continued by its last row and column
             missing = ((0, max(0, LEAST_PX - height)), (0, max(0, LEAST_PX - width)), (0, 0))
             image_HW3 = np.pad(image_HW3, missing, mode="edge")
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import struct
 import warnings
 import zlib
@@ -17,6 +18,7 @@ from segdistill.base.errors import InputError
 SUFFIXES = (".jpeg", ".jpg", ".png")
 # Of one channel with 16 bits Pillow would keep the lower ones, of three the upper ones.
 _WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+_MOST_INFLATED = 1032  # bytes that deflate, in which the pixels of a PNG lie, makes of one
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)  # what Pillow raises
 
 
@@ -33,7 +35,9 @@ def read_picture(path: str | Path, *, any_size: bool = False) -> Image.Image:
         if Path(path).is_fifo():  # it would be waited for
             raise InputError("a pipe, no file")
         with Path(path).open("rb") as stream, _pixel_limit(any_size):
-            return _upright_rgb(Image.open(stream, formats=("PNG", "JPEG")))
+            image = Image.open(stream, formats=("PNG", "JPEG"))
+            _check_size(image, os.fstat(stream.fileno()).st_size)
+            return _upright_rgb(image)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except UnidentifiedImageError:
@@ -43,6 +47,14 @@ def read_picture(path: str | Path, *, any_size: bool = False) -> Image.Image:
         raise InputError(f"{path}: more than {limit:,} pixels; pictures of that size are read with --tile") from None
     except _DAMAGED as error:
         raise InputError(f"{path}: {getattr(error, 'strerror', None) or f'damaged ({error})'}") from None
+
+
+def _check_size(image: Image.Image, file_bytes: int) -> None:
+    """InputError where a PNG says of itself what cannot be, before there is memory for pixels that cannot come."""
+    channels = len(image.getbands())
+    bits = 8 * channels if channels > 1 else 1  # at least; Pillow widens what is narrower
+    if image.format == "PNG" and image.width * image.height * bits > 8 * _MOST_INFLATED * file_bytes:
+        raise InputError(f"truncated: {file_bytes} bytes for {image.height} x {image.width} pixels")
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:

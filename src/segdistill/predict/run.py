@@ -57,6 +57,8 @@ def _told_later(faults: list[str], job: Job) -> Iterator[None]:
     except InputError as error:
         named = str(job.source.path) in str(error)
         faults.append(str(error) if named else f"{job.source.path}: {error}")
+    except MemoryError:
+        faults.append(f"{job.source.path}: not enough memory for an input of that size")
 
 
 def _predict_large_picture(model: Model, job: Job, tiling: Tiling) -> None:

@@ -77,7 +77,10 @@ def summarise(params: Params, metrics: Path) -> Summary:
 def _class_colors(legend: Path) -> dict[str, Color]:
     if not legend.is_file():
         return {}
-    table = ClassTable.of_facts(read_json(legend))
+    try:
+        table = ClassTable.of_facts(read_json(legend))
+    except InputError as error:
+        raise InputError(f"{legend}: {error}; dvc repro writes it anew") from None
     return {class_key(name): color for name, color in zip(table.names, table.colors, strict=True)}
 
 

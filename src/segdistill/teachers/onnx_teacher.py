@@ -5,7 +5,6 @@ Shapes: B batch, H/W image in pixels, C classes, h/w the file's own grid.
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from segdistill.base.errors import InputError
+from segdistill.nets.checkpoint import parsed_facts
 from segdistill.onnx_model.interface import METADATA
 from segdistill.onnx_model.session import open_session
 
@@ -67,8 +67,13 @@ class OnnxTeacher:
 
     @property
     def facts(self) -> dict:
-        """What a file of ours says about itself; empty for others."""
-        return json.loads(self._session.get_modelmeta().custom_metadata_map.get(METADATA, "{}"))
+        """What a file of ours says about itself; empty for others.
+
+        Raises:
+            InputError: it says what describes no network.
+        """
+        text = self._session.get_modelmeta().custom_metadata_map.get(METADATA)
+        return {} if text is None else parsed_facts(text, f"teacher.checkpoint: {self.name}")
 
     def _refuse(self, found: str, allowed: str) -> InputError:
         return InputError(f"teacher.checkpoint: {self.name}: found {found}; allowed is {allowed}")
@@ -125,6 +130,8 @@ class OnnxTeacher:
                 f"logits {list(logits.shape)} of an input {list(pixels.shape)}",
                 f"[{len(pixels)}, {self.classes}, height, width]",
             )
+        if not np.isfinite(logits).all():
+            raise self._refuse("logits that are not finite", "a file that gives finite ones for every image")
         return logits
 
 

@@ -30,7 +30,8 @@ def followed(run: str, phase: str, curve: Path, enabled: bool) -> Iterator[None]
 def _start(run: str, phase: str, curve: Path) -> subprocess.Popen | None:
     command = [sys.executable, "-m", MODULE, "--run", run, "--phase", phase, "--curve", str(curve), *EXTRA]
     try:
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        # In a group of its own: Ctrl-C in a terminal is for the training, and would meet Python while it is starting.
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, process_group=0)
     except OSError as error:
         print(f"warning: no live curve of {run}: {error}", file=sys.stderr)
         return None

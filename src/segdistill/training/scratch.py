@@ -13,12 +13,13 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
 from segdistill.base.errors import InputError
 from segdistill.base.files import atomic_file, named_in_faults
+from segdistill.base.params import Params
 
 ROOT = Path("scratch")
 LOCK = "lock"
@@ -88,15 +89,18 @@ class Scratch:
             return None
 
     def clear(self) -> None:
-        """Forget the state: the outputs are on disk."""
+        """Forget the state and let go of the job: the outputs are on disk."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        self._lock.close()
 
 
-def clear_removed(runs: Collection[str], root: Path = ROOT) -> None:
-    """Remove what trainings of runs that are no longer in params left, but for those that are being trained."""
-    for folder in sorted(root.glob("*/*")):
-        # root/PHASE/RUN; a teacher's own states lie in root/teacher/KEY, and its job drops the outdated ones
-        if folder.parent.name == "teacher" or not folder.is_dir() or folder.name in runs:
+def clear_removed(params: Params, root: Path = ROOT) -> None:
+    """Remove what trainings left that `params` no longer ask for, except for those that are being trained."""
+    jobs = set() if params.teacher.checkpoints else {"teacher"}
+    jobs |= {f"distill/{run}" for run in params.runs}
+    jobs |= {f"finetune/{run}" for run in params.runs if params.finetune_params(run).steps}
+    for folder in sorted({lock.parent for lock in root.rglob(LOCK)}):
+        if str(folder.relative_to(root)) in jobs:
             continue
         lock = _locked(folder)
         if lock is not None:

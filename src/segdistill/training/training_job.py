@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 from pathlib import Path
 
 import torch
@@ -17,13 +20,19 @@ from segdistill.nets.checkpoint import read_state
 from segdistill.nets.compute import Compute, choose
 from segdistill.nets.freed_memory import keep_freed_memory
 from segdistill.nets.registry import build
-from segdistill.provenance import code_hash, package_versions, settings_hash
+from segdistill.provenance import code_hash, file_sha256, package_versions, settings_hash
 from segdistill.training.compiled import compiled
 from segdistill.training.crops import CropBatches
 from segdistill.training.follower import PICTURES, followed
 from segdistill.training.holdout import Watch
 from segdistill.training.scratch import Scratch
 from segdistill.training.train_loop import CURVE_FILE, Distillation, Job, train
+
+# Settings that change nothing of a training itself. What `init` names is told by `start`, by content.
+_WITHOUT_EFFECT = {
+    *("init", "checkpoint_every_steps", "min_mean_iou"),
+    *("checkpoint", "flip", "scales", "onnx_mean", "onnx_std"),  # how a teacher is asked, once it is trained
+}
 
 
 class Data:
@@ -65,6 +74,18 @@ def initial_net(arch: str, classes: int, output_stride: int, init: str, seed: in
     return net
 
 
+def start_of(init: str) -> str:
+    """What a net starts from, for the key of a scratch folder: a file by its content, which may be replaced."""
+    return init if init in ("random", "imagenet") else file_sha256(init)
+
+
+def warn_if_unseen(path: str, file: str, folder: str) -> None:
+    """Say so when `file`, named by the params path `path`, is not in the `folder` that the running stage depends on."""
+    if not Path(os.path.abspath(file)).is_relative_to(os.path.abspath(folder)):  # noqa: PTH100 - DVC follows links
+        remedy = f"put it into {folder}/, or force the stage (dvc repro -f -s) when it has changed"
+        print(f"warning: {path}: DVC does not see changes to {file}; {remedy}", file=sys.stderr)
+
+
 def read_weights(file: str | Path, path: str) -> dict[str, torch.Tensor]:
     """The state dict of a .safetensors, .pth or .pt file named by the params path `path`."""
     file = Path(file)
@@ -99,10 +120,11 @@ def train_net(
     Args:
         name: of the job, PHASE/RUN or teacher; what stands first also names the draws of the batches.
         facts: `geometry` of the crops that are drawn from.
-        start: what the net starts from, for the key of the scratch folder.
+        start: what the net starts from, see `start_of`.
 
     Returns:
-        The curve, and the scratch folder, with pictures of the holdout, to clear once the outputs are written.
+        The curve, and the scratch folder with pictures of the holdout: held until it is cleared, once the outputs are
+        written.
     """
     compute = compute_of(params)
     batches = Batches(
@@ -119,18 +141,21 @@ def train_net(
         data.train, batches, origins_of(facts), tuple(facts["crop_px"]), cached, pinned=compute.device.type == "cuda"
     )
 
-    what_matters = (settings.model_dump(), lr, seed, facts, start, teaching and teaching.manifest)
-    what_matters += (params.evaluation.pictures > 0,)
+    what_matters = (settings.model_dump(exclude=_WITHOUT_EFFECT), lr, seed, facts, start)
+    what_matters += (teaching and teaching.manifest, params.evaluation.pictures > 0)
+    # Frames of another batch may be rounded otherwise.
+    what_matters += (settings.evaluate_every_steps and params.evaluation.batch_size,)
     phase, run = name.split("/") if "/" in name else ("train", name)
-    with (
-        Scratch(name, _state_key(what_matters, compute)) as scratch,
-        followed(run, phase, scratch.folder / CURVE_FILE, enabled=params.tracking.live),
-    ):
-        watch = watch_of(params, data, settings, scratch.folder / PICTURES)
-        watch.picture_start(net)
-        path = "teacher.compile" if name == "teacher" else "distill.compile"
-        forward = compiled(net, name, path) if settings.compile else None
-        return train(Job(name, net, crops, settings, lr, compute, distillation, watch, forward), scratch), scratch
+    with contextlib.ExitStack() as held:
+        scratch = held.enter_context(Scratch(name, _state_key(what_matters, compute)))
+        with followed(run, phase, scratch.folder / CURVE_FILE, enabled=params.tracking.live):
+            watch = watch_of(params, data, settings, scratch.folder / PICTURES)
+            watch.picture_start(net)
+            path = "teacher.compile" if name == "teacher" else "distill.compile"
+            forward = compiled(net, name, path) if settings.compile else None
+            curve = train(Job(name, net, crops, settings, lr, compute, distillation, watch, forward), scratch)
+        held.pop_all()  # whoever writes the outputs lets go of it
+    return curve, scratch
 
 
 def _state_key(settings: tuple, compute: Compute) -> str:
