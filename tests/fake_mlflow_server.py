@@ -65,8 +65,7 @@ class Content:
         return {"run": self.runs[given["run_id"]]}
 
     def runs_search(self, given: dict) -> dict:
-        wanted = re.fullmatch(r"tags\.`segdistill\.run` = '(.*)'", given["filter"])[1]
-        tag = {"key": "segdistill.run", "value": wanted}
+        tag = dict(zip(("key", "value"), re.fullmatch(r"tags\.`(.*)` = '(.*)'", given["filter"]).groups(), strict=True))
         return {"runs": [run for run in reversed(self.active()) if tag in run["data"]["tags"]]}
 
     def runs_log_batch(self, given: dict) -> dict:

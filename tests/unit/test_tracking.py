@@ -103,6 +103,21 @@ def test_a_changed_alpha_is_another_row_and_the_old_one_stays(home):
     assert current == {"0.3": "true", "0.4": "false"}
 
 
+def test_runs_that_the_sweep_has_lost_are_no_longer_current(home):
+    def current() -> set[str]:
+        found = runs_in()
+        return {name for name, same in found.items() if same[0].data.tags["segdistill.current"] == "true"}
+
+    track(load_params(), Path("metrics"))
+    whole = {"teacher", "teacher/train"} | {f"{run}{part}" for run in RUNS for part in ("", "/distill", "/finetune")}
+    assert current() == whole
+    track(write_params({"vanilla": RUNS["vanilla"]}), Path("metrics"))
+    assert current() == {name for name in whole if not name.startswith("a03-lr01")}
+    assert runs_in()["a03-lr01"][0].data.metrics["mean_iou"] == 0.3, "it is old, and there"
+    track(write_params(RUNS), Path("metrics"))
+    assert current() == whole
+
+
 def test_a_curve_of_another_outcome_replaces_the_old_one(home):
     track(load_params(), Path("metrics"))
     write_curve(Path("metrics/runs/vanilla/distill_curve.csv"), 4, loss_factor=0.5)

@@ -11,7 +11,7 @@ import getpass
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from segdistill.base.params import Params
 from segdistill.provenance import file_sha256, settings_hash
 from segdistill.tracking.curve import CURRENT_TAG, CURVE_TAG, PICTURES_TAG, ROW_TAG, RUN_TAG, Curve, now_ms
 from segdistill.tracking.registered import champion_on_disk, register
-from segdistill.tracking.rows import Row, read_curve, read_step_pictures, rows_on_disk
+from segdistill.tracking.rows import TEACHER, Row, read_curve, read_step_pictures, rows_on_disk
 from segdistill.tracking.store import (
     Store,
     cause,
@@ -95,6 +95,7 @@ def _bring_in(store: Store, params: Params, metrics: Path, rows: Sequence[Row]) 
             curve.bring_in(read_curve(path), whole=True)
             curve.end("FINISHED")
             curves.append((curve, row.step_pictures[phase]))
+    experiment.retire_all_but({TEACHER, *params.runs})
     # Last, because a store of pictures may fail where the store of figures works.
     for row in rows:
         experiment.bring_in_pictures(row, runs[row.key])
@@ -127,17 +128,22 @@ class Experiment:
     def known(self, run: str) -> dict[str, Run]:
         """The rows and curves of `run` that are there, by key."""
         found: dict[str, list[Run]] = {}
-        token = None
+        for one in self._having(RUN_TAG, run):
+            key = one.data.tags.get(ROW_TAG) or one.data.tags.get(CURVE_TAG)
+            found |= {key: [*found.get(key, ()), one]} if key else {}
+        return {key: self._only_one(same) for key, same in found.items()}
+
+    def _having(self, tag: str, value: str) -> list[Run]:
+        """All runs and curves whose `tag` is `value`, the newest first."""
+        found, token = [], None
         while True:
             page = self.client.search_runs(
-                [self.id], f"tags.`{RUN_TAG}` = '{run}'", order_by=["attributes.start_time DESC"], page_token=token
+                [self.id], f"tags.`{tag}` = '{value}'", order_by=["attributes.start_time DESC"], page_token=token
             )
-            for one in page:
-                key = one.data.tags.get(ROW_TAG) or one.data.tags.get(CURVE_TAG)
-                found |= {key: [*found.get(key, ()), one]} if key else {}
+            found += page
             token = page.token
             if not token:
-                return {key: self._only_one(same) for key, same in found.items()}
+                return found
 
     def _only_one(self, same: list[Run]) -> Run:
         """The fullest of the runs of one key; the others go. A call whose answer was lost is made again, by MLflow."""
@@ -147,9 +153,15 @@ class Experiment:
         return kept
 
     def current(self) -> tuple[list[Run], list[Run]]:
-        """(rows, curves) of the sweep as params.yaml describes it, the newest first; at most 1000 together."""
-        found = self.client.search_runs([self.id], f"tags.`{CURRENT_TAG}` = 'true'", max_results=1000)
+        """(rows, curves) of the sweep as params.yaml describes it, the newest first."""
+        found = self._having(CURRENT_TAG, "true")
         return [one for one in found if ROW_TAG in one.data.tags], [one for one in found if CURVE_TAG in one.data.tags]
+
+    def retire_all_but(self, runs: Collection[str]) -> None:
+        """Mark what is of none of `runs` as old: the sweep has lost them, or they have other names now."""
+        for one in self._having(CURRENT_TAG, "true"):
+            if one.data.tags.get(RUN_TAG) not in runs:
+                self.client.set_tag(one.info.run_id, CURRENT_TAG, "false")
 
     def create(self, name: str, tags: dict[str, str]) -> Run:
         """A new run of `name`."""
