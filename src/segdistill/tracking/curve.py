@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segdistill.provenance import file_sha256, settings_hash
@@ -19,13 +21,29 @@ RUN_TAG, ROW_TAG, CURVE_TAG = "segdistill.run", "segdistill.row", "segdistill.cu
 CURRENT_TAG, PICTURES_TAG = "segdistill.current", "segdistill.pictures"
 NOTE_TAG, PARENT_TAG = "mlflow.note.content", "mlflow.parentRunId"
 POINTS_PER_CALL = 1000 // len(CURVES)  # MLflow takes 1000 values; a point is never split between two calls
-# How MLflow names the files of a picture by step; the small one is written last.
-LOGGED_PICTURE = re.compile(r"images/(.+)\+step\+(\d+)\+timestamp\+.+\+compressed\.webp")
+# How MLflow 3.17 names the two files of a picture by step, of its own size and small.
+LOGGED_PICTURE = re.compile(r"images/(.+)\+step\+(\d+)\+timestamp\+.+\.(png|webp)")
+LOGGED_TAG = "mlflow.loggedImages"  # its page looks for pictures only where this is set
 
 
 def now_ms() -> int:
     """The time as MLflow keeps it."""
     return int(time.time() * 1000)
+
+
+def _write_both_sizes(picture: StepPicture, folder: Path) -> None:
+    """Write what MLflow's log_image would upload, under names that are the same each time.
+
+    Its own hold the time and a random number: where only one of the two arrived, both would come again beside it.
+    """
+    from mlflow.tracking.multimedia import compress_image_size
+    from PIL import Image
+
+    name = f"{picture.name}+step+{picture.step}+timestamp+0+{file_sha256(picture.path)[:32]}"
+    with Image.open(picture.path) as image:
+        shown = image.convert("RGB")
+    shown.save(folder / f"{name}.png")
+    compress_image_size(shown).save(folder / f"{name}+compressed.webp")
 
 
 class Curve:
@@ -80,15 +98,15 @@ class Curve:
         content = settings_hash([(picture.path.name, file_sha256(picture.path)) for picture in pictures])
         if not pictures or self._pictured == content:
             return
-        from PIL import Image
-
         client = self.experiment.client
         paths = [file.path for file in client.list_artifacts(self.run_id, "images")]
-        logged = {(match[1], int(match[2])) for match in map(LOGGED_PICTURE.fullmatch, paths) if match}
+        logged = {(match[1], int(match[2]), match[3]) for match in map(LOGGED_PICTURE.fullmatch, paths) if match}
         for picture in pictures:
-            if (picture.name, picture.step) not in logged:
-                with Image.open(picture.path) as image:
-                    client.log_image(self.run_id, image.convert("RGB"), key=picture.name, step=picture.step)
+            if not {(picture.name, picture.step, kind) for kind in ("png", "webp")} <= logged:
+                with tempfile.TemporaryDirectory() as folder:
+                    _write_both_sizes(picture, Path(folder))
+                    client.log_artifacts(self.run_id, folder, "images")
+        client.set_tag(self.run_id, LOGGED_TAG, "True")
         client.set_tag(self.run_id, PICTURES_TAG, content)
         self._pictured = content
 
