@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from segdistill.base.params_file import load_params
@@ -118,6 +119,21 @@ def test_runs_that_the_sweep_has_lost_are_no_longer_current(home):
     assert current() == whole
 
 
+def test_figures_are_as_long_as_a_column_is_wide_and_counts_are_whole(home):
+    write(Path("metrics/runs/vanilla/finetune.json"), FIGURES | {"mean_iou": 0.13528640508651, "parameters": 51097791})
+    track(load_params(), Path("metrics"))
+    figures = runs_in()["vanilla"][0].data.metrics
+    assert (figures["mean_iou"], figures["parameters"]) == (0.135286, 51097791)
+
+
+def test_no_two_runs_have_one_colour_and_the_curves_have_those_of_their_runs(home):
+    track(load_params(), Path("metrics"))
+    colours = {name: run.data.tags["mlflow.runColor"] for name, (run,) in runs_in().items()}
+    assert len({colours[name] for name in ("teacher", *RUNS)}) == 1 + len(RUNS)
+    assert all(re.fullmatch("#[0-9a-f]{6}", colour) for colour in colours.values())
+    assert colours["a03-lr01/distill"] == colours["a03-lr01"] != colours["a03-lr01/finetune"]
+
+
 def test_a_curve_of_another_outcome_replaces_the_old_one(home):
     track(load_params(), Path("metrics"))
     write_curve(Path("metrics/runs/vanilla/distill_curve.csv"), 4, loss_factor=0.5)
@@ -138,6 +154,7 @@ def test_the_experiment_offers_views_that_stay_as_a_user_changed_them(home):
     row = runs_in()["a03-lr01"][0].data
     shown = {name.split("`")[1] for name in columns}
     assert shown <= row.params.keys() | row.metrics.keys()
+    assert f"](#/experiments/{found.experiment_id}/runs?viewStateShareKey=sweep" in found.tags["mlflow.note.content"]
     client.set_experiment_tag(found.experiment_id, "mlflow.sharedViewState.sweep", "{}")
     track(load_params(), Path("metrics"))
     assert client.get_experiment(found.experiment_id).tags["mlflow.sharedViewState.sweep"] == "{}"

@@ -121,7 +121,7 @@ class Experiment:
         elif found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
         self.id = found.experiment_id
-        for key, value in experiment_tags().items():
+        for key, value in experiment_tags(self.id).items():
             if key not in found.tags:  # what a user made of it stays
                 self.client.set_experiment_tag(self.id, key, value)
 

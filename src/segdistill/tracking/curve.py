@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from segdistill.provenance import file_sha256, settings_hash
 from segdistill.tracking.notes import curve_note
-from segdistill.tracking.rows import CURVES, Point, Row, StepPicture
+from segdistill.tracking.rows import COLOUR_TAG, CURVES, Point, Row, StepPicture
+from segdistill.tracking.view import lighter
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -57,18 +58,19 @@ class Curve:
     def __init__(self, experiment, row: Row, phase: str, parent_id: str, known: dict[str, Run]) -> None:
         self.experiment, self.name, self.key = experiment, f"{row.run}/{phase}", f"{row.key}/{phase}"
         tags = {RUN_TAG: row.run, CURVE_TAG: self.key, CURRENT_TAG: "true", NOTE_TAG: curve_note(row.run, phase)}
-        self._tags = tags | {PARENT_TAG: parent_id}
+        colour = row.tags[COLOUR_TAG]
+        shown = {PARENT_TAG: parent_id, COLOUR_TAG: lighter(colour) if phase == "finetune" else colour}
+        self._tags = tags | shown
         found = known.get(self.key)
         self._start(found or experiment.create(self.name, self._tags))
         if found:
-            if found.data.tags.get(PARENT_TAG) != parent_id:
-                experiment.client.set_tag(self.run_id, PARENT_TAG, parent_id)
             history = experiment.client.get_metric_history(self.run_id, "loss")
             self._logged = {point.step: point.value for point in history}
             self._samples = len(experiment.client.get_metric_history(self.run_id, "system/cpu_utilization_percentage"))
             self._pictured = found.data.tags.get(PICTURES_TAG, "")
-            if found.data.tags.get(NOTE_TAG) != tags[NOTE_TAG]:
-                experiment.client.set_tag(self.run_id, NOTE_TAG, tags[NOTE_TAG])
+            for name in (PARENT_TAG, NOTE_TAG, COLOUR_TAG):
+                if found.data.tags.get(name) != self._tags[name]:
+                    experiment.client.set_tag(self.run_id, name, self._tags[name])
 
     def _start(self, run: Run) -> None:
         self.run_id, self._status, self._logged, self._pictured = run.info.run_id, run.info.status, {}, ""
