@@ -82,9 +82,9 @@ def compare_path(experiment_id: str, run_ids: Sequence[str]) -> str:
     return f"/#/compare-runs?runs={runs}&experiments={experiments}&{ML_PAGES}"
 
 
-def run_path(experiment_id: str, run_id: str) -> str:
-    """Where the charts of one run stand."""
-    return f"/#/experiments/{experiment_id}/runs/{run_id}/model-metrics?{ML_PAGES}"
+def run_path(experiment_id: str, run_id: str, charts: bool = False) -> str:
+    """Where one run stands; with `charts`, its charts."""
+    return f"/#/experiments/{experiment_id}/runs/{run_id}{'/model-metrics' * charts}?{ML_PAGES}"
 
 
 def _view(name: str, search: str, order_by: str, charts: str = "", trade_offs: bool = False) -> str:
