@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -63,6 +64,25 @@ def test_rows_hold_params_figures_curves_and_pictures(home, capfd):
     notes = {name: run.data.tags["mlflow.note.content"] for name, (run,) in found.items()}
     assert {name: len(note.split("  \n")) for name, note in notes.items()} == dict.fromkeys(found, 2)
     assert "**a03-lr01**" in notes["a03-lr01/distill"]
+
+
+def test_whoever_watches_sees_how_far_it_is_and_a_log_stays_empty(home, monkeypatch, capfd):
+    assert track(load_params(), Path("metrics"), shown=True)
+    assert capfd.readouterr() == ("", "")
+    shown = []
+
+    class Bar(contextlib.nullcontext):
+        def __init__(self, _: str, total: int, unit: str) -> None:
+            super().__init__()
+            shown.append(total)
+
+        def advance(self) -> None:
+            shown.append("row")
+
+    monkeypatch.setattr("segdistill.tracking.Progress", Bar)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    assert track(load_params(), Path("metrics"), shown=True)
+    assert shown == [6, *["row"] * 6], "figures and pictures of the teacher and two runs"
 
 
 def test_pictures_by_step_are_there_once_however_often_it_is_tracked(home):
