@@ -20,13 +20,14 @@ ROOT = Path(__file__).resolve().parents[2]
 METRICS = Path("metrics")
 LAPTOP = {"width": 1280, "height": 800, "deviceScaleFactor": 1, "mobile": False}
 # What MLflow's pages say by themselves: they ask for the user of a server without users, and call their table the old
-# way; and what a Chromium without a GPU says of the charts.
+# way, and lay their charts out in more than one go; and what a Chromium without a GPU says of the charts.
 NOISE = (
     "/ajax-api/2.0/mlflow/users/current - Failed to load resource: the server responded with a status of 404",
     "/favicon.ico - Failed to load resource: the server responded with a status of 404",
     "AG Grid: since v27.1, ",
     "GL Driver Message (OpenGL, Performance, ",
     "Automatic fallback to software WebGL has been deprecated",
+    "ResizeObserver loop completed with undelivered notifications",
 )
 
 
