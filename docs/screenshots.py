@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -29,7 +30,7 @@ from typing import NamedTuple
 from PIL import Image
 
 DOCS = Path(__file__).resolve().parent
-DRIVER = "/usr/bin/chromedriver"
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 LARGEST_BYTES = 400_000
 LOCAL_SCHEMES, LOCAL_HOSTS = ("file", "data", "blob", "chrome"), ("127.0.0.1", "localhost")
 # MLflow's pages ask for them, and only a server with accounts has them all.
@@ -37,6 +38,8 @@ MISSED = ("/favicon.ico ", "/mlflow/users/current ")
 PAGE_S, SERVER_S, STOP_S, SETTLE_S = 90.0, 180.0, 10.0, 1.5
 # MLflow's assistant would lie over the page; what its visitor has chosen stands in the browser's local storage.
 STORED = {"mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true", "mlflow.assistant.panelOpen_v1": "false"}
+# So would its button, and the tools of a chart that the mouse is thought to be over.
+HIDDEN = "[data-assistant-ui], .modebar-container { visibility: hidden }"
 
 
 def main() -> None:
@@ -68,16 +71,19 @@ def take_all() -> None:
 
     take_report((Path.cwd() / "reports" / "index.html").as_uri())
     with mlflow_pages() as pages:
-        with chromium((2340, 540)) as browser:
-            open_page(browser, pages.sweep, "mean_iou")
-            save(browser, DOCS / "mlflow.png")
-        with chromium((1800, 800)) as browser:
-            open_page(browser, pages.trade_offs, "Parallel Coordinates")
-            save(browser, DOCS / "mlflow-compare.png")
-        with chromium((1600, 1000)) as browser:
-            open_page(browser, pages.curve, "predicted")
-            slide_to_end(browser)
-            save(browser, DOCS / "mlflow-run.png")
+        for name, size_px, page, text in (
+            ("mlflow", (2340, 560), pages.sweep, "mean_iou"),
+            ("mlflow-compare", (1800, 640), pages.trade_offs, "Parallel Coordinates"),
+            ("mlflow-ticked", (1600, 900), pages.ticked, "Parallel Coordinates Plot"),
+            ("mlflow-row", (1600, 760), pages.row, "Datasets"),
+            ("mlflow-model", (1600, 640), pages.model, "champion"),
+            ("mlflow-run", (1600, 1000), pages.curve, "predicted"),
+        ):
+            with chromium(size_px) as browser:
+                open_page(browser, page, text)
+                if page == pages.curve:
+                    slide_to_end(browser)
+                save(browser, DOCS / f"{name}.png")
 
 
 @contextlib.contextmanager
@@ -90,6 +96,7 @@ def chromium(size_px: tuple[int, int], dark: bool = False) -> Iterator:
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
+    options.binary_location = next(filter(None, map(shutil.which, CHROMIUM)), "")
     # Without a sandbox, as containers have none to offer; the pages are our own.
     for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"):
         options.add_argument(flag)
@@ -99,7 +106,7 @@ def chromium(size_px: tuple[int, int], dark: bool = False) -> Iterator:
     options.add_argument(f"--window-size={size_px[0]},{size_px[1]}")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         options.add_argument(f"--user-data-dir={profile}")
-        browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+        browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
         try:
             # The window has a frame, even where nobody sees it.
             page = {"width": size_px[0], "height": size_px[1], "deviceScaleFactor": 1, "mobile": False}
@@ -132,6 +139,9 @@ def open_page(browser, url: str, wait_for: str = "") -> None:
         for key, value in STORED.items():
             browser.execute_script("localStorage.setItem(arguments[0], arguments[1])", key, value)
     browser.get(url)
+    if url.startswith("http"):
+        hide = "document.head.append(Object.assign(document.createElement('style'), {textContent: arguments[0]}))"
+        browser.execute_script(hide, HIDDEN)
     wait_until(lambda: wait_for in text_of(browser), f"{wait_for!r} on {url}")
     time.sleep(SETTLE_S)
 
@@ -202,7 +212,7 @@ def reduce(out: Path, most_bytes: int) -> None:
     """Write the PNG `out` with fewer colours where it is larger than that."""
     with Image.open(out) as picture:
         whole = picture.convert("RGB")
-    for colours in (256, 64, 32):
+    for colours in (256, 64, 24):
         if out.stat().st_size <= most_bytes:
             break
         whole.quantize(colours, dither=Image.Dither.NONE).save(out, optimize=True)
@@ -247,11 +257,15 @@ def served(command: list[str], ready_url: str) -> Iterator[None]:
 
 
 class Pages(NamedTuple):
-    """Addresses of MLflow's pages of a sweep: its table, its trade-offs, the best student's first training."""
+    """Addresses of MLflow's pages of a sweep: its table, its trade-offs, its students ticked and compared; the best
+    student and its first training; the registered model."""
 
     sweep: str
     trade_offs: str
+    ticked: str
+    row: str
     curve: str
+    model: str
 
 
 @contextlib.contextmanager
@@ -260,15 +274,22 @@ def mlflow_pages() -> Iterator[Pages]:
     from segdistill.base.params_file import load_params
     from segdistill.tracking import Experiment
     from segdistill.tracking.store import find_store
-    from segdistill.tracking.view import COMPARED, run_path, view_path
+    from segdistill.tracking.view import COMPARED, ML_PAGES, compare_path, run_path, view_path
 
     tracking = load_params().tracking
     experiment = Experiment(find_store(tracking.uri), tracking.experiment)
     rows, curves = experiment.current()
     students = [row for row in rows if "alpha" in row.data.params]
-    best = max(students, key=lambda row: row.data.metrics.get("mean_iou", 0.0)).info.run_name
-    (curve,) = (curve for curve in curves if curve.info.run_name == f"{best}/distill")
-    paths = view_path(experiment.id), view_path(experiment.id, COMPARED), run_path(experiment.id, curve.info.run_id)
+    best = max(students, key=lambda row: row.data.metrics.get("mean_iou", 0.0)).info
+    (curve,) = (curve.info for curve in curves if curve.info.run_name == f"{best.run_name}/distill")
+    paths = (
+        view_path(experiment.id),
+        view_path(experiment.id, COMPARED),
+        compare_path(experiment.id, [row.info.run_id for row in students]),
+        run_path(experiment.id, best.run_id),
+        run_path(experiment.id, curve.run_id, charts=True),
+        f"/#/models/{tracking.model}?{ML_PAGES}",
+    )
     port = free_port()
     base = f"http://127.0.0.1:{port}"
     with served([sys.executable, "-m", "segdistill", "ui", "--port", str(port)], f"{base}/health"):

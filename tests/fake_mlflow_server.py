@@ -31,6 +31,12 @@ class Content:
     def active(self) -> list[dict]:
         return [run for run in self.runs.values() if run["info"]["lifecycle_stage"] == "active"]
 
+    def listed(self, folder: str) -> dict:
+        """The files right below `folder`, as the server of artifacts lists them."""
+        paths = [path for path in self.artifacts if path.rpartition("/")[0] == folder]
+        files = [{"path": path.rpartition("/")[2], "is_dir": False} for path in sorted(paths)]
+        return {"files": files}
+
     def answer(self, call: str, given: dict) -> dict | None:
         """The answer to `call`; None where what it asks for is not there."""
         return getattr(self, re.sub(r"\W", "_", call))(given)
@@ -65,8 +71,7 @@ class Content:
         return {"run": self.runs[given["run_id"]]}
 
     def runs_search(self, given: dict) -> dict:
-        wanted = re.fullmatch(r"tags\.`segdistill\.run` = '(.*)'", given["filter"])[1]
-        tag = {"key": "segdistill.run", "value": wanted}
+        tag = dict(zip(("key", "value"), re.fullmatch(r"tags\.`(.*)` = '(.*)'", given["filter"]).groups(), strict=True))
         return {"runs": [run for run in reversed(self.active()) if tag in run["data"]["tags"]]}
 
     def runs_log_batch(self, given: dict) -> dict:
@@ -99,6 +104,9 @@ class Content:
     def runs_delete(self, given: dict) -> dict:
         self.runs[given["run_id"]]["info"]["lifecycle_stage"] = "deleted"
         return {}
+
+    def logged_models_search(self, given: dict) -> dict:
+        return {"models": []}
 
     def metrics_get_history(self, given: dict) -> dict:
         run = self.runs[given["run_id"]]
@@ -134,7 +142,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _serve(self, given: dict | bytes) -> None:
         with self.server.one_at_a_time:
             path = urlsplit(self.path).path
-            if path.startswith((API, ARTIFACTS)):
+            if path.startswith((API, ARTIFACTS.rstrip("/"))):
                 self.server.content.requests += 1
             if self.server.is_broken and self.server.fault != DIES_AFTER:
                 return self._fail()
@@ -146,6 +154,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _answer(self, path: str, given: dict | bytes) -> tuple[int, dict]:
         content = self.server.content
+        if path == ARTIFACTS.rstrip("/"):
+            return 200, content.listed(given["path"])
         if isinstance(given, bytes):
             content.artifacts[path.removeprefix(ARTIFACTS)] = given
             return 200, {}

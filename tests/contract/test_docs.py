@@ -72,9 +72,13 @@ def test_quoted_messages_are_those_of_the_code():
 def test_the_workflow_calls_what_is_here():
     """CI's own files: steps that run something run a make target, and the paths they show are written."""
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    workflow = yaml.safe_load((ROOT / ".github/workflows/pipeline.yml").read_text())
-    scripts = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
-    scripts += yaml.safe_load((ROOT / ".gitlab-ci.yml").read_text())["rerun"]["script"]
+    workflows = [yaml.safe_load(path.read_text()) for path in (ROOT / ".github/workflows").glob("*.yml")]
+    jobs = [job for workflow in workflows for job in workflow["jobs"].values()]
+    scripts = [step["run"] for job in jobs for step in job["steps"] if "run" in step]
+    gitlab = yaml.safe_load((ROOT / ".gitlab-ci.yml").read_text())
+    scripts += [line for job in ("tests", "rerun") for line in gitlab[job]["script"]]
     called = [target for script in scripts for target in re.findall(r"\bmake ([\w-]+)", script)]
     assert len(called) == 2
     assert set(called) <= targets
+    assert scripts.count(".ci/run") == 2
+    assert os.access(ROOT / ".ci/run", os.X_OK)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from checkout import RUNNING, Checkout
 
@@ -148,14 +149,31 @@ def test_the_commands_of_the_documents_work(done, name):
 
 def test_a_change_is_shown_beside_its_base(done):
     """What CI writes into a pull request; the workspace holds an experiment of the documents."""
+    before, rows = done.call("git", "status", "--porcelain").stdout, len(done.mlflow_rows())
     called = done.call(sys.executable, "tools/pull_request.py", "--base", "HEAD")
     assert called.returncode == 0, called.stdout + called.stderr
     page = (done.folder / "build/pull-request.md").read_text()
-    assert "0 stages ran, 0 were restored" in page
+    # DVC restores no stage whose outputs are partly in git, as those of the report.
+    assert "with changes that are not committed: 1 stages ran, 12 were restored" in page
     assert "| light |" in page
     assert "runs.a03-lr01.temperature" in page.split("Figures that moved")[1], page
+    assert "Ship" in (done.folder / "build/report/index.html").read_text()
+    assert (done.call("git", "status", "--porcelain").stdout, len(done.mlflow_rows())) == (before, rows)
     assert not (done.folder / "build/base").exists()
     assert done.call("git", "worktree", "list").stdout.count("\n") == 1
+
+
+def test_a_profile_for_both_sides_leaves_params_and_the_registry_alone(done):
+    params = done.params | {"runs": {name: run for name, run in done.params["runs"].items() if name != "light"}}
+    (done.folder / "profiles/small.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    done.commit("a profile")
+    before = {name: (done.folder / name).read_bytes() for name in ("params.yaml", "dvc.lock", "mlflow.db")}
+    called = done.call(sys.executable, "tools/pull_request.py", "--base", "HEAD", "--profile", "small")
+    assert called.returncode == 0, called.stdout + called.stderr
+    page = (done.folder / "build/pull-request.md").read_text()
+    assert "| a03-lr01 |" in page
+    assert "| light |" not in page
+    assert {name: (done.folder / name).read_bytes() for name in before} == before
 
 
 def test_a_bad_value_is_told_plainly_and_loses_nothing(done):

@@ -177,34 +177,6 @@ def test_files_that_the_docs_name_exist():
             assert (page.parent / link).exists(), f"{page.name} links {link}"
 
 
-def test_comparing_a_profile_does_not_replace_edited_params(tmp_path):
-    pull_request = tool("pull_request")
-    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
-    params = tmp_path / "params.yaml"
-    (tmp_path / "profiles").mkdir()
-    for name in ("default", "tiny"):
-        (tmp_path / f"profiles/{name}.yaml").write_text(f"{name}\n")
-    params.write_text("default\n")  # in no commit, but a profile has it
-    pull_request.take_profile(tmp_path, "tiny")
-    assert params.read_text() == "tiny\n"
-    params.write_text("mine\n")
-    with pytest.raises(pull_request.CommandError, match="params.yaml: has changes"):
-        pull_request.take_profile(tmp_path, "tiny")
-    assert params.read_text() == "mine\n"
-    subprocess.run(["git", "-C", str(tmp_path), "add", "params.yaml"], check=True)
-    identity = ("-c", "user.name=a", "-c", "user.email=a@localhost")
-    subprocess.run(["git", "-C", str(tmp_path), *identity, "commit", "--quiet", "-m", "mine"], check=True)
-    pull_request.take_profile(tmp_path, "tiny")
-    assert params.read_text() == "tiny\n"
-
-
-def test_a_change_that_moves_nothing_is_told_in_a_word():
-    head = "| Path | Metric | HEAD | workspace | Change |\n|---|---|---|---|---|\n"
-    moved = tool("pull_request").moved
-    assert moved("") == moved(head) == "None."
-    assert moved(head + "| a | b | 1 | 2 | 1 |\n").endswith("| 1 | 2 | 1 |")
-
-
 def test_the_default_profile_is_what_a_clone_starts_with():
     assert (ROOT / "params.yaml").read_text() == (ROOT / "profiles/default.yaml").read_text()
 

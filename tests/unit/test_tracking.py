@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 from pathlib import Path
 
 from segdistill.base.params_file import load_params
@@ -64,6 +66,25 @@ def test_rows_hold_params_figures_curves_and_pictures(home, capfd):
     assert "**a03-lr01**" in notes["a03-lr01/distill"]
 
 
+def test_whoever_watches_sees_how_far_it_is_and_a_log_stays_empty(home, monkeypatch, capfd):
+    assert track(load_params(), Path("metrics"), shown=True)
+    assert capfd.readouterr() == ("", "")
+    shown = []
+
+    class Bar(contextlib.nullcontext):
+        def __init__(self, _: str, total: int, unit: str) -> None:
+            super().__init__()
+            shown.append(total)
+
+        def advance(self) -> None:
+            shown.append("row")
+
+    monkeypatch.setattr("segdistill.tracking.Progress", Bar)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    assert track(load_params(), Path("metrics"), shown=True)
+    assert shown == [6, *["row"] * 6], "figures and pictures of the teacher and two runs"
+
+
 def test_pictures_by_step_are_there_once_however_often_it_is_tracked(home):
     folder = Path("metrics/runs/vanilla/distill_pictures")
     write_step_pictures(folder, 5)
@@ -103,6 +124,36 @@ def test_a_changed_alpha_is_another_row_and_the_old_one_stays(home):
     assert current == {"0.3": "true", "0.4": "false"}
 
 
+def test_runs_that_the_sweep_has_lost_are_no_longer_current(home):
+    def current() -> set[str]:
+        found = runs_in()
+        return {name for name, same in found.items() if same[0].data.tags["segdistill.current"] == "true"}
+
+    track(load_params(), Path("metrics"))
+    whole = {"teacher", "teacher/train"} | {f"{run}{part}" for run in RUNS for part in ("", "/distill", "/finetune")}
+    assert current() == whole
+    track(write_params({"vanilla": RUNS["vanilla"]}), Path("metrics"))
+    assert current() == {name for name in whole if not name.startswith("a03-lr01")}
+    assert runs_in()["a03-lr01"][0].data.metrics["mean_iou"] == 0.3, "it is old, and there"
+    track(write_params(RUNS), Path("metrics"))
+    assert current() == whole
+
+
+def test_figures_are_as_long_as_a_column_is_wide_and_counts_are_whole(home):
+    write(Path("metrics/runs/vanilla/finetune.json"), FIGURES | {"mean_iou": 0.13528640508651, "parameters": 51097791})
+    track(load_params(), Path("metrics"))
+    figures = runs_in()["vanilla"][0].data.metrics
+    assert (figures["mean_iou"], figures["parameters"]) == (0.135286, 51097791)
+
+
+def test_no_two_runs_have_one_colour_and_the_curves_have_those_of_their_runs(home):
+    track(load_params(), Path("metrics"))
+    colours = {name: run.data.tags["mlflow.runColor"] for name, (run,) in runs_in().items()}
+    assert len({colours[name] for name in ("teacher", *RUNS)}) == 1 + len(RUNS)
+    assert all(re.fullmatch("#[0-9a-f]{6}", colour) for colour in colours.values())
+    assert colours["a03-lr01/distill"] == colours["a03-lr01"] != colours["a03-lr01/finetune"]
+
+
 def test_a_curve_of_another_outcome_replaces_the_old_one(home):
     track(load_params(), Path("metrics"))
     write_curve(Path("metrics/runs/vanilla/distill_curve.csv"), 4, loss_factor=0.5)
@@ -123,6 +174,7 @@ def test_the_experiment_offers_views_that_stay_as_a_user_changed_them(home):
     row = runs_in()["a03-lr01"][0].data
     shown = {name.split("`")[1] for name in columns}
     assert shown <= row.params.keys() | row.metrics.keys()
+    assert f"](#/experiments/{found.experiment_id}/runs?viewStateShareKey=sweep" in found.tags["mlflow.note.content"]
     client.set_experiment_tag(found.experiment_id, "mlflow.sharedViewState.sweep", "{}")
     track(load_params(), Path("metrics"))
     assert client.get_experiment(found.experiment_id).tags["mlflow.sharedViewState.sweep"] == "{}"

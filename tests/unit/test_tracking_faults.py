@@ -24,6 +24,7 @@ from segdistill.student import distill
 from segdistill.tracking import track
 from segdistill.tracking.rows import read_curve, rows_on_disk
 from segdistill.training import follower, train_loop
+from sweep_on_disk import write_step_pictures
 from tiny_city import tinier_params
 
 TRACK = [sys.executable, "-m", "segdistill", "track"]
@@ -43,6 +44,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{name}", "0")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     write_metrics(tmp_path / "metrics")
+    write_step_pictures(tmp_path / "metrics/runs/a03/distill_pictures", 0, 10)
     write_params(without_model())
     return tmp_path
 
@@ -90,6 +92,7 @@ def test_a_server_that_dies_again_and_again_has_everything_once_in_the_end(home,
     expected, content, lives, done = tracked_without_a_fault(monkeypatch), Content(), 0, False
     assert set(expected) == {"teacher", *RUNS, *(f"{run}/distill" for run in RUNS), "vanilla/finetune", "a03/finetune"}
     assert len(expected["a03"]["pictures"]) == 4
+    assert len(expected["a03/distill"]["pictures"]) == 6, "three pictures by step, each of two sizes"
     while not done and lives < 20:
         lives += 1
         with serving(content, fault, good_requests=5 + 2 * lives) as address:

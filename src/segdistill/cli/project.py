@@ -48,7 +48,7 @@ def track() -> None:
         # MLflow would keep a row of figures with settings that they are not of.
         if changed := changed_runs(params, METRICS, params.runs):
             raise InputError(changed)
-    if not bring_in(params, METRICS):
+    if not bring_in(params, METRICS, shown=True):
         raise typer.Exit(1)
     print(f"what {METRICS}/ holds is in MLflow: {find_store(params.tracking.uri).name}")
 

@@ -11,15 +11,16 @@ import getpass
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segdistill.base.params import Params
+from segdistill.progress import Progress
 from segdistill.provenance import file_sha256, settings_hash
 from segdistill.tracking.curve import CURRENT_TAG, CURVE_TAG, PICTURES_TAG, ROW_TAG, RUN_TAG, Curve, now_ms
 from segdistill.tracking.registered import champion_on_disk, register
-from segdistill.tracking.rows import Row, read_curve, read_step_pictures, rows_on_disk
+from segdistill.tracking.rows import TEACHER, Row, read_curve, read_step_pictures, rows_on_disk
 from segdistill.tracking.store import (
     Store,
     cause,
@@ -37,11 +38,11 @@ if TYPE_CHECKING:
 ATTEMPTS = 3
 
 
-def track(params: Params, metrics: Path, limit_s: float = 300.0) -> bool:
+def track(params: Params, metrics: Path, limit_s: float = 300.0, shown: bool = False) -> bool:
     """Bring every run of `params` that `metrics` holds into MLflow, each row, figure and point exactly once.
 
     When all runs are measured, the champion is registered as well. Never raises: where the store cannot be used, one
-    line on stderr says so.
+    line on stderr says so. With `shown`, a bar does while somebody watches.
 
     Returns:
         Whether all of it is there now.
@@ -53,7 +54,7 @@ def track(params: Params, metrics: Path, limit_s: float = 300.0) -> bool:
         check_reachable(store)
         quiet_and_patient_for()
         with locked(store, wait_s=limit_s / 2):
-            _with_patience(lambda: _bring_in(store, params, metrics, rows))
+            _with_patience(lambda: _bring_in(store, params, metrics, rows, shown))
 
     return told_as_warning(store, lambda: within(limit_s, bring_in))
 
@@ -84,9 +85,20 @@ def _with_patience(work: Callable[[], None]) -> None:
     return None
 
 
-def _bring_in(store: Store, params: Params, metrics: Path, rows: Sequence[Row]) -> None:
+def _bring_in(store: Store, params: Params, metrics: Path, rows: Sequence[Row], shown: bool) -> None:
     experiment = Experiment(store, params.tracking.experiment)
-    runs, curves = {}, []
+    seen = Progress("MLflow", 2 * len(rows), unit="step") if shown and sys.stderr.isatty() else None
+    with seen or contextlib.nullcontext():
+        runs = _bring_in_rows(experiment, params, rows, seen.advance if seen else lambda: None)
+    champion = champion_on_disk(params, metrics)
+    for row in rows:
+        if champion is not None and row.run == champion.file.run:
+            register(experiment.client, champion, runs[row.key], row.params)
+
+
+def _bring_in_rows(experiment: Experiment, params: Params, rows: Sequence[Row], advance: Callable) -> dict[str, Run]:
+    """Bring in all but the champion; the runs by key. `advance` is called twice for each row."""
+    runs, curves = {}, {row.key: [] for row in rows}
     for row in rows:
         known = experiment.known(row.run)
         runs[row.key] = experiment.bring_in(row, known)
@@ -94,16 +106,16 @@ def _bring_in(store: Store, params: Params, metrics: Path, rows: Sequence[Row]) 
             curve = experiment.curve(row, phase, runs[row.key], known)
             curve.bring_in(read_curve(path), whole=True)
             curve.end("FINISHED")
-            curves.append((curve, row.step_pictures[phase]))
+            curves[row.key].append((curve, row.step_pictures[phase]))
+        advance()
+    experiment.retire_all_but({TEACHER, *params.runs})
     # Last, because a store of pictures may fail where the store of figures works.
     for row in rows:
         experiment.bring_in_pictures(row, runs[row.key])
-    for curve, folder in curves:
-        curve.bring_in_pictures(read_step_pictures(folder))
-    champion = champion_on_disk(params, metrics)
-    for row in rows:
-        if champion is not None and row.run == champion.file.run:
-            register(experiment.client, champion, runs[row.key], row.params)
+        for curve, folder in curves[row.key]:
+            curve.bring_in_pictures(read_step_pictures(folder))
+        advance()
+    return runs
 
 
 class Experiment:
@@ -120,24 +132,29 @@ class Experiment:
         elif found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
         self.id = found.experiment_id
-        for key, value in experiment_tags().items():
+        for key, value in experiment_tags(self.id).items():
             if key not in found.tags:  # what a user made of it stays
                 self.client.set_experiment_tag(self.id, key, value)
 
     def known(self, run: str) -> dict[str, Run]:
         """The rows and curves of `run` that are there, by key."""
         found: dict[str, list[Run]] = {}
-        token = None
+        for one in self._having(RUN_TAG, run):
+            key = one.data.tags.get(ROW_TAG) or one.data.tags.get(CURVE_TAG)
+            found |= {key: [*found.get(key, ()), one]} if key else {}
+        return {key: self._only_one(same) for key, same in found.items()}
+
+    def _having(self, tag: str, value: str) -> list[Run]:
+        """All runs and curves whose `tag` is `value`, the newest first."""
+        found, token = [], None
         while True:
             page = self.client.search_runs(
-                [self.id], f"tags.`{RUN_TAG}` = '{run}'", order_by=["attributes.start_time DESC"], page_token=token
+                [self.id], f"tags.`{tag}` = '{value}'", order_by=["attributes.start_time DESC"], page_token=token
             )
-            for one in page:
-                key = one.data.tags.get(ROW_TAG) or one.data.tags.get(CURVE_TAG)
-                found |= {key: [*found.get(key, ()), one]} if key else {}
+            found += page
             token = page.token
             if not token:
-                return {key: self._only_one(same) for key, same in found.items()}
+                return found
 
     def _only_one(self, same: list[Run]) -> Run:
         """The fullest of the runs of one key; the others go. A call whose answer was lost is made again, by MLflow."""
@@ -147,9 +164,15 @@ class Experiment:
         return kept
 
     def current(self) -> tuple[list[Run], list[Run]]:
-        """(rows, curves) of the sweep as params.yaml describes it, the newest first; at most 1000 together."""
-        found = self.client.search_runs([self.id], f"tags.`{CURRENT_TAG}` = 'true'", max_results=1000)
+        """(rows, curves) of the sweep as params.yaml describes it, the newest first."""
+        found = self._having(CURRENT_TAG, "true")
         return [one for one in found if ROW_TAG in one.data.tags], [one for one in found if CURVE_TAG in one.data.tags]
+
+    def retire_all_but(self, runs: Collection[str]) -> None:
+        """Mark what is of none of `runs` as old: the sweep has lost them, or they have other names now."""
+        for one in self._having(CURRENT_TAG, "true"):
+            if one.data.tags.get(RUN_TAG) not in runs:
+                self.client.set_tag(one.info.run_id, CURRENT_TAG, "false")
 
     def create(self, name: str, tags: dict[str, str]) -> Run:
         """A new run of `name`."""

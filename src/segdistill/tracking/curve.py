@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import re
+import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segdistill.provenance import file_sha256, settings_hash
 from segdistill.tracking.notes import curve_note
-from segdistill.tracking.rows import CURVES, Point, Row, StepPicture
+from segdistill.tracking.rows import COLOUR_TAG, CURVES, Point, Row, StepPicture
+from segdistill.tracking.view import lighter
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -19,13 +22,29 @@ RUN_TAG, ROW_TAG, CURVE_TAG = "segdistill.run", "segdistill.row", "segdistill.cu
 CURRENT_TAG, PICTURES_TAG = "segdistill.current", "segdistill.pictures"
 NOTE_TAG, PARENT_TAG = "mlflow.note.content", "mlflow.parentRunId"
 POINTS_PER_CALL = 1000 // len(CURVES)  # MLflow takes 1000 values; a point is never split between two calls
-# How MLflow names the files of a picture by step; the small one is written last.
-LOGGED_PICTURE = re.compile(r"images/(.+)\+step\+(\d+)\+timestamp\+.+\+compressed\.webp")
+# How MLflow 3.17 names the two files of a picture by step, of its own size and small.
+LOGGED_PICTURE = re.compile(r"images/(.+)\+step\+(\d+)\+timestamp\+.+\.(png|webp)")
+LOGGED_TAG = "mlflow.loggedImages"  # its page looks for pictures only where this is set
 
 
 def now_ms() -> int:
     """The time as MLflow keeps it."""
     return int(time.time() * 1000)
+
+
+def _write_both_sizes(picture: StepPicture, folder: Path) -> None:
+    """Write what MLflow's log_image would upload, under names that are the same each time.
+
+    Its own hold the time and a random number: where only one of the two arrived, both would come again beside it.
+    """
+    from mlflow.tracking.multimedia import compress_image_size
+    from PIL import Image
+
+    name = f"{picture.name}+step+{picture.step}+timestamp+0+{file_sha256(picture.path)[:32]}"
+    with Image.open(picture.path) as image:
+        shown = image.convert("RGB")
+    shown.save(folder / f"{name}.png")
+    compress_image_size(shown).save(folder / f"{name}+compressed.webp")
 
 
 class Curve:
@@ -39,18 +58,19 @@ class Curve:
     def __init__(self, experiment, row: Row, phase: str, parent_id: str, known: dict[str, Run]) -> None:
         self.experiment, self.name, self.key = experiment, f"{row.run}/{phase}", f"{row.key}/{phase}"
         tags = {RUN_TAG: row.run, CURVE_TAG: self.key, CURRENT_TAG: "true", NOTE_TAG: curve_note(row.run, phase)}
-        self._tags = tags | {PARENT_TAG: parent_id}
+        colour = row.tags[COLOUR_TAG]
+        shown = {PARENT_TAG: parent_id, COLOUR_TAG: lighter(colour) if phase == "finetune" else colour}
+        self._tags = tags | shown
         found = known.get(self.key)
         self._start(found or experiment.create(self.name, self._tags))
         if found:
-            if found.data.tags.get(PARENT_TAG) != parent_id:
-                experiment.client.set_tag(self.run_id, PARENT_TAG, parent_id)
             history = experiment.client.get_metric_history(self.run_id, "loss")
             self._logged = {point.step: point.value for point in history}
             self._samples = len(experiment.client.get_metric_history(self.run_id, "system/cpu_utilization_percentage"))
             self._pictured = found.data.tags.get(PICTURES_TAG, "")
-            if found.data.tags.get(NOTE_TAG) != tags[NOTE_TAG]:
-                experiment.client.set_tag(self.run_id, NOTE_TAG, tags[NOTE_TAG])
+            for name in (PARENT_TAG, NOTE_TAG, COLOUR_TAG):
+                if found.data.tags.get(name) != self._tags[name]:
+                    experiment.client.set_tag(self.run_id, name, self._tags[name])
 
     def _start(self, run: Run) -> None:
         self.run_id, self._status, self._logged, self._pictured = run.info.run_id, run.info.status, {}, ""
@@ -80,15 +100,15 @@ class Curve:
         content = settings_hash([(picture.path.name, file_sha256(picture.path)) for picture in pictures])
         if not pictures or self._pictured == content:
             return
-        from PIL import Image
-
         client = self.experiment.client
         paths = [file.path for file in client.list_artifacts(self.run_id, "images")]
-        logged = {(match[1], int(match[2])) for match in map(LOGGED_PICTURE.fullmatch, paths) if match}
+        logged = {(match[1], int(match[2]), match[3]) for match in map(LOGGED_PICTURE.fullmatch, paths) if match}
         for picture in pictures:
-            if (picture.name, picture.step) not in logged:
-                with Image.open(picture.path) as image:
-                    client.log_image(self.run_id, image.convert("RGB"), key=picture.name, step=picture.step)
+            if not {(picture.name, picture.step, kind) for kind in ("png", "webp")} <= logged:
+                with tempfile.TemporaryDirectory() as folder:
+                    _write_both_sizes(picture, Path(folder))
+                    client.log_artifacts(self.run_id, folder, "images")
+        client.set_tag(self.run_id, LOGGED_TAG, "True")
         client.set_tag(self.run_id, PICTURES_TAG, content)
         self._pictured = content
 

@@ -13,7 +13,7 @@ def student_note(params: Params, run: str) -> str:
     how = "learns from the labels alone, as a control"
     if settings.teacher != "none":
         taught = f"({settings.teacher}, {settings.method}, T {settings.temperature:g})"
-        how = f"learns from {params.teacher.described} {taught}"
+        how = f"learns from {_described(params)} {taught}"
         how += f" with weight {settings.alpha:g} and from the labels with {1 - settings.alpha:g}"
     steps = f"{settings.steps} steps of {settings.batch_size} crops at lr {settings.lr:g}, then {further} further ones"
     return f"**{settings.student}** {how}: {steps}.  \nWeights and ONNX files: `models/runs/{run}/`."
@@ -22,11 +22,15 @@ def student_note(params: Params, run: str) -> str:
 def teacher_note(params: Params) -> str:
     """Where the teacher comes from, and where its weights are."""
     teacher = params.teacher
-    # MLflow renders the note as Markdown, in which HTML is HTML.
     files = escape(", ".join(teacher.checkpoints))
     how = f"read from {files}" if files else f"trained here for {teacher.steps} steps"
     weights = "models/teacher/teacher.safetensors" if teacher.is_one_net else "models/teacher/"
-    return f"**{teacher.described}**, the teacher of this sweep, {how}.  \nWeights: `{weights}`."
+    return f"**{_described(params)}**, the teacher of this sweep, {how}.  \nWeights: `{weights}`."
+
+
+def _described(params: Params) -> str:
+    # File names are in it, and MLflow renders the note as Markdown, in which HTML is HTML.
+    return escape(params.teacher.described)
 
 
 def curve_note(run: str, phase: str) -> str:

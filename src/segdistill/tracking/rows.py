@@ -14,8 +14,9 @@ from segdistill.base.params import Params
 from segdistill.provenance import settings_hash
 from segdistill.summary import row_key
 from segdistill.tracking.notes import student_note, teacher_note
+from segdistill.tracking.view import run_colour
 
-TEACHER = "teacher"
+TEACHER, COLOUR_TAG = "teacher", "mlflow.runColor"
 _STEP_PICTURE = re.compile(r"(\d+)_(?:truth|step_(\d+))\.png")
 CURVES = ("lr", "loss", "label_loss", "distill_loss", "holdout_mean_iou")
 
@@ -107,7 +108,8 @@ def row_of(params: Params, run: str, data_fingerprint: str) -> Row:
         key = row_key(params, run, data_fingerprint)
         named, note = _student_params(params, run), student_note(params, run)
     named |= {"data_fingerprint": data_fingerprint}
-    return Row(run, key, {name: _text(value) for name, value in named.items()}, {"mlflow.note.content": note}, data)
+    tags = {"mlflow.note.content": note, COLOUR_TAG: run_colour(params, run)}
+    return Row(run, key, {name: _text(value) for name, value in named.items()}, tags, data)
 
 
 def read_curve(path: Path) -> list[Point]:
@@ -174,10 +176,11 @@ def _teacher_params(params: Params) -> dict:
 
 def _figures(figures: dict, classes: bool = True) -> dict[str, float]:
     """The plain numbers of a metrics file, class IoUs as class_iou_NAME; an undefined figure is left out."""
+    # Six digits of what is no count: MLflow's table cuts longer ones, and the file has them all.
     by_class = (figures.get("class_iou") or {}) if classes else {}
     named = figures | {f"class_iou_{name}": iou for name, iou in by_class.items()}
     return {
-        name: float(value)
+        name: float(f"{value:.6g}") if isinstance(value, float) else float(value)
         for name, value in named.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
@@ -189,9 +192,8 @@ def _exported(export: dict, finetuned: dict) -> dict[str, float]:
         for kind in ("float32", "int8")
         for name, value in _figures(export.get(kind) or {}, classes=False).items()
     }
-    figures |= {
-        name.replace("_bytes", "_mb"): value / 1e6 for name, value in figures.items() if name.endswith("_bytes")
-    }
+    sizes = {name: value for name, value in figures.items() if name.endswith("_bytes")}
+    figures |= {name.replace("_bytes", "_mb"): round(value / 1e6, 3) for name, value in sizes.items()}
     # A control meets the teacher only when it is exported: what finetune did not measure is taken from here.
     torch = _figures(export.get("torch") or {}, classes=False)
     return figures | {name: value for name, value in torch.items() if finetuned and name not in finetuned}
