@@ -9,9 +9,10 @@ import base64
 import io
 from pathlib import Path
 
+from chromium_pages import chromium, open_page, reduce
 from PIL import Image
-from screenshots import DOCS, chromium, open_page, reduce
 
+DOCS = Path(__file__).resolve().parent
 LARGEST_BYTES = 300_000
 ABOVE_PX = 20  # of a heading
 

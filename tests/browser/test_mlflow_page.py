@@ -32,8 +32,13 @@ NOISE = (
 
 
 @pytest.fixture(scope="module")
-def screenshots():
-    return load_script(ROOT / "docs" / "screenshots.py")
+def browsing():
+    return load_script(ROOT / "docs" / "chromium_pages.py")
+
+
+@pytest.fixture(scope="module")
+def screenshots(browsing):
+    return load_script(ROOT / "docs" / "screenshots.py")  # which imports the other one
 
 
 @pytest.fixture(scope="module")
@@ -69,47 +74,47 @@ def page(pages, browser, told):
     assert any(url.startswith(here) for url in asked)
 
 
-def test_two_runs_are_ticked_and_compared(screenshots, pages, page):
-    screenshots.open_page(page, pages.sweep, "a03")
-    shown = screenshots.text_of(page)
+def test_two_runs_are_ticked_and_compared(browsing, pages, page):
+    browsing.open_page(page, pages.sweep, "a03")
+    shown = browsing.text_of(page)
     for column in ("alpha", "lr", "student", "mean_iou", "onnx_int8_mean_iou", "torch_p50_ms", "onnx_int8_mb"):
         assert column in shown
     for run in ("vanilla", "a03"):
-        screenshots.tick(page, run)
-    screenshots.click(page, "Compare")
-    screenshots.wait_until(lambda: "Comparing 2 Runs" in screenshots.text_of(page), "the two runs side by side")
-    shown = set(screenshots.text_of(page).split())
+        browsing.tick(page, run)
+    browsing.click(page, "Compare")
+    browsing.wait_until(lambda: "Comparing 2 Runs" in browsing.text_of(page), "the two runs side by side")
+    shown = set(browsing.text_of(page).split())
     assert {"alpha", "mean_iou", "vanilla", "a03"} <= shown
     assert {"0.3", "0.53"} <= shown, "alpha and mIoU of a03"
 
 
-def test_whoever_opens_the_experiment_is_led_to_the_table(screenshots, pages, page):
-    screenshots.open_page(page, pages.sweep.partition("?")[0], "Students distilled from one teacher")
-    assert "onnx_int8_mean_iou" not in screenshots.text_of(page)
+def test_whoever_opens_the_experiment_is_led_to_the_table(browsing, pages, page):
+    browsing.open_page(page, pages.sweep.partition("?")[0], "Students distilled from one teacher")
+    assert "onnx_int8_mean_iou" not in browsing.text_of(page)
     link = page.find_element("link text", "the runs as a table")  # opens a tab of its own
-    screenshots.open_page(page, link.get_attribute("href"), "onnx_int8_mean_iou")
+    browsing.open_page(page, link.get_attribute("href"), "onnx_int8_mean_iou")
 
 
-def test_a_run_says_what_it_is_and_names_its_data(screenshots, pages, page):
-    screenshots.open_page(page, pages.row, "Datasets")
-    shown = screenshots.text_of(page)
+def test_a_run_says_what_it_is_and_names_its_data(browsing, pages, page):
+    browsing.open_page(page, pages.row, "Datasets")
+    shown = browsing.text_of(page)
     assert "learns from deeplabv3plus_mobilenet" in shown
     assert "synthetic city" in shown
 
 
-def test_the_trade_offs_are_drawn(screenshots, pages, page):
-    screenshots.open_page(page, pages.trade_offs, "Parallel Coordinates")
-    shown = screenshots.text_of(page)
+def test_the_trade_offs_are_drawn(browsing, pages, page):
+    browsing.open_page(page, pages.trade_offs, "Parallel Coordinates")
+    shown = browsing.text_of(page)
     assert "Trade-offs" in shown
     assert "alpha vs. mean_iou" in shown
 
 
-def test_a_training_has_curves_over_steps_and_pictures_to_slide_through(screenshots, pages, page):
-    screenshots.open_page(page, pages.curve, "holdout frame 1 predicted")
-    shown = screenshots.text_of(page)
+def test_a_training_has_curves_over_steps_and_pictures_to_slide_through(browsing, pages, page):
+    browsing.open_page(page, pages.curve, "holdout frame 1 predicted")
+    shown = browsing.text_of(page)
     assert {"loss", "holdout_mean_iou", "Step"} <= set(shown.split())
     assert "No image logged at this step" not in shown
     slider = page.find_element("css selector", "[role=slider]")
     assert slider.get_attribute("aria-valuemax") == "10"
-    screenshots.slide_to_end(page)
+    browsing.slide_to_end(page)
     assert slider.get_attribute("aria-valuenow") == "10"
