@@ -6,6 +6,7 @@ import csv
 import re
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import yaml
 from checkout import RUNNING, Checkout
 
 pytestmark = pytest.mark.slow
+QUEUE_S = 600
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +176,41 @@ def test_a_profile_for_both_sides_leaves_params_and_the_registry_alone(done):
     assert "| a03-lr01 |" in page
     assert "| light |" not in page
     assert {name: (done.folder / name).read_bytes() for name in before} == before
+
+
+def test_a_queued_experiment_is_run_shown_drawn_and_brought_in(done):
+    """As docs/experiments.md has it, with an edit that is in no commit and counts all the same."""
+    done.commit("before the queue")
+    done.params = yaml.safe_load((done.folder / "params.yaml").read_text())
+    done.params["runs"]["light"]["lr"] = 0.02
+    done.save_params()
+    queued = done.call("dvc", "exp", "run", "--queue", "-S", "runs.light.alpha=0.45", "--name", "queued")
+    assert queued.returncode == 0, queued.stderr
+    try:
+        assert done.call("dvc", "queue", "start").returncode == 0
+        until, said = time.monotonic() + QUEUE_S, "Queued"
+        while "Success" not in said:
+            said = done.call("dvc", "queue", "status").stdout
+            assert "Failed" not in said, done.call("dvc", "queue", "logs", "queued").stdout
+            assert time.monotonic() < until, said
+            time.sleep(1)
+    finally:
+        done.call("dvc", "queue", "stop", "--kill")
+    shown = done.call("dvc", "exp", "show", "--md").stdout
+    assert "queued" in shown
+    assert "0.45" in shown
+    curve = "metrics/runs/light/finetune_curve.csv"
+    drawn = done.call("dvc", "plots", "diff", "HEAD", "queued", "--targets", curve)
+    assert drawn.returncode == 0, drawn.stderr
+    assert (done.folder / "dvc_plots/index.html").is_file()
+
+    def settings_in_mlflow() -> set[tuple]:
+        return {(row.data.params.get("alpha"), row.data.params.get("lr")) for row in done.mlflow_rows()}
+
+    assert ("0.45", "0.02") not in settings_in_mlflow(), "its folder has a store of its own"
+    assert done.call("dvc", "exp", "apply", "queued").returncode == 0
+    assert done.call("segdistill", "track").returncode == 0
+    assert ("0.45", "0.02") in settings_in_mlflow()
 
 
 def test_a_bad_value_is_told_plainly_and_loses_nothing(done):
