@@ -28,11 +28,16 @@ from our_loop import (
     our_compute,
     through_compiler,
 )
+from own_process import OwnProcess
 from rows import Row, ratio_row, seconds_in_turn
-from streets import ON_CPU, QUICK, streets_on_disk
+from streets import ON_CPU, QUICK, Sizes, streets_on_disk
 from torch import Tensor, nn
 from usual_loop import AsPublished
 
+from segdistill.cityscapes import CLASSES
+from segdistill.nets.compute import choose
+from segdistill.nets.freed_memory import keep_freed_memory
+from segdistill.nets.registry import build
 from segdistill.training.train_loop import Job, sgd, update
 
 OPTIMIZER_STEPS = 5  # of a stretch: one alone is too short to time
@@ -45,6 +50,7 @@ def measure(quick: bool) -> tuple[dict, list[Row]]:
     ours = OurLoop(streets_on_disk(sizes.frame_px, sizes.frames), sizes, compute, default_settings())
     steps, rounds = (1, 1) if quick else (2, 9)
     rows = _step_rows(ours, steps, rounds) + _optimizer_rows(ours, rounds) + _teacher_rows(ours, rounds)
+    rows += _memory_rows(sizes, rounds)
     compiler = cpp_compiler()
     if compiler and not quick:
         rows += _compile_rows(ours, steps, rounds)
@@ -167,6 +173,48 @@ def _teacher_rows(ours: OurLoop, rounds: int) -> list[Row]:
         taken_s = seconds_in_turn({"eager": lambda: teacher(inputs), "frozen": lambda: frozen(inputs)}, rounds)
     what = "teacher's forward pass in float32, traced and frozen with batch norm folded / eager"
     return [ratio_row("w-teacher-frozen", what, taken_s["frozen"] / taken_s["eager"])]
+
+
+def _memory_rows(sizes: Sizes, rounds: int) -> list[Row]:
+    """What it takes to give freed memory back to the system and to ask for it again, each in a process of its own."""
+    works = {
+        "w-memory-step": ("training step on a resident batch", training_step, (sizes.batch, 3, *sizes.crop_px)),
+        "w-memory-frame": ("forward pass over a frame", frame_pass, (1, 3, *sizes.frame_px)),
+    }
+    rows = []
+    for row, (what, make, shape) in works.items():
+        kinds = {kept: OwnProcess(make, shape, kept) for kept in (False, True)}
+        taken_s = seconds_in_turn(kinds, rounds)
+        for process in kinds.values():
+            process.end()
+        of = f"{what}, {shape[0]} of {shape[2]}x{shape[3]}, float32: freed memory given back / kept"
+        rows.append(ratio_row(row, of, taken_s[False] / taken_s[True]))
+    return rows
+
+
+def training_step(shape: tuple[int, ...], kept: bool) -> Callable[[], None]:
+    """Forward and backward of the student over random pixels (B, 3, H, W); `kept`: as the stages deal with memory."""
+    net, pixels = _student_and_pixels(shape, kept)
+    return lambda: net.train()(pixels).square().mean().backward()
+
+
+def frame_pass(shape: tuple[int, ...], kept: bool) -> Callable[[], None]:
+    """The student's forward pass over random pixels (B, 3, H, W); `kept`: as the stages deal with memory."""
+    net, pixels = _student_and_pixels(shape, kept)
+    net.eval()
+
+    @torch.inference_mode()
+    def forward() -> None:
+        net(pixels)
+
+    return forward
+
+
+def _student_and_pixels(shape: tuple[int, ...], kept: bool) -> tuple[nn.Module, Tensor]:
+    compute = choose("cpu", "float32", 0)
+    if kept:
+        keep_freed_memory()
+    return compute.place(build(STUDENT, CLASSES)), torch.rand(shape).to(memory_format=torch.channels_last)
 
 
 def _compile_rows(ours: OurLoop, steps: int, rounds: int) -> list[Row]:
