@@ -28,7 +28,7 @@ RAN = re.compile(r"^Running stage '([^']+)'", re.MULTILINE)
 RESTORED = re.compile(r"^Stage '([^']+)' is cached", re.MULTILINE)
 SUMMARY = "metrics/summary.json"
 SHOWN = ("reports/index.html", SUMMARY, "metrics/summary.csv")
-BROUGHT = ("data/raw", "checkpoints")  # where a user's own files lie, beside data.root
+BROUGHT = ("data/raw", "checkpoints", "initial_weights")  # where a user's own files lie, beside data.root
 
 
 class CommandError(Exception):
