@@ -53,10 +53,18 @@ def today() -> str:
     return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
+def instruction_sets() -> list[str]:
+    """Those that decide which precision and which kernels are fast here, as far as the system tells (Linux on x86)."""
+    told = Path("/proc/cpuinfo")
+    flags = told.read_text(encoding="utf-8").split() if told.exists() else []
+    return [name for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8") if name in flags]
+
+
 def machine() -> dict:
     """What all parts have in common."""
     return {
         "processor": processor(),
+        "instruction_sets": instruction_sets(),
         "threads": len(os.sched_getaffinity(0)),
         "versions": package_versions("torch", "torchvision", "onnxruntime", "numpy", "pillow", "dvc", "segdistill"),
         "git_revision": git_revision(),

@@ -33,7 +33,8 @@ def write_table(document: Path, results: dict, with_target_only: bool = False) -
     rows = [row for row in rows if row.target or not with_target_only]
     conditions = results["conditions"]
     versions = ", ".join(f"{name} {version}" for name, version in conditions["versions"].items())
-    below = f"{conditions['processor']}, {conditions['threads']} cores; {versions}; {conditions['date']}."
+    processor = ", ".join([conditions["processor"], *conditions["instruction_sets"]])
+    below = f"{processor}; {conditions['threads']} cores; {versions}; {conditions['date']}."
     put_between(document, "benchmarks", f"{table(rows)}\n\n{below}")
 
 

@@ -11,6 +11,13 @@ from segdistill.base.errors import InputError
 
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+CONDITIONS = {
+    "processor": "a chip",
+    "instruction_sets": ["avx2"],
+    "threads": 2,
+    "versions": {"torch": "2.15.0"},
+    "date": "2026-01-01",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -65,13 +72,12 @@ def test_the_table_takes_its_place_and_leaves_the_rest(tmp_path):
     table = importlib.import_module("table")
     document = tmp_path / "README.md"
     document.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
-    conditions = {"processor": "a chip", "threads": 2, "versions": {"torch": "2.15.0"}, "date": "2026-01-01"}
-    results = {"conditions": conditions, "rows": [a_row()._asdict() | {"part": "steps"}]}
+    results = {"conditions": CONDITIONS, "rows": [a_row()._asdict() | {"part": "steps"}]}
     for _ in range(2):  # a second time changes nothing
         table.write_table(document, results)
         text = document.read_text(encoding="utf-8")
         assert text.startswith(f"before\n{BEGIN}\n| # |")
-        assert text.endswith(f"a chip, 2 cores; torch 2.15.0; 2026-01-01.\n{END}\nafter\n")
+        assert text.endswith(f"a chip, avx2; 2 cores; torch 2.15.0; 2026-01-01.\n{END}\nafter\n")
         assert "old" not in text
 
 
@@ -79,9 +85,8 @@ def test_rows_without_a_target_can_be_left_out(tmp_path):
     table = importlib.import_module("table")
     document = tmp_path / "README.md"
     document.write_text(f"{BEGIN}{END}", encoding="utf-8")
-    conditions = {"processor": "a chip", "threads": 2, "versions": {}, "date": "2026-01-01"}
     rows = [a_row(what="kept")._asdict(), a_row(what="dropped", target=None)._asdict()]
-    table.write_table(document, {"conditions": conditions, "rows": rows}, with_target_only=True)
+    table.write_table(document, {"conditions": CONDITIONS, "rows": rows}, with_target_only=True)
     assert "kept" in document.read_text(encoding="utf-8")
     assert "dropped" not in document.read_text(encoding="utf-8")
 
