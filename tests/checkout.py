@@ -77,7 +77,7 @@ class Checkout:
 
     def commit(self, message: str) -> None:
         self.git("add", "-A")
-        self.git("commit", "-q", "-m", message)
+        self.git("commit", "-q", "--allow-empty", "-m", message)
 
     def dvc(self, *arguments: str) -> list[str]:
         """Run dvc and return the stages that it ran."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from segdistill.nets import freed_memory
 
 sys.path.insert(0, str(Path(__file__).parent))
 from png_decoders import DECODERS, decoding_with  # noqa: E402 - which lies beside this file
@@ -16,6 +19,14 @@ def _same_random_numbers():
     """torch begins with another seed in every process."""
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _freed_memory_goes_back():
+    """A stage keeps what it frees, for as long as its process lives; tests share theirs with others."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(freed_memory, "ctypes", SimpleNamespace(CDLL=lambda _: None))
+        yield
 
 
 @pytest.fixture(scope="module")

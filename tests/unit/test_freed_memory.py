@@ -17,10 +17,11 @@ torch.manual_seed(0)
 net = torch.nn.Sequential(*(torch.nn.Conv2d(16, 16, 3, padding=1) for _ in range(3)))
 frame = torch.rand(1, 16, 1024, 1024)  # 64 MiB a layer: more than the C library ever keeps of itself
 with torch.inference_mode():
-    first = net(frame)
+    for _ in range(4):  # until the gaps between blocks are as they stay
+        given = net(frame)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    del first
-    given = net(frame)
+    for _ in range(4):
+        given = net(frame)
 print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, hashlib.sha256(given.numpy()).hexdigest())
 """
 
@@ -31,11 +32,11 @@ def passes(kind: str) -> tuple[str, int, str]:
     return kept, int(faults), result
 
 
-def test_a_second_pass_finds_the_memory_of_the_first():
+def test_later_passes_find_the_memory_of_earlier_ones():
     kept, faults, result = passes("keep")
     if kept == "False":
         pytest.skip("the C library is not GNU's")
     _, usual_faults, usual_result = passes("as it comes")
     assert result == usual_result
-    assert usual_faults > 10_000  # 64 MiB are 16,384 pages, and a pass asks for several such blocks
+    assert usual_faults > 100_000  # 64 MiB are 16,384 pages, and a pass asks for several such blocks
     assert faults < usual_faults / 10

@@ -50,7 +50,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write_params(params: Params, folder: Path = Path()) -> None:
-    (folder / "params.yaml").write_text(yaml.safe_dump(params.model_dump(mode="json")), encoding="utf-8")
+    (folder / "params.yaml").write_text(
+        yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False), encoding="utf-8"
+    )
 
 
 def described(content: Content) -> dict[str, dict]:
