@@ -59,7 +59,7 @@ def take_all() -> None:
     take_report((Path.cwd() / "reports" / "index.html").as_uri())
     with mlflow_pages() as pages:
         for name, size_px, page, text in (
-            ("mlflow", (2340, 560), pages.sweep, "mean_iou"),
+            ("mlflow", (2340, 660), pages.sweep, "mean_iou"),
             ("mlflow-compare", (1800, 640), pages.trade_offs, "Parallel Coordinates"),
             ("mlflow-ticked", (1600, 900), pages.ticked, "Parallel Coordinates Plot"),
             ("mlflow-row", (1600, 760), pages.row, "Datasets"),
