@@ -9,9 +9,13 @@ from types import ModuleType
 
 
 def load_script(path: Path) -> ModuleType:
-    """The script at `path`, run under its own name and not as the main one."""
+    """The script at `path`, run under its own name and not as the main one; it finds those that lie beside it."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # which dataclasses look themselves up in
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(path.parent))  # as Python does for the main one
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
     return module
