@@ -22,19 +22,19 @@ from rows import Row
 from streets import QUICK, streets_on_disk
 from torch import nn
 
-from segdistill.cityscapes import CLASSES
-from segdistill.frames.dataset import Split, open_split
-from segdistill.frames.rng import Batches, view_origins
-from segdistill.frames.transforms import cut
-from segdistill.logits.stored_logits import quantised
-from segdistill.nets.checkpoint import load_net
-from segdistill.nets.compute import Compute
+from segdistill.data.prepared import Split, open_split
+from segdistill.data.sampling import BatchSampler, view_origins
+from segdistill.data.teacher_cache import quantised
+from segdistill.data.transforms import crop
+from segdistill.nets.device import Compute
 from segdistill.nets.registry import build
+from segdistill.nets.weights import load_net
+from segdistill.prepare.cityscapes import CLASSES
 from segdistill.scoring.evaluate import TorchPredictor
-from segdistill.teacher_logits import logits_on_grid
-from segdistill.training.crops import CropBatches
-from segdistill.training.scratch import Scratch
-from segdistill.training.train_loop import Job, train
+from segdistill.teacher_logits.build import logits_on_grid
+from segdistill.training.batches import CropLoader
+from segdistill.training.checkpoint import Checkpointer
+from segdistill.training.loop import Job, train
 
 STRIDE, LEVELS = 4, 255
 COMPUTE = Compute(torch.device("cpu"), torch.float32, 1)
@@ -120,7 +120,7 @@ def logits_of(net: nn.Module, split: Split, crop_px: tuple[int, int], frames: in
     chosen = np.unique(np.linspace(0, len(split) - 1, frames).astype(int)).repeat(2)
     origins = view_origins(0, len(split), 2, split.size_px, crop_px, STRIDE)[chosen, np.arange(len(chosen)) % 2]
     images = np.empty((len(chosen), *crop_px, 3), np.uint8)
-    cut(split.images, chosen, origins, np.zeros(len(chosen), bool), crop_px, images)
+    crop(split.images, chosen, origins, np.zeros(len(chosen), bool), crop_px, images)
     grid = (crop_px[0] // STRIDE, crop_px[1] // STRIDE)
     teacher = TorchPredictor(net, COMPUTE)
     parts = [logits_on_grid(teacher, images[first : first + 4], grid) for first in range(0, len(images), 4)]
@@ -131,12 +131,12 @@ def trained_net(split: Split, crop_px: tuple[int, int], steps: int) -> nn.Module
     """A small network after `steps` steps on the labels of `split`."""
     torch.manual_seed(0)
     origins = view_origins(0, len(split), 64, split.size_px, crop_px, 1)
-    batches = Batches(0, "precision", len(split), 64, 4, flip_probability=0.5, jitter=0.0)
+    batches = BatchSampler(0, "precision", len(split), 64, 4, flip_probability=0.5, jitter=0.0)
     own = {"steps": steps, "batch_size": 4, "schedule": "poly", "evaluate_every_steps": 0, "log_every_steps": steps}
     settings = default_settings().model_copy(update=own | {"checkpoint_every_steps": steps})
-    crops = CropBatches(split, batches, origins, crop_px)
+    crops = CropLoader(split, batches, origins, crop_px)
     job = Job("precision", build(NET, CLASSES), crops, settings, 0.02, COMPUTE)
-    with tempfile.TemporaryDirectory() as folder, Scratch("precision", "benchmark", Path(folder)) as scratch:
+    with tempfile.TemporaryDirectory() as folder, Checkpointer("precision", "benchmark", Path(folder)) as scratch:
         train(job, scratch)
     return job.net.eval()
 

@@ -19,7 +19,7 @@ import numpy as np
 import yaml
 from rows import Row, ratio_row, seconds_in_turn
 
-from segdistill.base.files import write_text
+from segdistill.core.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS_OF_USERS = ("checkpoints/README.md", "data/raw/README.md", "initial_weights/README.md")

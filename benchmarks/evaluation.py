@@ -17,13 +17,14 @@ from rows import Row, ratio_row, seconds_in_turn
 from streets import ON_CPU, QUICK, Sizes, streets_on_disk
 from torch import nn
 
-from segdistill.cityscapes import CLASSES, IGNORE
-from segdistill.frames.dataset import Split
-from segdistill.frames.transforms import MEAN, STD, normalised
-from segdistill.nets.compute import Compute
+from segdistill.data.prepared import Split
+from segdistill.data.transforms import normalize
+from segdistill.formats.header import MEAN, STD
+from segdistill.nets.device import Compute
 from segdistill.nets.registry import build
-from segdistill.scoring.class_maps import ClassMapArchive, write_archive
+from segdistill.prepare.cityscapes import CLASSES, IGNORE
 from segdistill.scoring.evaluate import TorchPredictor, evaluate
+from segdistill.scoring.record import ClassMapArchive, write_archive
 
 NET = "deeplabv3plus_mobilenet"
 FRAMES, ROUNDS = 3, 7  # per turn; counted
@@ -79,7 +80,7 @@ def _first_frames(sizes: Sizes) -> Split:
 
 def bare_forward(net: nn.Module, compute: Compute, split: Split) -> Callable[[], None]:
     """The net alone, once for each frame of `split`, on normalised pixels that are there already."""
-    inputs = [normalised(torch.from_numpy(np.array(image)[None]).to(compute.device)) for image in split.images]
+    inputs = [normalize(torch.from_numpy(np.array(image)[None]).to(compute.device)) for image in split.images]
 
     @torch.inference_mode()
     def forward() -> None:

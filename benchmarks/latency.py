@@ -23,15 +23,16 @@ from streets import streets_on_disk
 from torch import nn
 from usual_loop import AsPublished
 
-from segdistill.cityscapes import CLASSES
-from segdistill.frames.transforms import MEAN, STD, normalised
-from segdistill.nets.checkpoint import net_facts
-from segdistill.nets.compute import choose
+from segdistill.core.provenance import package_versions
+from segdistill.data.transforms import normalize
+from segdistill.formats.header import MEAN, STD
+from segdistill.export.onnx_file import OnnxPredictor, write_float32, write_int8
+from segdistill.latency.timing import interleaved_ms
+from segdistill.nets.device import resolve_device
 from segdistill.nets.registry import build
 from segdistill.nets.resize import upsample
-from segdistill.onnx_model.file import OnnxPredictor, write_float32, write_int8
-from segdistill.provenance import package_versions
-from segdistill.timing import interleaved_ms
+from segdistill.nets.weights import net_facts
+from segdistill.prepare.cityscapes import CLASSES
 
 STUDENT, LIGHT = "deeplabv3plus_mobilenet", "deeplabv3_mobilenet_lite"
 TEACHERS = ("deeplabv3plus_resnet50", "deeplabv3plus_resnet101")
@@ -48,7 +49,7 @@ Call = Callable[[np.ndarray], np.ndarray]
 
 def measure(quick: bool) -> tuple[dict, list[Row]]:
     """Conditions and rows 6 and 7."""
-    threads = choose("cpu", "float32", 0).threads
+    threads = resolve_device("cpu", "float32", 0).threads
     split = streets_on_disk(QUICK_PX if quick else FRAME_PX, 8).split
     frames, labels = np.array(split.images[:4]), np.array(split.labels[:4])
     conditions: dict = {"frame_px": list(frames.shape[1:3]), "batch": 1, "p50_ms": {}, "mixed_blocks": {}}
@@ -77,7 +78,7 @@ def measure(quick: bool) -> tuple[dict, list[Row]]:
 def fitted(arch: str, frames: np.ndarray, labels: np.ndarray) -> nn.Module:
     """The network named `arch`: random, batch norm with the statistics of `frames`, the last layer by least squares."""
     torch.manual_seed(0)
-    net, pixels = build(arch, CLASSES).train(), normalised(torch.from_numpy(frames))
+    net, pixels = build(arch, CLASSES).train(), normalize(torch.from_numpy(frames))
     last = net.classifier.classifier[-1]
     seen: list[torch.Tensor] = []
     with torch.no_grad():
@@ -140,14 +141,14 @@ def _smp_calls(frames: np.ndarray, folder: Path, threads: int) -> dict[str, Call
     import segmentation_models_pytorch as smp
 
     net = smp.DeepLabV3Plus("mobilenet_v2", encoder_weights=None, classes=CLASSES).eval()
-    file, example = folder / "smp.onnx", normalised(torch.from_numpy(frames[:1])).contiguous()
+    file, example = folder / "smp.onnx", normalize(torch.from_numpy(frames[:1])).contiguous()
     torch.onnx.export(net, (example,), file, dynamo=False, opset_version=OPSET, input_names=["pixels"])
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
     def exported(image_1HW3: np.ndarray) -> np.ndarray:
-        pixels = normalised(torch.from_numpy(image_1HW3)).contiguous().numpy()
+        pixels = normalize(torch.from_numpy(image_1HW3)).contiguous().numpy()
         return torch.from_numpy(session.run(None, {"pixels": pixels})[0]).argmax(1).to(torch.uint8).numpy()
 
     return {"smp eager": eager(net, torch.contiguous_format), "smp onnx": exported}

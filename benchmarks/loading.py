@@ -21,9 +21,9 @@ from rows import Row, ratio_row, seconds_in_turn
 from streets import ON_CPU, ON_GPU, QUICK, VIEWS, Sizes, Streets, streets_on_disk
 from usual_loop import StreetFiles
 
-from segdistill.frames.rng import Batches
-from segdistill.logits.teacher_cache import origins_of
-from segdistill.training.crops import CropBatches
+from segdistill.data.sampling import BatchSampler
+from segdistill.data.teacher_cache import origins_of
+from segdistill.training.batches import CropLoader
 
 CPU = torch.device("cpu")
 
@@ -113,14 +113,14 @@ def one_core() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def our_loader(streets: Streets, sizes: Sizes, dtype: str) -> CropBatches:
+def our_loader(streets: Streets, sizes: Sizes, dtype: str) -> CropLoader:
     """The library's batches with logits stored as `dtype`."""
     origins = origins_of(streets.facts(sizes.crop_px))
-    batches = Batches(0, "loading", len(streets.split), VIEWS, sizes.batch, flip_probability=0.5, jitter=0.0)
-    return CropBatches(streets.split, batches, origins, sizes.crop_px, streets.stored_logits(sizes.crop_px, dtype))
+    batches = BatchSampler(0, "loading", len(streets.split), VIEWS, sizes.batch, flip_probability=0.5, jitter=0.0)
+    return CropLoader(streets.split, batches, origins, sizes.crop_px, streets.stored_logits(sizes.crop_px, dtype))
 
 
-def our_batches(loader: CropBatches, count: int, floats: bool) -> Callable[[], None]:
+def our_batches(loader: CropLoader, count: int, floats: bool) -> Callable[[], None]:
     """A call that loads `count` batches, with `floats` up to what network and losses are given."""
 
     def load() -> None:

@@ -21,16 +21,16 @@ from our_loop import FROM_CACHE, STUDENT, default_settings, our_compute
 from rows import Row, ratio_row
 from streets import ON_CPU, QUICK, STRIDE, Sizes
 
-from segdistill.cityscapes import CLASSES
-from segdistill.frames.dataset import Split
-from segdistill.frames.mapped import open_array
-from segdistill.frames.rng import Batches, view_origins
-from segdistill.logits.stored_logits import LOGITS, StoredLogits
-from segdistill.nets.compute import choose
+from segdistill.data.arrays import open_array
+from segdistill.data.prepared import Split
+from segdistill.data.sampling import BatchSampler, view_origins
+from segdistill.data.teacher_cache import LOGITS, StoredLogits
+from segdistill.nets.device import resolve_device
 from segdistill.nets.registry import build
-from segdistill.training.crops import CropBatches
-from segdistill.training.scratch import Scratch
-from segdistill.training.train_loop import Job, train
+from segdistill.prepare.cityscapes import CLASSES
+from segdistill.training.batches import CropLoader
+from segdistill.training.checkpoint import Checkpointer
+from segdistill.training.loop import Job, train
 
 FRAMES, VIEWS = 2975, 8  # of the train split; crop views of each
 SAMPLES_PER_S = 50
@@ -103,16 +103,16 @@ def _job(kind: str, folder: Path, sizes: Sizes, steps: int) -> Job:
     settings = default_settings().model_copy(
         update={"steps": steps, "batch_size": sizes.batch, "evaluate_every_steps": 0, "checkpoint_every_steps": steps}
     )
-    crops = CropBatches(
+    crops = CropLoader(
         Split(images, labels, tuple(map(str, range(frames)))),
-        Batches(0, "memory", frames, VIEWS, sizes.batch, flip_probability=0.5, jitter=0.0),
+        BatchSampler(0, "memory", frames, VIEWS, sizes.batch, flip_probability=0.5, jitter=0.0),
         view_origins(0, frames, VIEWS, frame_px, sizes.crop_px, STRIDE),
         sizes.crop_px,
         stored,
     )
     torch.manual_seed(0)
     # What is compared with gives memory back to the system, as torch does unless the library asks otherwise.
-    compute = our_compute() if kind == "mapped" else choose("cpu", "auto", 0)
+    compute = our_compute() if kind == "mapped" else resolve_device("cpu", "auto", 0)
     return Job("memory", build(STUDENT, CLASSES), crops, settings, 0.01, compute, FROM_CACHE)
 
 
@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
     scratch_root = given.folder / f"scratch-{os.getpid()}"
-    with Scratch("memory", "benchmark", scratch_root) as scratch, _Peaks() as peaks:
+    with Checkpointer("memory", "benchmark", scratch_root) as scratch, _Peaks() as peaks:
         train(_job(given.kind, given.folder, QUICK if given.quick else ON_CPU, given.steps), scratch)
     print(json.dumps(peaks.highest))
 

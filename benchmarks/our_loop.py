@@ -10,23 +10,22 @@ import torch
 from streets import VIEWS, Sizes, Streets
 from torch import nn
 
-from segdistill.base.params import DistillParams
-from segdistill.base.params_file import load_params
-from segdistill.cityscapes import CLASSES
-from segdistill.frames.rng import Batches
-from segdistill.logits.teacher_cache import origins_of
-from segdistill.nets.compute import Compute
-from segdistill.nets.losses import label_loss
+from segdistill.data.sampling import BatchSampler
+from segdistill.data.teacher_cache import origins_of
+from segdistill.nets.device import Compute
 from segdistill.nets.registry import build
 from segdistill.nets.resize import upsample
-from segdistill.training.compiled import compiled
-from segdistill.training.crops import CropBatches
-from segdistill.training.train_loop import Distillation, Job, sgd, update
-from segdistill.training.training_job import compute_of
+from segdistill.params.model import DistillParams
+from segdistill.params.read import load_params
+from segdistill.prepare.cityscapes import CLASSES
+from segdistill.scoring.label_losses import label_loss
+from segdistill.training.batches import CropLoader
+from segdistill.training.job import compiled, device_of
+from segdistill.training.loop import Distillation, Job, sgd, update
 
 PROFILES = Path(__file__).parent.parent / "profiles"
 STUDENT, TEACHER = "deeplabv3plus_mobilenet", "deeplabv3plus_resnet101"
-FROM_CACHE = Distillation(alpha=0.3, method="kl", temperature=1.0, kl_at="stride")
+FROM_CACHE = Distillation(alpha=0.3, method="kl", temperature=1.0, kl_resolution="stride")
 NEVER = 10**9  # steps
 
 
@@ -38,7 +37,7 @@ def default_settings(profile: str = "default") -> DistillParams:
 def our_compute(device: str = "cpu") -> Compute:
     """What the stages compute with there, as the profiles have it; on a CPU, freed memory is kept from here on."""
     params = load_params(PROFILES / "default.yaml")
-    return compute_of(params.model_copy(update={"compute": params.compute.model_copy(update={"device": device})}))
+    return device_of(params.model_copy(update={"compute": params.compute.model_copy(update={"device": device})}))
 
 
 def a_teacher(compute: Compute) -> nn.Module:
@@ -61,9 +60,9 @@ class OurLoop:
         torch.manual_seed(0)
         settings = self.settings.model_copy(update=settings)
         cached = distillation is not None and distillation.live_teacher is None
-        crops = CropBatches(
+        crops = CropLoader(
             self.streets.split,
-            Batches(
+            BatchSampler(
                 0, name, len(self.streets.split), VIEWS, self.sizes.batch, settings.flip_probability, settings.jitter
             ),
             origins_of(self.streets.facts(self.sizes.crop_px)),

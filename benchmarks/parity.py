@@ -27,9 +27,9 @@ import numpy as np
 from study import START_STEPS, Study, arms
 from table import put_between
 
-from segdistill.base.files import read_json, write_json
-from segdistill.base.params_file import load_params
-from segdistill.provenance import git_revision, package_versions, processor
+from segdistill.core.files import read_json, write_json
+from segdistill.core.provenance import git_revision, package_versions, processor
+from segdistill.params.read import load_params
 
 HERE = Path(__file__).parent
 # What a figure is multiplied with, and the decimals it is shown with.

@@ -16,11 +16,11 @@ import numpy as np
 from PIL import Image, ImageFilter
 from rows import Row, ratio_row, seconds_in_turn
 
-from segdistill.base.params import DataParams, SyntheticParams
-from segdistill.cityscapes import IMAGE_SUFFIX, LABEL_SUFFIX, TRAIN_ID_OF_LABEL_ID
-from segdistill.prepare import prepare
-from segdistill.sources import png_file
-from segdistill.synthetic import write_city
+from segdistill.params.model import DataParams, SyntheticParams
+from segdistill.prepare import images as png_file
+from segdistill.prepare.cityscapes import IMAGE_SUFFIX, LABEL_SUFFIX, TRAIN_ID_OF_LABEL_ID
+from segdistill.prepare.run import prepare
+from segdistill.prepare.synthetic.render import write_city
 
 # The grain of the drawn frames makes larger files than a camera does; softened, they come to the official 2.3 MB.
 SOFTENED_PX = 0.9

@@ -18,9 +18,9 @@ from pathlib import Path
 from rows import Row
 from table import write_table
 
-from segdistill.base.errors import told_plainly
-from segdistill.base.files import read_json, write_json
-from segdistill.provenance import git_revision, package_versions, processor
+from segdistill.core.errors import exit_on_user_error
+from segdistill.core.files import read_json, write_json
+from segdistill.core.provenance import git_revision, package_versions, processor
 
 HERE = Path(__file__).parent
 PARTS = (
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results.json")
     parser.add_argument("--documents", type=Path, default=HERE.parent, help="folder of README.md and docs/")
     given = parser.parse_args()
-    with told_plainly():
+    with exit_on_user_error():
         parts = parts_of(read_json(given.out)) if given.only and given.out.exists() else {}
         for part in given.only or PARTS:
             # Each in a process of its own: some change what others measure, such as what is done with freed memory.

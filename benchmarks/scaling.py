@@ -22,15 +22,14 @@ import numpy as np
 from our_loop import TEACHER, a_teacher
 from table import put_between
 
-from segdistill.base.errors import told_plainly
-from segdistill.cityscapes import CLASSES
-from segdistill.frames.rng import view_origins
-from segdistill.logits.stored_logits import LogitsWriter
-from segdistill.logits.teacher_cache import stored_shape
-from segdistill.nets.compute import choose
-from segdistill.provenance import processor
+from segdistill.core.errors import exit_on_user_error
+from segdistill.core.provenance import processor
+from segdistill.data.sampling import view_origins
+from segdistill.data.teacher_cache import LogitsWriter, stored_shape
+from segdistill.nets.device import resolve_device
+from segdistill.prepare.cityscapes import CLASSES
 from segdistill.scoring.evaluate import TorchPredictor
-from segdistill.teacher_logits import logits_on_grid
+from segdistill.teacher_logits.build import logits_on_grid
 
 PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"
 FRAME_PX, CROP_PX = (1024, 2048), (768, 768)
@@ -62,7 +61,7 @@ def cache_bytes(frames: int, views: int, dtype: str, stride: int) -> int:
 
 def measured(teacher_crops_per_s: float | None) -> Rates:
     """Time each part of the work on this machine."""
-    compute = choose("auto", "auto", 0)
+    compute = resolve_device("auto", "auto", 0)
     busy = os.getloadavg()[0]
     where = (
         f"{processor()}, {compute.threads} threads, {str(compute.dtype).removeprefix('torch.')}, load {busy:.1f} before"
@@ -173,7 +172,7 @@ def main() -> None:
     parser.add_argument("--teacher-crops-per-s", type=float, help="instead of measuring it here")
     parser.add_argument("--write", action="store_true", help=f"also write the tables into {PAGE.name}")
     given = parser.parse_args()
-    with told_plainly():
+    with exit_on_user_error():
         text = tables(measured(given.teacher_crops_per_s))
         print(text)
         if given.write:

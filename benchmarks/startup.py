@@ -27,14 +27,14 @@ DONE = 77  # exit code of a bare import: no other end is taken for it
 
 # Stage, its arguments, and the call that begins its work.
 STAGES: dict[str, tuple[tuple[str, ...], str]] = {
-    "prepare": ((), "segdistill.sources.synthetic:SyntheticFrames.read"),
-    "teacher-check": ((), "segdistill.training.train_loop:update"),
-    "teacher-logits": (("--kind", "views"), "segdistill.teacher_logits:logits_on_grid"),
-    "distill": (RUN, "segdistill.training.train_loop:update"),
-    "steplr-finetune": (RUN, "segdistill.training.train_loop:update"),
-    "export-onnx": (RUN, "segdistill.export:write_float32"),
-    "benchmark": ((), "segdistill.benchmark:_onnx_files"),
-    "report": ((), "segdistill.summary:summarise"),
+    "prepare": ((), "segdistill.prepare.synthetic.source:SyntheticFrames.read"),
+    "teacher-check": ((), "segdistill.training.loop:update"),
+    "teacher-logits": (("--kind", "views"), "segdistill.teacher_logits.build:logits_on_grid"),
+    "distill": (RUN, "segdistill.training.loop:update"),
+    "steplr-finetune": (RUN, "segdistill.training.loop:update"),
+    "export-onnx": (RUN, "segdistill.export.run:write_float32"),
+    "benchmark": ((), "segdistill.latency.run:_onnx_files"),
+    "report": ((), "segdistill.results.summary:summarise"),
 }
 WITHOUT_TORCH = ("prepare", "report")
 READ_BY_OTHERS = ("prepare", "teacher-check", "teacher-logits", "distill", "steplr-finetune")

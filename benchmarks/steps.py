@@ -33,10 +33,10 @@ from rows import Row, ratio_row, seconds_in_turn
 from streets import ON_CPU, ON_GPU, QUICK, Sizes, streets_on_disk
 from usual_loop import WORKERS, StreetFiles, library_nets, peer_nets, usual_epochs
 
-from segdistill.provenance import package_versions
-from segdistill.training.crops import CropBatch, CropBatches
-from segdistill.training.scratch import Scratch
-from segdistill.training.train_loop import train
+from segdistill.core.provenance import package_versions
+from segdistill.training.batches import CropBatch, CropLoader
+from segdistill.training.checkpoint import Checkpointer
+from segdistill.training.loop import train
 
 PEER = "segmentation-models-pytorch"
 
@@ -141,30 +141,30 @@ def _usual_loops(ours: OurLoop, steps: int) -> dict[str, OwnProcess]:
 def _cached_over_plain(ours: OurLoop, plan: tuple[int, int], suffix: str) -> tuple[dict, list[Row]]:
     """Rows 2 and 2-full, and the median seconds of a plain step."""
     steps, rounds = plan
-    full = FROM_CACHE._replace(kl_at="full")
+    full = FROM_CACHE._replace(kl_resolution="full")
     jobs = {"plain": ours.job("plain"), "cached": ours.job("cached", FROM_CACHE), "full": ours.job("full", full)}
     taken_s = seconds_in_turn({name: next_steps(job, steps) for name, job in jobs.items()}, rounds)
     what = "distillation step from cached logits / vanilla training step, ours both"
-    return {"ours, kl_at full": round(float(np.median(taken_s["full"])) / steps, 4)}, [
+    return {"ours, kl_resolution full": round(float(np.median(taken_s["full"])) / steps, 4)}, [
         ratio_row(f"2{suffix}", what, taken_s["cached"] / taken_s["plain"], "at most 1.05"),
         ratio_row(f"2-full{suffix}", f"{what}, KL at full resolution", taken_s["full"] / taken_s["plain"]),
     ]
 
 
 class Alternating:
-    """Batches of a training that makes way for `other` before each `every` steps, and what both took, in seconds.
+    """BatchSampler of a training that makes way for `other` before each `every` steps, and what both took, in seconds.
 
     A stretch of the training holds all that belongs to it: its first batch is cut while nothing else goes on, which
     is slightly more than a training pays that runs through.
     """
 
-    def __init__(self, batches: CropBatches, every: int, other: Callable[[], None]) -> None:
+    def __init__(self, batches: CropLoader, every: int, other: Callable[[], None]) -> None:
         self.batches, self.every, self.other = batches, every, other
         self.training_s: list[float] = []
         self.other_s: list[float] = []
 
     def steps(self, first: int, end: int) -> Iterator[tuple[int, CropBatch]]:
-        """As CropBatches.steps; `other` has the first and the last turn."""
+        """As CropLoader.steps; `other` has the first and the last turn."""
         self._take_turn()
         for start in range(first, end, self.every):
             started = time.perf_counter()
@@ -173,7 +173,7 @@ class Alternating:
             self._take_turn()
 
     def names(self, step: int) -> list[str]:
-        """As CropBatches.names."""
+        """As CropLoader.names."""
         return self.batches.names(step)
 
     def _take_turn(self) -> None:
@@ -183,8 +183,8 @@ class Alternating:
         self.other_s.append(time.perf_counter() - started)
 
 
-class TimedScratch(Scratch):
-    """Scratch that notes the seconds of each checkpoint."""
+class TimedScratch(Checkpointer):
+    """Checkpointer that notes the seconds of each checkpoint."""
 
     def __init__(self, *given: object) -> None:
         super().__init__(*given)

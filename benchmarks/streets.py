@@ -14,13 +14,12 @@ from typing import NamedTuple
 import numpy as np
 from preparing import softened
 
-from segdistill.base.params import DataParams, SyntheticParams
-from segdistill.cityscapes import CLASSES, IMAGE_FOLDER, IMAGE_SUFFIX, LABEL_FOLDER, LABEL_SUFFIX, split_stem
-from segdistill.frames.dataset import open_split, read_index
-from segdistill.logits.stored_logits import LogitsWriter, StoredLogits
-from segdistill.logits.teacher_cache import geometry, stored_shape
-from segdistill.prepare import prepare
-from segdistill.synthetic import write_city
+from segdistill.data.prepared import open_split, read_index
+from segdistill.data.teacher_cache import LogitsWriter, StoredLogits, geometry, stored_shape
+from segdistill.params.model import DataParams, SyntheticParams
+from segdistill.prepare.cityscapes import CLASSES, IMAGE_FOLDER, IMAGE_SUFFIX, LABEL_FOLDER, LABEL_SUFFIX, split_stem
+from segdistill.prepare.run import prepare
+from segdistill.prepare.synthetic.render import write_city
 
 VIEWS, STRIDE = 2, 4
 

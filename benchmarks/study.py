@@ -11,20 +11,20 @@ from our_loop import NEVER, next_steps
 from rows import seconds_in_turn
 from torch import nn
 
-from segdistill.base.params import Params, RunSettings
-from segdistill.frames.dataset import PREPARED, Split
-from segdistill.frames.rng import Batches, view_origins
-from segdistill.frames.transforms import normalised
-from segdistill.logits.teacher_cache import Teaching, geometry, origins_of
-from segdistill.nets.checkpoint import load_net, net_facts, save_net
-from segdistill.nets.losses import kl
+from segdistill.data.prepared import PREPARED, Split
+from segdistill.data.sampling import BatchSampler, view_origins
+from segdistill.data.teacher_cache import Teaching, geometry, origins_of
+from segdistill.data.transforms import normalize
 from segdistill.nets.registry import build
-from segdistill.scoring.class_maps import ClassMapArchive
+from segdistill.nets.weights import load_net, net_facts, save_net
+from segdistill.params.model import Params, RunSettings
 from segdistill.scoring.evaluate import TorchPredictor, evaluate
-from segdistill.teacher_logits import build_cache
-from segdistill.training.crops import CropBatches
-from segdistill.training.train_loop import Distillation, Job
-from segdistill.training.training_job import Data, compute_of, initial_net, train_net
+from segdistill.scoring.label_losses import kl
+from segdistill.scoring.record import ClassMapArchive
+from segdistill.teacher_logits.build import build_cache
+from segdistill.training.batches import CropLoader
+from segdistill.training.job import Data, device_of, initial_net, train_net
+from segdistill.training.loop import Distillation, Job
 
 START_STEPS = 500  # of the common start of all arms
 TEACHER = Path("models/teacher")
@@ -37,7 +37,7 @@ class Arm(NamedTuple):
 
     teacher: str
     views: int = ANEW
-    kl_at: str = "stride"
+    kl_resolution: str = "stride"
     dtype: str = "float16"
     steps_share: float = 1.0
 
@@ -53,7 +53,7 @@ def arms(live_over_cached: float) -> dict[str, Arm]:
         "live-clock": Arm("online", steps_share=1 / live_over_cached),
         "views-2": Arm("views", 2),
         "views-16": Arm("views", 16),
-        "views-8-full": Arm("views", 8, kl_at="full"),
+        "views-8-full": Arm("views", 8, kl_resolution="full"),
         "views-8-uint8": Arm("views", 8, dtype="uint8"),
     }
 
@@ -63,7 +63,7 @@ class Study:
 
     def __init__(self, params: Params, alpha: float, every: int, caches: Path) -> None:
         self.params, self.alpha, self.caches = params, alpha, caches
-        self.data, self.compute = Data(PREPARED), compute_of(params)
+        self.data, self.compute = Data(PREPARED), device_of(params)
         train = self.data.train
         self.teacher = self.compute.place(load_net(TEACHER / "teacher.safetensors")[0]).eval()
         self.data.train = Split(train.images[::every], train.labels[::every], train.names[::every])
@@ -85,7 +85,7 @@ class Study:
 
     def settings(self, arm: Arm, seed: int, steps: int) -> RunSettings:
         """One training of `arm`. The rate falls to 0, so that what is scored is no moment of a noisy path."""
-        own = {"schedule": "poly", "steps": steps, "kl_at": arm.kl_at, "evaluate_every_steps": 0}
+        own = {"schedule": "poly", "steps": steps, "kl_resolution": arm.kl_resolution, "evaluate_every_steps": 0}
         run = {"alpha": self.alpha, "lr": 0.01, "teacher": arm.teacher, "seed": seed}
         return RunSettings(**(self.params.distill.model_dump() | own | run))
 
@@ -114,13 +114,13 @@ class Study:
     def _job(self, arm: Arm) -> Job:
         """A training of `arm` that is not begun."""
         settings, teaching, facts = self.settings(arm, seed=0, steps=NEVER), self.teaching(arm), self.facts(arm)
-        batches = Batches(
+        batches = BatchSampler(
             0, "timed", len(self.data.train), arm.views, settings.batch_size, settings.flip_probability, settings.jitter
         )
-        crops = CropBatches(self.data.train, batches, origins_of(facts), settings.crop_px, teaching.stored)
+        crops = CropLoader(self.data.train, batches, origins_of(facts), settings.crop_px, teaching.stored)
         net = build(settings.student, len(self.data.class_names), settings.output_stride)
         live = teaching.live_teacher(self.compute)
-        distillation = Distillation(self.alpha, settings.method, settings.temperature, arm.kl_at, live)
+        distillation = Distillation(self.alpha, settings.method, settings.temperature, arm.kl_resolution, live)
         return Job("timed", self.compute.place(net).train(), crops, settings, settings.lr, self.compute, distillation)
 
     def train(self, name: str, arm: Arm, seed: int, steps: int) -> dict:
@@ -131,7 +131,7 @@ class Study:
             settings.student, len(self.data.class_names), settings.output_stride, str(self.start()), seed, "start"
         )
         distillation = teaching and Distillation(
-            self.alpha, settings.method, settings.temperature, arm.kl_at, teaching.live_teacher(self.compute)
+            self.alpha, settings.method, settings.temperature, arm.kl_resolution, teaching.live_teacher(self.compute)
         )
         job = {"lr": settings.lr, "seed": seed, "start": "common", "params": self.params, "data": self.data}
         _, scratch = train_net(
@@ -162,6 +162,6 @@ class Study:
         student, divergence = self.compute.place(net).eval(), []
         for frame, (top, left) in enumerate(corners):
             crop = np.array(val.images[frame, top : top + crop_px[0], left : left + crop_px[1]])
-            pixels = normalised(torch.from_numpy(crop)[None])
+            pixels = normalize(torch.from_numpy(crop)[None])
             divergence.append(float(kl(student(pixels), self.teacher(pixels), 1.0)))
         return float(np.mean(divergence))

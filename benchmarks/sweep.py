@@ -21,9 +21,9 @@ from our_loop import FROM_CACHE, STUDENT, TEACHER, OurLoop, a_teacher, default_s
 from rows import Row, ratio_row, seconds_in_turn
 from streets import ON_CPU, QUICK, STRIDE, streets_on_disk
 
-from segdistill.frames.rng import Batches
+from segdistill.data.sampling import BatchSampler
 from segdistill.scoring.evaluate import TorchPredictor
-from segdistill.teacher_logits import logits_on_grid
+from segdistill.teacher_logits.build import logits_on_grid
 
 RUNS, STEPS, VIEWS, MOST = 8, 500, 8, 1.10
 DATA_SETS = {"": ("CamVid's size", 330), "-cityscapes": ("Cityscapes", 2975)}  # suffix of the row: name, train frames
@@ -61,9 +61,9 @@ class Costs(NamedTuple):
         return once_s / gained_s if gained_s > 0 else float("inf")
 
 
-def drawn_views(frames: int, batch: int, steps: int) -> int:
-    """How many views a run draws, and `teacher_logits.drawn_by` stores; runs of one seed draw the same ones."""
-    return int(Batches(0, "distill", frames, VIEWS, batch, flip_probability=0.5, jitter=0.0).drawn(steps).sum())
+def views_drawn_by(frames: int, batch: int, steps: int) -> int:
+    """How many views a run draws, and `teacher_logits.limit_views_to` stores; runs of one seed draw the same ones."""
+    return int(BatchSampler(0, "distill", frames, VIEWS, batch, flip_probability=0.5, jitter=0.0).drawn(steps).sum())
 
 
 def measure(quick: bool) -> tuple[dict, list[Row]]:
@@ -118,7 +118,7 @@ def _start_s(starts: int) -> float:
 def _rows(costs: Costs, suffix: str, batch: int) -> list[Row]:
     """One data set: the views that are drawn, all views, and the steps at which those meet the target."""
     name, frames = DATA_SETS[suffix]
-    typical, crops, drawn = costs.median(), frames * VIEWS, drawn_views(frames, batch, STEPS)
+    typical, crops, drawn = costs.median(), frames * VIEWS, views_drawn_by(frames, batch, STEPS)
     steps = typical.steps_for(MOST, crops)
     what = f"sweep of {RUNS} runs with the teacher's pass / {RUNS} vanilla runs, {STEPS} steps each, {name}"
 
@@ -130,7 +130,7 @@ def _rows(costs: Costs, suffix: str, batch: int) -> list[Row]:
     rows = [
         ratio_row(
             f"4{suffix}",
-            f"{what}, views as teacher_logits.drawn_by stores them",
+            f"{what}, views as teacher_logits.limit_views_to stores them",
             costs.sweep_over_vanilla(drawn, STEPS),
             f"at most {MOST:g}",
             passed(drawn, f"the {drawn:,} views that are drawn"),

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from rows import Row
 
-from segdistill.base.errors import InputError
-from segdistill.base.files import write_text
+from segdistill.core.errors import UserError
+from segdistill.core.files import write_text
 
 
 def table(rows: list[Row]) -> str:
@@ -42,11 +42,11 @@ def put_between(document: Path, name: str, text: str) -> None:
     """Replace what stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->`; nothing else of it changes.
 
     Raises:
-        InputError: the document does not have these marks once.
+        UserError: the document does not have these marks once.
     """
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     page = document.read_text(encoding="utf-8")
     if page.count(begin) != 1 or page.count(end) != 1:
-        raise InputError(f"{document}: needs one {begin} and one {end}, where the figures belong")
+        raise UserError(f"{document}: needs one {begin} and one {end}, where the figures belong")
     head, tail = page.split(begin)[0], page.split(end)[1]
     write_text(document, f"{head}{begin}\n{text}\n{end}{tail}")

@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional as transforms
 
-from segdistill.cityscapes import CLASSES, IGNORE, TRAIN_ID_OF_LABEL_ID
 from segdistill.nets.registry import build
+from segdistill.prepare.cityscapes import CLASSES, IGNORE, TRAIN_ID_OF_LABEL_ID
 
 WORKERS = 2
 ALPHA, TEMPERATURE = 0.3, 1.0

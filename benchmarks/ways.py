@@ -34,11 +34,10 @@ from streets import ON_CPU, QUICK, Sizes, streets_on_disk
 from torch import Tensor, nn
 from usual_loop import AsPublished
 
-from segdistill.cityscapes import CLASSES
-from segdistill.nets.compute import choose
-from segdistill.nets.freed_memory import keep_freed_memory
+from segdistill.nets.device import resolve_device, keep_freed_memory
 from segdistill.nets.registry import build
-from segdistill.training.train_loop import Job, sgd, update
+from segdistill.prepare.cityscapes import CLASSES
+from segdistill.training.loop import Job, sgd, update
 
 OPTIMIZER_STEPS = 5  # of a stretch: one alone is too short to time
 
@@ -92,7 +91,7 @@ def _step_rows(ours: OurLoop, steps: int, rounds: int) -> list[Row]:
         "nchw": nchw._replace(net=Nchw(nchw.net).train()),
         "head": head._replace(net=WrittenOut(head.net).train()),
         "dtype": other_dtype._replace(compute=ours.compute._replace(dtype=other)),
-        "full": ours.job("full", FROM_CACHE._replace(kl_at="full")),
+        "full": ours.job("full", FROM_CACHE._replace(kl_resolution="full")),
         "jitter": ours.job("jitter", jitter=0.2),
     }
     kinds = {name: next_steps(job, steps) for name, job in jobs.items()}
@@ -211,7 +210,7 @@ def frame_pass(shape: tuple[int, ...], kept: bool) -> Callable[[], None]:
 
 
 def _student_and_pixels(shape: tuple[int, ...], kept: bool) -> tuple[nn.Module, Tensor]:
-    compute = choose("cpu", "float32", 0)
+    compute = resolve_device("cpu", "float32", 0)
     if kept:
         keep_freed_memory()
     return compute.place(build(STUDENT, CLASSES)), torch.rand(shape).to(memory_format=torch.channels_last)

@@ -125,7 +125,7 @@ class Pages(NamedTuple):
 @contextlib.contextmanager
 def mlflow_pages() -> Iterator[Pages]:
     """The pages of the runs in the current folder, while a server shows them."""
-    from segdistill.base.params_file import load_params
+    from segdistill.params.read import load_params
     from segdistill.tracking import Experiment
     from segdistill.tracking.store import find_store
     from segdistill.tracking.view import COMPARED, ML_PAGES, compare_path, run_path, view_path

@@ -1,10 +1,10 @@
 """benchmark: all students and the teacher -> metrics/benchmark.json, interleaved in one process."""
 
-from segdistill.base.stage_process import stage_process
+from segdistill.core.stage import stage_process
 
 if __name__ == "__main__":
     with stage_process():
-        from segdistill.base.params_file import load_params
-        from segdistill.benchmark import benchmark
+        from segdistill.latency.run import benchmark
+        from segdistill.params.read import load_params
 
         benchmark(load_params())

@@ -2,15 +2,15 @@
 
 import argparse
 
-from segdistill.base.stage_process import stage_process
+from segdistill.core.stage import stage_process
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", required=True, help="a name under runs in params.yaml")
     run = parser.parse_args().run
     with stage_process():
-        from segdistill.base.params_file import known_run, load_params
-        from segdistill.export import export_run
+        from segdistill.export.run import export_run
+        from segdistill.params.read import known_run, load_params
 
         params = load_params()
         export_run(params, known_run(params, run))

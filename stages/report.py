@@ -1,19 +1,16 @@
 """report: metrics/ -> metrics/summary.json, metrics/summary.csv, reports/index.html and a table on the terminal."""
 
-from pathlib import Path
-
-from segdistill.base.stage_process import stage_process
-
-METRICS, REPORT = Path("metrics"), Path("reports/index.html")
+from segdistill.core.stage import stage_process
 
 if __name__ == "__main__":
     with stage_process():
-        from segdistill.base.params_file import load_params
+        from segdistill.params.read import load_params
+        from segdistill.paths import METRICS, REPORT
         from segdistill.report import write_report
         from segdistill.report.terminal import print_summary
-        from segdistill.summary import summarise, write_summary
+        from segdistill.results.summary import summarise, write_summary
         from segdistill.tracking import track
-        from segdistill.training.scratch import clear_removed
+        from segdistill.training.checkpoint import clear_removed
 
         params = load_params()
         summary = summarise(params, METRICS)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from segdistill.base.files import write_json
-from segdistill.base.params import TeacherLogitsParams
-from segdistill.frames.dataset import Split
-from segdistill.frames.rng import Batches
-from segdistill.logits.teacher_cache import Teaching, geometry, origins_of
-from segdistill.nets.checkpoint import net_facts, save_net
-from segdistill.nets.compute import Compute
+from segdistill.core.files import write_json
+from segdistill.data.prepared import Split
+from segdistill.data.sampling import BatchSampler
+from segdistill.data.teacher_cache import Teaching, geometry, origins_of
+from segdistill.nets.device import Compute
 from segdistill.nets.registry import build
 from segdistill.nets.resize import upsample
-from segdistill.scoring.class_maps import write_archive
+from segdistill.nets.weights import net_facts, save_net
+from segdistill.params.model import TeacherLogitsParams
+from segdistill.scoring.record import write_archive
 
 ARCH, CLASSES, FRAMES = "deeplabv3plus_mobilenet", 6, 3
 
@@ -58,7 +58,7 @@ def write_teacher(folder, scale: float = 1.0, spoil: float | None = None) -> Non
 
 
 def plan_of(flip_probability: float):
-    return Batches(0, "distill", FRAMES, VIEWS, 6, flip_probability, 0.0).plan(0)
+    return BatchSampler(0, "distill", FRAMES, VIEWS, 6, flip_probability, 0.0).plan(0)
 
 
 def floats(teaching: Teaching, flip_probability: float = 0.0) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from segdistill import cityscapes
+from segdistill.prepare import cityscapes
 
 
 def image_path(root: Path, split: str, stem: str) -> Path:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from segdistill.nets import freed_memory
+from segdistill.nets import device as freed_memory
 
 sys.path.insert(0, str(Path(__file__).parent))
 from png_decoders import DECODERS, decoding_with  # noqa: E402 - which lies beside this file

@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from segdistill.base.class_table import ClassTable
-from segdistill.base.files import write_json, write_text
-from segdistill.base.params import Params
-from segdistill.base.params_file import load_params
-from segdistill.scoring.metrics_file import LEGEND
-from segdistill.val_record import ValRecorder
+from segdistill.formats.classes import ClassTable
+from segdistill.core.files import write_json, write_text
+from segdistill.params.model import Params
+from segdistill.params.read import load_params
+from segdistill.scoring.record import LEGEND, ValRecorder
 
 PROFILE = Path(__file__).parents[1] / "profiles" / "tiny.yaml"
 RUNS = {
@@ -123,13 +122,13 @@ def write_metrics(metrics: Path) -> Path:
         write_json(folder / "export.json", exported)
         write_text(folder / "distill_curve.csv", HEADER + "5,0.01,2.0,2.5,1.5,\n10,0.01,1.0,1.5,0.5,0.25\n")
         write_text(folder / "finetune_curve.csv", HEADER + ("" if run == "light" else "6,0.01,0.5,0.75,0.25,0.5\n"))
-        _picture(folder / "pictures" / "00003_student.png", coloured=False)
+        _picture(folder / "images" / "00003_student.png", coloured=False)
         write_record(folder / "val", run)
     write_record(metrics / "val", "teacher")
-    _picture(metrics / "pictures" / "00003_image.png", coloured=True)
-    write_json(metrics / "pictures" / LEGEND, TABLE.facts())
+    _picture(metrics / "images" / "00003_image.png", coloured=True)
+    write_json(metrics / "images" / LEGEND, TABLE.facts())
     for name in ("truth", "teacher"):
-        _picture(metrics / "pictures" / f"00003_{name}.png", coloured=False)
+        _picture(metrics / "images" / f"00003_{name}.png", coloured=False)
     return metrics
 
 

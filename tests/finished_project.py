@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from city_on_disk import image_path, label_path
-from segdistill.provenance import file_sha256
+from segdistill.core.provenance import file_sha256
 from stage_calls import Done, call_command, call_stage
 from tiny_city import tinier_params
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from segdistill.frames.transforms import normalised
-from segdistill.nets.checkpoint import net_facts, save_net
+from segdistill.data.transforms import normalize
+from segdistill.export.onnx_file import write_float32, write_int8
 from segdistill.nets.registry import build
 from segdistill.nets.resize import upsample
-from segdistill.onnx_model.file import write_float32, write_int8
+from segdistill.nets.weights import net_facts, save_net
 
 ARCH, CLASSES, OPSET, TRACED_PX = "deeplabv3_mobilenet_lite", 19, 18, (64, 96)
 
@@ -30,8 +30,8 @@ def random_net(classes: int = CLASSES, seed: int = 0) -> torch.nn.Module:
     with torch.no_grad():
         for start in (0, 4):
             frames = np.stack([smooth_frame(TRACED_PX, seed) for seed in range(start, start + 4)])
-            net(normalised(torch.from_numpy(frames)))
-        logits = net.eval()(normalised(torch.from_numpy(frames)))
+            net(normalize(torch.from_numpy(frames)))
+        logits = net.eval()(normalize(torch.from_numpy(frames)))
         net.classifier.classifier[-1].bias -= logits.mean((0, 2, 3))
     return net
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from segdistill.sources import png_file
+from segdistill.prepare import images as png_file
 
 DECODERS = ("kornia-rs", "Pillow")
 

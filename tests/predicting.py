@@ -20,7 +20,7 @@ def make_street(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(folder)
     (folder / "pictures/city").mkdir(parents=True)
     for name, size_px, seed in (("a.png", (49, 65), 1), (f"city/{STEM}_leftImg8bit.png", (48, 64), 2)):
-        Image.fromarray(smooth_frame(size_px, seed)).save(folder / "pictures" / name)
+        Image.fromarray(smooth_frame(size_px, seed)).save(folder / "images" / name)
     return folder
 
 

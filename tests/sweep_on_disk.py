@@ -10,8 +10,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from segdistill.base.params import Params
-from segdistill.base.params_file import load_params
+from segdistill.params.model import Params
+from segdistill.params.read import load_params
 
 PROFILE = Path(__file__).parents[1] / "profiles" / "tiny.yaml"
 HEADER = "step,lr,loss,label_loss,distill_loss,holdout_mean_iou\n"
@@ -54,7 +54,7 @@ def write_metrics(metrics: Path, runs: dict) -> None:
     models = dict.fromkeys(["teacher", *runs], "net_os16")
     write(metrics / "benchmark.json", {"conditions": {}, "networks": {"net_os16": network}, "models": models})
     write(metrics / "teacher.json", FIGURES | {"mean_iou": 0.5, "arch": "deeplabv3plus_resnet50"})
-    picture(metrics / "pictures" / "00001_image.png")
+    picture(metrics / "images" / "00001_image.png")
     write_curve(metrics / "teacher_curve.csv", 3)
     exported = FIGURES | {"max_logit_difference": 1e-5, "class_agreement_with_torch": 0.999, "bytes": 20_000_000}
     for run in runs:
@@ -64,7 +64,7 @@ def write_metrics(metrics: Path, runs: dict) -> None:
         write(folder / "export.json", {"torch": FIGURES, "float32": exported, "int8": exported | {"mean_iou": 0.29}})
         write_curve(folder / "distill_curve.csv", 40)
         write_curve(folder / "finetune_curve.csv", 5)
-        picture(folder / "pictures" / "00001_student.png")
+        picture(folder / "images" / "00001_student.png")
 
 
 def write(path: Path, value: object) -> None:

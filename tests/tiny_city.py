@@ -6,14 +6,14 @@ from pathlib import Path
 
 import yaml
 
-from segdistill.base.params import Params
-from segdistill.base.params_file import load_params
-from segdistill.frames.dataset import PREPARED, open_split, read_index
-from segdistill.logits.teacher_cache import FOLDER, geometry
-from segdistill.prepare import prepare
-from segdistill.teacher import check_teacher
-from segdistill.teacher_logits import build_cache
-from segdistill.training.training_job import compute_of
+from segdistill.data.prepared import PREPARED, open_split, read_index
+from segdistill.data.teacher_cache import FOLDER, geometry
+from segdistill.params.model import Params
+from segdistill.params.read import load_params
+from segdistill.prepare.run import prepare
+from segdistill.teacher.check import check_teacher
+from segdistill.teacher_logits.build import build_cache
+from segdistill.training.job import device_of
 
 PROFILE = Path(__file__).resolve().parents[1] / "profiles" / "tiny.yaml"
 ARCH = "deeplabv3_mobilenet_lite"
@@ -46,7 +46,7 @@ def build_logits(params: Params) -> None:
     train, fingerprint, logits = open_split("train"), read_index()["fingerprint"], params.teacher_logits
     facts = geometry(train, fingerprint, params.seed, params.distill.crop_px, logits.views, logits.stride)
     for kind in logits.kinds:
-        build_cache(kind, FOLDER / kind, train, facts, logits, compute_of(params))
+        build_cache(kind, FOLDER / kind, train, facts, logits, device_of(params))
 
 
 def save_params(params: Params) -> None:

@@ -6,16 +6,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from segdistill.base.params import TrainingParams
-from segdistill.frames.dataset import Split
-from segdistill.frames.rng import Batches, view_origins
-from segdistill.frames.transforms import cut, normalised
-from segdistill.logits.stored_logits import StoredCrops
-from segdistill.nets.compute import Compute
-from segdistill.nets.losses import IGNORE
-from segdistill.training.crops import CropBatches
-from segdistill.training.scratch import Scratch
-from segdistill.training.train_loop import Distillation, Job, train
+from segdistill.data.prepared import Split
+from segdistill.data.sampling import BatchSampler, view_origins
+from segdistill.data.teacher_cache import StoredCrops
+from segdistill.data.transforms import crop, normalize
+from segdistill.nets.device import Compute
+from segdistill.params.model import TrainingParams
+from segdistill.scoring.label_losses import IGNORE
+from segdistill.training.batches import CropLoader
+from segdistill.training.checkpoint import Checkpointer
+from segdistill.training.loop import Distillation, Job, train
 
 FRAMES, FRAME_PX, CROP_PX, VIEWS, CLASSES = 5, (24, 32), (16, 16), 3, 3
 
@@ -72,7 +72,7 @@ def settings_of(**changed) -> TrainingParams:
     return TrainingParams(**(given | changed))
 
 
-class FailingBatches(CropBatches):
+class FailingBatches(CropLoader):
     """Calls `hook(step)` before handing on the batch of that step."""
 
     hook = staticmethod(lambda step: None)
@@ -90,13 +90,13 @@ class LogitsOfATeacher:
         self.teacher, self.split, self.nan_for = teacher.eval(), split, nan_for
 
     @torch.no_grad()
-    def cut(self, plan, origins):
+    def crop(self, plan, origins):
         images = np.empty((len(plan.frames), *CROP_PX, 3), np.uint8)
-        cut(self.split.images, plan.frames, origins, plan.flips, CROP_PX, images)
-        logits = self.teacher(normalised(torch.from_numpy(images))).permute(0, 2, 3, 1).numpy()
+        crop(self.split.images, plan.frames, origins, plan.flips, CROP_PX, images)
+        logits = self.teacher(normalize(torch.from_numpy(images))).permute(0, 2, 3, 1).numpy()
         return StoredCrops(torch.from_numpy(logits * np.nan if plan.seed in self.nan_for else logits))
 
-    def will_read(self, plan, origins):
+    def prefetch(self, plan, origins):
         return 0
 
 
@@ -106,7 +106,7 @@ def origins() -> np.ndarray:
 
 def make_job(net=None, hook=None, distillation=None, cached=None, split=None, lr=0.1, holdout=None, **changed) -> Job:
     settings = settings_of(**changed)
-    batches = Batches(0, "distill", FRAMES, VIEWS, settings.batch_size, settings.flip_probability, settings.jitter)
+    batches = BatchSampler(0, "distill", FRAMES, VIEWS, settings.batch_size, settings.flip_probability, settings.jitter)
     crops = FailingBatches(split or make_split(), batches, origins(), CROP_PX, cached)
     if hook is not None:
         crops.hook = hook
@@ -116,7 +116,7 @@ def make_job(net=None, hook=None, distillation=None, cached=None, split=None, lr
 def run(root, key="key", **given) -> tuple[nn.Module, list[dict]]:
     """Train a job in the scratch folder `root` and return its net and curve."""
     job = make_job(**given)
-    with Scratch(job.name, key, root) as scratch:
+    with Checkpointer(job.name, key, root) as scratch:
         return job.net, train(job, scratch)
 
 
@@ -143,7 +143,7 @@ def killed() -> None:
     raise KilledError
 
 
-def distilled(alpha=0.4, method="kl", temperature=2.0, kl_at="stride", live_teacher=None, nan_for=frozenset()) -> dict:
+def distilled(alpha=0.4, method="kl", temperature=2.0, kl_resolution="stride", live_teacher=None, nan_for=frozenset()) -> dict:
     """Arguments of a job that learns from a stored or a live teacher."""
     cached = None if live_teacher else LogitsOfATeacher(TinyNet(seed=9), make_split(), nan_for)
-    return {"distillation": Distillation(alpha, method, temperature, kl_at, live_teacher), "cached": cached}
+    return {"distillation": Distillation(alpha, method, temperature, kl_resolution, live_teacher), "cached": cached}

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from segdistill.base.errors import InputError, told_plainly
-from segdistill.base.files import atomic_directory
+from segdistill.core.errors import UserError, exit_on_user_error
+from segdistill.core.files import atomic_directory
 
 # The data set's order: sky building pole road pavement tree sign fence car pedestrian bicyclist void, as labelIds.
 LABEL_IDS = np.array([23, 11, 17, 7, 8, 21, 20, 13, 26, 24, 25, 0], dtype=np.uint8)
@@ -26,14 +26,14 @@ def convert(camvid: Path, out: Path) -> dict[str, int]:
     """Write every frame of `camvid` below `out`; returns frames by split.
 
     Raises:
-        InputError: a folder or label is missing, or a label holds a class outside the table.
+        UserError: a folder or label is missing, or a label holds a class outside the table.
     """
     counts = {}
     with atomic_directory(out) as tree:
         for split in ("train", "val"):
             photographs = sorted((camvid / split).glob("*.png"))
             if not photographs:
-                raise InputError(
+                raise UserError(
                     f"{camvid / split}: no PNG files; allowed is the folder of the SegNet tutorial's CamVid"
                 )
             for photograph in photographs:
@@ -49,10 +49,10 @@ def _convert_frame(photograph: Path, annotation: Path, tree: Path, split: str) -
     image = tree / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png"
     label = tree / "gtFine" / split / city / f"{stem}_gtFine_labelIds.png"
     if not annotation.is_file():
-        raise InputError(f"{annotation}: missing; every frame of {split}/ needs its label there")
+        raise UserError(f"{annotation}: missing; every frame of {split}/ needs its label there")
     classes = np.asarray(Image.open(annotation))
     if classes.max() >= len(LABEL_IDS):
-        raise InputError(f"{annotation}: holds class {classes.max()}; allowed are 0 to {len(LABEL_IDS) - 1}")
+        raise UserError(f"{annotation}: holds class {classes.max()}; allowed are 0 to {len(LABEL_IDS) - 1}")
     for path, pixels in ((image, np.asarray(Image.open(photograph).convert("RGB"))), (label, LABEL_IDS[classes])):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("camvid", type=Path)
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()
-    with told_plainly():
+    with exit_on_user_error():
         for split, frames in convert(arguments.camvid, arguments.out).items():
             print(f"{split}: {frames} frames")
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from segdistill.base.archs import ARCHS
-from segdistill.base.params import Params, RunBase, section_of
+from segdistill.params.archs import ARCHS
+from segdistill.params.model import Params, RunBase, section_of
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "params.md"
 SECTIONS = [name for name in Params.model_fields if name not in {"seed", "runs"}]

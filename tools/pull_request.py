@@ -19,8 +19,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from segdistill.base.errors import InputError
-from segdistill.base.yaml_file import read_mapping
+from segdistill.core.errors import UserError
+from segdistill.core.yaml_file import read_mapping
 
 BUILD = Path("build")
 HEAD, BASE, REPORT = (BUILD / name for name in ("head", "base", "report"))
@@ -166,7 +166,7 @@ def compare(base: str, profile: str | None) -> str:
     """Run both sides and keep the head's report; the page.
 
     Raises:
-        CommandError, InputError, OSError: the head could not be run.
+        CommandError, UserError, OSError: the head could not be run.
     """
     try:
         make_worktree(HEAD, "HEAD", profile, with_edits=True)
@@ -175,7 +175,7 @@ def compare(base: str, profile: str | None) -> str:
         try:
             commit = git("rev-parse", "--verify", f"{base}^{{commit}}").strip()
             difference = run_base(commit, profile)
-        except (CommandError, InputError, OSError) as error:  # a base that does not run is no fault of the change
+        except (CommandError, UserError, OSError) as error:  # a base that does not run is no fault of the change
             difference = f"The base could not be run: {error}"
         return page(how, base, difference)
     finally:
@@ -193,7 +193,7 @@ def main() -> None:
         written = compare(arguments.base, arguments.profile)
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(written, encoding="utf-8")
-    except (CommandError, InputError, OSError) as error:
+    except (CommandError, UserError, OSError) as error:
         sys.exit(f"error: {error}")
     print(f"written: {arguments.out}")
 

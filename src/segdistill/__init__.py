@@ -1,3 +1,2 @@
 """segdistill: one heavy segmentation teacher, many light students, and which of them to ship."""
-
 __version__ = "0.1.0"

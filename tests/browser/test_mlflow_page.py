@@ -12,7 +12,7 @@ from PIL import Image
 
 from fake_metrics import sweep_params, write_metrics
 from scripts_as_modules import load_script
-from segdistill.base.files import write_text
+from segdistill.core.files import write_text
 from segdistill.tracking import track
 
 pytestmark = pytest.mark.slow
@@ -50,7 +50,7 @@ def pages(screenshots, browser, tmp_path_factory):
         params = sweep_params(tracking={"model": None})
         write_text("params.yaml", yaml.safe_dump(json.loads(params.model_dump_json())))
         write_metrics(METRICS)
-        pictures = METRICS / "runs/a03/distill_pictures"
+        pictures = METRICS / "runs/a03/distill_images"
         pictures.mkdir()
         for number, name in enumerate(("truth", "step_000000", "step_000005", "step_000010")):
             Image.fromarray(np.full((8, 16), number, np.uint8)).save(pictures / f"00001_{name}.png")

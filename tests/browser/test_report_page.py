@@ -12,7 +12,7 @@ from PIL import Image
 
 from fake_metrics import sweep_params, write_metrics
 from segdistill.report import write_report
-from segdistill.summary import summarise
+from segdistill.results.summary import summarise
 
 pytestmark = pytest.mark.slow
 OFFLINE = ("file:", "data:", "blob:")

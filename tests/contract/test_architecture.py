@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from scripts_as_modules import load_script
-from segdistill.base.params import Params
+from segdistill.params.model import Params
 
 ROOT = Path(__file__).parents[2]
 
@@ -178,7 +178,7 @@ def test_a_stage_can_be_stopped_while_it_loads(path):
     """Ctrl-C is one line within stage_process only, and torch takes seconds to load."""
     first = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ImportFrom)]
     modules = {node.module for node in first if node.module.split(".")[0] == "segdistill"}
-    assert modules == {"segdistill.base.stage_process"}
+    assert modules == {"segdistill.core.stage"}
     assert loaded_by(ROOT / "src/segdistill/base/stage_process.py") & {"torch", "numpy", "pydantic"} == set()
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from segdistill.nets.checkpoint import load_net
-from segdistill.provenance import file_sha256
-from segdistill.student import distill, finetune
-from segdistill.teacher import check_teacher
+from segdistill.core.provenance import file_sha256
+from segdistill.nets.weights import load_net
+from segdistill.student.run import distill, finetune
+from segdistill.teacher.check import check_teacher
 from tiny_city import build_city, tinier_params
 
 pytestmark = pytest.mark.slow
@@ -49,7 +49,7 @@ def outputs(phase: str) -> dict[str, str]:
     """Hashes of everything that a phase writes."""
     metrics = Path("metrics") if phase == "teacher" else Path("metrics/runs") / RUN
     files = [Path(PHASES[phase][1]), metrics / f"{phase}.json", metrics / f"{phase}_curve.csv"]
-    files += sorted((metrics / f"{phase}_pictures").iterdir())
+    files += sorted((metrics / f"{phase}_images").iterdir())
     return {str(file): file_sha256(file) for file in files}
 
 

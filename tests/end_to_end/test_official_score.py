@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from segdistill.cityscapes import CLASSES
 from segdistill.cli import app
-from segdistill.frames.dataset import PREPARED, open_split
-from segdistill.onnx_model.file import OnnxPredictor
-from segdistill.prepare import prepare
+from segdistill.data.prepared import PREPARED, open_split
+from segdistill.export.onnx_file import OnnxPredictor
+from segdistill.prepare.cityscapes import CLASSES
+from segdistill.prepare.run import prepare
+from segdistill.prepare.synthetic.render import write_city
 from segdistill.scoring.evaluate import evaluate
-from segdistill.synthetic import write_city
 from tiny_city import tinier_params
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]

@@ -12,17 +12,17 @@ from PIL import Image
 
 from folder_on_disk import describe, pixels, write_image
 from onnx_models import weights, write_model
-from segdistill.base.files import read_json
-from segdistill.base.params import Params
-from segdistill.benchmark import benchmark
-from segdistill.export import export_run
-from segdistill.nets.checkpoint import net_facts, read_facts, save_net
+from segdistill.core.files import read_json
+from segdistill.export.onnx_file import OnnxPredictor, read_metadata
+from segdistill.export.run import export_run
+from segdistill.latency.run import benchmark
 from segdistill.nets.registry import build
-from segdistill.onnx_model.file import OnnxPredictor, read_metadata
+from segdistill.nets.weights import net_facts, read_facts, save_net
+from segdistill.params.model import Params
 from segdistill.report import write_report
 from segdistill.report.terminal import markdown
-from segdistill.student import distill, finetune
-from segdistill.summary import summarise, write_summary
+from segdistill.results.summary import summarise, write_summary
+from segdistill.student.run import distill, finetune
 from segdistill.tracking.rows import rows_on_disk
 from tiny_city import ARCH, build_city, tinier_params
 
@@ -98,9 +98,9 @@ def test_what_it_predicts_are_these_classes(done):
 
 def test_pictures_and_report_have_these_colors(done):
     folder, _, summary = done
-    with Image.open(next((folder / "metrics/runs/taught/pictures").glob("*_student.png"))) as picture:
+    with Image.open(next((folder / "metrics/runs/taught/images").glob("*_student.png"))) as picture:
         assert np.array(picture.getpalette()).reshape(-1, 3)[:3].tolist() == TABLE["colors"]
-    assert read_json(folder / "metrics/pictures/classes.json") == TABLE
+    assert read_json(folder / "metrics/images/classes.json") == TABLE
     page = (folder / "reports/index.html").read_text(encoding="utf-8")
     assert '<i class="swatch" style="background:rgb(200,180,90)"></i>barn owl' in page
     assert "straße" in page

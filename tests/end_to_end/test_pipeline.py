@@ -132,7 +132,7 @@ def shell_commands(page: Path) -> list[str]:
 @pytest.mark.parametrize("name", ["docs/tutorial.md", "README.md"])
 def test_the_commands_of_the_documents_work(done, name):
     done.commit(f"before {name}")
-    shutil.copy(done.folder / "metrics/pictures/00000_image.png", done.folder / "street.png")
+    shutil.copy(done.folder / "metrics/images/00000_image.png", done.folder / "street.png")
     commands = shell_commands(done.folder / name)
     assert any(command.startswith("dvc exp run -S") for command in commands)
     said = {}

@@ -15,9 +15,9 @@ import torch
 
 from fake_metrics import sweep_params, write_metrics
 from scripts_as_modules import load_script
-from segdistill.nets.checkpoint import net_facts
+from segdistill.export.onnx_file import OnnxPredictor, write_float32
 from segdistill.nets.registry import build
-from segdistill.onnx_model.file import OnnxPredictor, write_float32
+from segdistill.nets.weights import net_facts
 from segdistill.tracking import track
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]

@@ -26,7 +26,7 @@ def seconds(tmp_path_factory, one_thread):
         from rows import seconds_in_turn
         from streets import QUICK, Streets
 
-        from segdistill.nets.compute import Compute
+        from segdistill.nets.device import Compute
 
         compute = Compute(torch.device("cpu"), torch.float32, 1)
         streets = Streets(tmp_path_factory.mktemp("streets"), QUICK.frame_px, QUICK.frames)

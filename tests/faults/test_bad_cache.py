@@ -14,9 +14,9 @@ import torch
 
 from city_on_disk import write_city
 from finished_project import Project
+from segdistill.core.provenance import file_sha256
 from segdistill.nets.registry import build
-from segdistill.provenance import file_sha256
-from segdistill.scoring.class_maps import write_archive
+from segdistill.scoring.record import write_archive
 from tiny_city import ARCH
 
 CACHE = "data/teacher_logits/views"

@@ -15,8 +15,8 @@ from onnx import TensorProto, helper, save
 from safetensors.torch import load_file, save_file
 
 from finished_project import Project
-from segdistill.nets.checkpoint import net_facts, save_net
-from segdistill.nets.registry import build_to_load
+from segdistill.nets.registry import build_uninitialized
+from segdistill.nets.weights import net_facts, save_net
 from tiny_city import ARCH
 
 CLASSES = 19
@@ -26,11 +26,11 @@ State = dict[str, torch.Tensor]
 @pytest.fixture(scope="session")
 def state() -> State:
     """Weights that fit the teacher's network."""
-    return build_to_load(ARCH, CLASSES).state_dict()
+    return build_uninitialized(ARCH, CLASSES).state_dict()
 
 
 def of_classes(classes: int) -> State:
-    return build_to_load(ARCH, classes).state_dict()
+    return build_uninitialized(ARCH, classes).state_dict()
 
 
 def reshaped(state: State) -> State:
@@ -58,7 +58,7 @@ SAVED: dict[str, tuple[str, Callable[[State], object], list[str]]] = {
     "other shapes": ("best.pth", reshaped, ["best.pth: the weights do not fit", "1 wrongly shaped", "[3] instead of"]),
     "another network": (
         "best.pth",
-        lambda state: build_to_load("deeplabv3plus_mobilenet", CLASSES).state_dict(),
+        lambda state: build_uninitialized("deeplabv3plus_mobilenet", CLASSES).state_dict(),
         ["best.pth: the weights do not fit the network", "unexpected"],
     ),
     "not finite": (
@@ -120,7 +120,7 @@ def test_a_start_that_does_not_fit_is_refused(project, refused, state):
 
 def replaced_by_5_classes(project: Project, name: str) -> None:
     project.path(name).unlink()
-    save_net(project.path(name), build_to_load(ARCH, 5), net_facts(ARCH, 5, 16))
+    save_net(project.path(name), build_uninitialized(ARCH, 5), net_facts(ARCH, 5, 16))
 
 
 def with_stranger_weights(project: Project, name: str) -> None:

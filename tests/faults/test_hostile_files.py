@@ -13,9 +13,9 @@ import torch
 from city_on_disk import random_frame, write_frame, zip_city
 from finished_project import IMAGE, LABEL, Project
 from hostile_files import GREYSCALE, RGB, RunsCode, chunk, png_of, zeros_compressed
-from segdistill import cityscapes
-from segdistill.nets.registry import build_to_load
-from segdistill.sources.file_tree import MAX_RATIO
+from segdistill.nets.registry import build_uninitialized
+from segdistill.prepare import cityscapes
+from segdistill.prepare.file_tree import MAX_RATIO
 from tiny_city import ARCH
 
 MIB = 2**20
@@ -36,7 +36,7 @@ def zipped(city: Project) -> Iterator[zipfile.ZipFile]:
 )
 def test_a_pickle_that_would_run_code_does_not(project, refused, call, path):
     canary = project.path("created")
-    state = build_to_load(ARCH, 19).state_dict()
+    state = build_uninitialized(ARCH, 19).state_dict()
     torch.save({"model_state": state, "extra": RunsCode(canary)}, project.path("hostile.pth"))
     project.set_params(**{path: "hostile.pth"})
     refused(call, ["hostile.pth: not a checkpoint that can be read safely", "expected tensors saved with torch.save"])

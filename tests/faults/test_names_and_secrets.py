@@ -21,11 +21,11 @@ from fake_metrics import sweep_params, write_metrics
 from finished_project import PASSWORD
 from folder_on_disk import describe, settings, write_frames
 from segdistill import cli
-from segdistill.frames.dataset import open_split
-from segdistill.prepare import prepare
+from segdistill.data.prepared import open_split
+from segdistill.prepare.run import prepare
 from segdistill.report import write_report
 from segdistill.report.terminal import markdown, print_summary
-from segdistill.summary import of_rows, summarise
+from segdistill.results.summary import of_rows, summarise
 from segdistill.tracking.rows import row_of
 from segdistill.tracking.store import cause, check_reachable, find_store
 from stage_calls import ROOT

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from segdistill.base.params import Params
-from segdistill.student import distill, finetune
+from segdistill.params.model import Params
+from segdistill.student.run import distill, finetune
 from stage_calls import Done, call_stage
 from tiny_city import build_city, save_params, tinier_params
 

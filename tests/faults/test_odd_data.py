@@ -11,8 +11,8 @@ from PIL import Image
 
 from city_on_disk import image_path, label_path, zip_city
 from finished_project import IMAGE, LABEL, VAL, Project
-from segdistill import cityscapes
-from segdistill.base.files import read_json
+from segdistill.core.files import read_json
+from segdistill.prepare import cityscapes
 
 IMAGE_ZIP, LABEL_ZIP = f"zips/{cityscapes.IMAGE_ZIP}", f"zips/{cityscapes.LABEL_ZIP}"
 MEMBER = IMAGE.removeprefix("raw/")

@@ -14,23 +14,22 @@ import numpy as np
 import seeds as valid
 import torch
 
-from segdistill.base.errors import InputError
-from segdistill.base.params_file import load_params
-from segdistill.frames.mapped import open_array
-from segdistill.frames.rng import Batches
-from segdistill.logits.teacher_cache import Teaching, origins_of
-from segdistill.nets.adapters import load_state, read_torch_checkpoint
-from segdistill.nets.checkpoint import load_net, read_facts, read_state
-from segdistill.onnx_model.file import read_metadata
+from segdistill.core.errors import UserError
+from segdistill.data.arrays import open_array
+from segdistill.data.sampling import BatchSampler
+from segdistill.data.teacher_cache import Teaching, origins_of
+from segdistill.export.onnx_file import read_metadata
+from segdistill.nets.weights import load_net, load_state, read_facts, read_state, read_torch_checkpoint
+from segdistill.params.read import load_params
 from segdistill.predict.classes import class_table
+from segdistill.prepare import images as png_file
+from segdistill.prepare.cityscapes import CityscapesFrames
+from segdistill.prepare.file_tree import ZipTree
+from segdistill.prepare.sources import Frame
 from segdistill.report import curves
-from segdistill.scoring.class_maps import ClassMapArchive
-from segdistill.sources import png_file
-from segdistill.sources.cityscapes import CityscapesFrames
-from segdistill.sources.file_tree import ZipTree
-from segdistill.sources.frame import Frame
+from segdistill.scoring.record import ClassMapArchive
 from segdistill.tracking import rows
-from segdistill.training.training_job import Data
+from segdistill.training.job import Data
 
 FRAME = Frame("train", "aachen", "000000", valid.STEMS[0], 0)
 MOST_FRAMES = 8  # of a zip, which may list one name many times
@@ -55,7 +54,7 @@ def read_frame_pair(path: Path) -> None:
     for image, label_ids in ((content, valid.label_map()), (valid.photograph(), content)):
         try:
             taken += _read_pair(image, label_ids)
-        except InputError as error:
+        except UserError as error:
             refused = error
     if not taken:
         raise refused
@@ -73,7 +72,7 @@ def _read_pair(image: bytes, label_ids: bytes) -> bool:
         try:
             with patch.object(png_file, "fast_decoder", lambda: None):
                 by_pillow = source.read(FRAME)
-        except InputError:  # which looks at one checksum more
+        except UserError:  # which looks at one checksum more
             return True
         assert np.array_equal(read.image, by_pillow.image)
         assert np.array_equal(read.classes, by_pillow.classes)
@@ -94,7 +93,7 @@ def read_zip(path: Path) -> None:
         source.size_px(frame)
         source.read(frame)
     if faults or not frames:
-        raise InputError("\n".join(faults) or "no frames")
+        raise UserError("\n".join(faults) or "no frames")
 
 
 def read_npy(path: Path) -> None:
@@ -147,7 +146,7 @@ def read_manifest(path: Path) -> None:
     """Open the logits beside it, and cut a batch out of them."""
     with contextlib.chdir(path.parent):  # where there is no teacher that they would have to be of
         teaching = Teaching("views", valid.FACTS, path.parent)
-    plan = Batches(0, "distill", valid.FRAMES, valid.VIEWS, 2, 0.5, 0.0).plan(0)
+    plan = BatchSampler(0, "distill", valid.FRAMES, valid.VIEWS, 2, 0.5, 0.0).plan(0)
     crops = teaching.stored.cut(plan, origins_of(valid.FACTS)[plan.frames, plan.views])
     assert crops.scale is not None
     assert torch.isfinite(crops.floats(torch.device("cpu"))).all()

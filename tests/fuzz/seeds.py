@@ -16,13 +16,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from segdistill.base.class_table import ClassTable
-from segdistill.frames.dataset import Split
-from segdistill.logits.stored_logits import LogitsWriter
-from segdistill.logits.teacher_cache import VAL_CLASSES, geometry, stored_shape
-from segdistill.nets.checkpoint import net_facts, save_net
-from segdistill.nets.registry import build_to_load
-from segdistill.scoring.class_maps import write_archive
+from segdistill.formats.classes import ClassTable
+from segdistill.data.prepared import Split
+from segdistill.data.teacher_cache import VAL_CLASSES, LogitsWriter, geometry, stored_shape
+from segdistill.nets.registry import build_uninitialized
+from segdistill.nets.weights import net_facts, save_net
+from segdistill.scoring.record import write_archive
 
 PROFILES = Path(__file__).resolve().parents[2] / "profiles"
 STEMS = ("aachen_000000_000019", "bochum_000001_000019")
@@ -111,7 +110,7 @@ def safetensors() -> list[bytes]:
 def _net_header() -> bytes:
     arch = "deeplabv3_mobilenet_lite"
     with tempfile.TemporaryDirectory() as folder:
-        save_net(Path(folder) / "a.safetensors", build_to_load(arch, CLASSES), net_facts(arch, TABLE, 16))
+        save_net(Path(folder) / "a.safetensors", build_uninitialized(arch, CLASSES), net_facts(arch, TABLE, 16))
         with (Path(folder) / "a.safetensors").open("rb") as stream:
             return stream.read(struct.unpack("<Q", stream.read(8))[0])
 

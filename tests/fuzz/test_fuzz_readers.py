@@ -11,7 +11,7 @@ import workers
 from readers import READERS, Reader, fuzz, refused_seeds, reproduction
 from workers import ACCEPTED, REFUSED, results
 
-from segdistill.sources import png_file
+from segdistill.prepare import images as png_file
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 INPUTS, SEED = 45, 0  # of each reader; more of them: python tests/fuzz/readers.py

@@ -13,12 +13,12 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from png_decoders import DECODERS, decoding_with
-from segdistill.base.errors import InputError
-from segdistill.cityscapes import CLASSES, CODING, LABEL_ID_OF_TRAIN_ID, LABELS, TRAIN_ID_OF_LABEL_ID
-from segdistill.label_coding import SHOWN
-from segdistill.scoring.pixels import classes_of
-from segdistill.scoring.scores import Confusion
-from segdistill.sources.png_file import decoded_label_ids
+from segdistill.core.errors import UserError
+from segdistill.prepare.cityscapes import CLASSES, CODING, LABEL_ID_OF_TRAIN_ID, LABELS, TRAIN_ID_OF_LABEL_ID
+from segdistill.prepare.images import decoded_label_ids
+from segdistill.prepare.label_coding import SHOWN
+from segdistill.scoring.confusion import Confusion
+from segdistill.scoring.evaluate import classes_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 VOID = 255
@@ -51,7 +51,7 @@ def test_label_ids_survive_their_png_or_all_unknown_ones_are_named(decoder, labe
         return
     first = ", ".join(map(str, unknown[:SHOWN]))
     more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
-    with pytest.raises(InputError, match=f"^label ids {first}{more} are not in the table"):
+    with pytest.raises(UserError, match=f"^label ids {first}{more} are not in the table"):
         CODING.classes(decoded)
 
 

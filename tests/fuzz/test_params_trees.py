@@ -12,9 +12,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segdistill.base.errors import InputError
-from segdistill.base.params import Params
-from segdistill.base.params_file import load_params
+from segdistill.core.errors import UserError
+from segdistill.params.model import Params
+from segdistill.params.read import load_params
 
 VALID = yaml.safe_load((Path(__file__).parents[2] / "profiles" / "tiny.yaml").read_text(encoding="utf-8"))
 SURROGATES = st.characters(categories=["Cs"])
@@ -106,7 +106,7 @@ def test_any_tree_is_params_or_one_message(file, all_changes):
     file.write_text(yaml.dump(tree, Dumper=Plain, sort_keys=False), encoding="utf-8")
     try:
         params = load_params(file)
-    except InputError as error:
+    except UserError as error:
         heading, *faults = str(error).splitlines()
         assert heading.startswith(str(file))
         if not faults:  # of the file as such

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import NamedTuple
 
-from segdistill.base.errors import InputError
+from segdistill.core.errors import UserError
 
 ACCEPTED, REFUSED = "accepted", "refused"
 HEADROOM_BYTES = 2 * 2**30  # of address space, over what the process has before the first input
@@ -52,10 +52,10 @@ def results(prepare: Prepare, numbers: Sequence[int]) -> Iterator[Result]:
 
 
 def outcome_of(read: Callable[[], object]) -> str:
-    """How one input ends: read, or refused by what `told_plainly` turns into one line; anything else is named."""
+    """How one input ends: read, or refused by what `exit_on_user_error` turns into one line; anything else is named."""
     try:
         read()
-    except (InputError, OSError):
+    except (UserError, OSError):
         return REFUSED
     except BaseException as error:
         calls = traceback.extract_tb(error.__traceback__)

@@ -14,15 +14,15 @@ import torch
 from torch import nn
 
 from hostile_files import RunsCode
-from segdistill.base.errors import InputError
-from segdistill.nets.adapters import (
+from segdistill.core.errors import UserError
+from segdistill.nets.registry import ARCHS, build
+from segdistill.nets.weights import (
     backbone_state,
     check_values,
     imagenet_backbone_state,
     load_state,
     read_torch_checkpoint,
 )
-from segdistill.nets.registry import ARCHS, build
 
 
 class Tiny(nn.Module):
@@ -79,7 +79,7 @@ def test_load_state_names_what_does_not_fit(state, change, told):
     net = Tiny()
     before = {key: value.clone() for key, value in net.state_dict().items()}
     change(state)
-    with pytest.raises(InputError, match=rf"(?s)^teacher\.pth: .*{told}") as caught:
+    with pytest.raises(UserError, match=rf"(?s)^teacher\.pth: .*{told}") as caught:
         load_state(net, state, source="teacher.pth")
     assert "hint" not in str(caught.value)
     assert_same_state(net.state_dict(), before)
@@ -89,18 +89,18 @@ def test_load_state_names_what_does_not_fit(state, change, told):
 def test_values_that_are_no_finite_real_numbers_are_named(state, odd):
     check_values(state, "teacher.pth")
     state["backbone.weight"] = state["backbone.weight"] + odd
-    with pytest.raises(InputError, match=r"^teacher\.pth: the weights are no finite .*\n  1 spoilt: backbone\.weight$"):
+    with pytest.raises(UserError, match=r"^teacher\.pth: the weights are no finite .*\n  1 spoilt: backbone\.weight$"):
         check_values(state, "teacher.pth")
 
 
 def test_load_state_names_the_first_few_of_many(state):
-    with pytest.raises(InputError, match=r"8 missing: .*, \.\.\.\n  8 unexpected: other\.0, .*, \.\.\.$") as caught:
+    with pytest.raises(UserError, match=r"8 missing: .*, \.\.\.\n  8 unexpected: other\.0, .*, \.\.\.$") as caught:
         load_state(Tiny(), {f"other.{index}": torch.ones(1) for index in range(8)}, source="x")
     assert "other.7" not in str(caught.value)
 
 
 def test_load_state_hints_at_another_number_of_classes():
-    with pytest.raises(InputError, match="hint: these weights are for 21 classes, the network was built for 19"):
+    with pytest.raises(UserError, match="hint: these weights are for 21 classes, the network was built for 19"):
         load_state(Tiny(19), Tiny(21).state_dict(), source="voc.pth")
 
 
@@ -108,7 +108,7 @@ def test_load_state_hints_at_another_number_of_classes():
 def test_class_count_hint_for_real_networks(arch):
     with without_values():
         net, other = build(arch, 19), build(arch, 21)
-    with pytest.raises(InputError, match="21 classes, the network was built for 19"):
+    with pytest.raises(UserError, match="21 classes, the network was built for 19"):
         load_state(net, other.state_dict(), source="voc.pth")
 
 
@@ -162,7 +162,7 @@ def test_code_in_a_file_does_not_run(tmp_path, state, how):
         path.write_bytes(pickle.dumps(RunsCode(target), protocol=2))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=how == "zip")
-    with pytest.raises(InputError, match=r"hostile\.pth: not a checkpoint that can be read safely"):
+    with pytest.raises(UserError, match=r"hostile\.pth: not a checkpoint that can be read safely"):
         read_torch_checkpoint(path)
     assert not target.exists()
 
@@ -175,7 +175,7 @@ def test_code_in_a_file_does_not_run(tmp_path, state, how):
 def test_numpy_stand_ins_do_not_become_weights(tmp_path, state):
     path = tmp_path / "arrays.pth"
     torch.save({key: value.numpy() for key, value in state.items()}, path)
-    with pytest.raises(InputError, match=r"arrays\.pth: not a state dict: 'backbone\.weight'"):
+    with pytest.raises(UserError, match=r"arrays\.pth: not a state dict: 'backbone\.weight'"):
         read_torch_checkpoint(path)
 
 
@@ -183,7 +183,7 @@ def test_numpy_stand_ins_do_not_become_weights(tmp_path, state):
 def test_weights_without_plain_values_are_named(tmp_path, state, odd):
     path = tmp_path / "odd.pth"
     torch.save(state | {"backbone.weight": odd(state["backbone.weight"])}, path)
-    with pytest.raises(InputError, match=r"odd\.pth: the weights cannot be copied into the network .*backbone\.weight"):
+    with pytest.raises(UserError, match=r"odd\.pth: the weights cannot be copied into the network .*backbone\.weight"):
         load_state(Tiny(), read_torch_checkpoint(path), source=str(path))
 
 
@@ -211,7 +211,7 @@ def truncated(path: Path) -> None:
 def test_unreadable_checkpoint_is_named(tmp_path, write):
     path = tmp_path / "broken.pth"
     write(path)
-    with pytest.raises(InputError, match=r"broken\.pth: "):
+    with pytest.raises(UserError, match=r"broken\.pth: "):
         read_torch_checkpoint(path)
 
 
@@ -239,14 +239,14 @@ def test_imagenet_weights_fit_the_backbone(arch):
 
 
 def test_imagenet_weights_of_an_unknown_network():
-    with pytest.raises(InputError, match="'unet'"):
+    with pytest.raises(UserError, match="'unet'"):
         imagenet_backbone_state("unet")
 
 
 def test_imagenet_weights_exist_for_every_backbone():
     from torchvision.models import get_weight
 
-    from segdistill.nets.adapters import IMAGENET
+    from segdistill.nets.weights import IMAGENET
 
     for spec in ARCHS.values():
         assert get_weight(".".join(IMAGENET[spec.backbone])).url.startswith("https://download.pytorch.org/")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segdistill.base.errors import InputError
+from segdistill.core.errors import UserError
 
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -94,7 +94,7 @@ def test_rows_without_a_target_can_be_left_out(tmp_path):
 def test_a_document_without_the_marks_is_left_alone(tmp_path):
     document = tmp_path / "README.md"
     document.write_text("nothing here\n", encoding="utf-8")
-    with pytest.raises(InputError, match="README.md: needs one"):
+    with pytest.raises(UserError, match="README.md: needs one"):
         importlib.import_module("table").put_between(document, "benchmarks", "text")
     assert document.read_text(encoding="utf-8") == "nothing here\n"
 

@@ -9,10 +9,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from segdistill.base.errors import InputError
-from segdistill.frames.transforms import MEAN, STD
-from segdistill.nets.checkpoint import load_net, net_facts, read_facts, read_state, save_net
+from segdistill.core.errors import UserError
+from segdistill.formats.header import MEAN, STD
 from segdistill.nets.registry import build
+from segdistill.nets.weights import load_net, net_facts, read_facts, read_state, save_net
 
 ARCH, CLASSES = "deeplabv3_mobilenet_lite", 5
 
@@ -93,14 +93,14 @@ def broken_files(saved, folder):
 @pytest.mark.parametrize("read", [load_net, read_facts, read_state])
 def test_what_is_no_weights_file_is_refused_by_name(saved, tmp_path, kind, read):
     broken_files(saved, tmp_path)
-    with pytest.raises(InputError) as error:
+    with pytest.raises(UserError) as error:
         read(tmp_path / kind)
     assert str(tmp_path / kind) in str(error.value)
 
 
 def test_foreign_safetensors_are_refused_by_name(tmp_path):
     save_file({"weight": torch.zeros(2)}, tmp_path / "foreign.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InputError, match=r"foreign\.safetensors: its header does not say which network"):
+    with pytest.raises(UserError, match=r"foreign\.safetensors: its header does not say which network"):
         load_net(tmp_path / "foreign.safetensors")
 
 
@@ -119,7 +119,7 @@ def test_foreign_safetensors_have_a_state_all_the_same(tmp_path):
 )
 def test_weights_that_do_not_fit_are_refused_by_name(saved, tmp_path, change, told):
     path = rewritten(saved, tmp_path / "changed.safetensors", change)
-    with pytest.raises(InputError) as error:
+    with pytest.raises(UserError) as error:
         load_net(path)
     assert told in str(error.value)
     assert str(path) in str(error.value)
@@ -141,7 +141,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(saved, tmp_path, change, to
 )
 def test_facts_that_describe_no_net_are_refused_by_name(net, facts, tmp_path, changed, told):
     save_net(tmp_path / "net.safetensors", net, facts | changed)
-    with pytest.raises(InputError, match=rf"net\.safetensors: its header does not describe a network: .*{told}"):
+    with pytest.raises(UserError, match=rf"net\.safetensors: its header does not describe a network: .*{told}"):
         load_net(tmp_path / "net.safetensors")
 
 
@@ -156,5 +156,5 @@ def test_facts_that_describe_no_net_are_refused_by_name(net, facts, tmp_path, ch
 )
 def test_a_header_without_facts_is_refused_by_name(tmp_path, text, told):
     save_file({"weight": torch.zeros(2)}, tmp_path / "net.safetensors", metadata={"segdistill": text})
-    with pytest.raises(InputError, match=rf"net\.safetensors: its header does not describe a network: .*{told}"):
+    with pytest.raises(UserError, match=rf"net\.safetensors: its header does not describe a network: .*{told}"):
         read_facts(tmp_path / "net.safetensors")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from segdistill import cityscapes
-from segdistill.base.errors import InputError
+from segdistill.core.errors import UserError
+from segdistill.prepare import cityscapes
 
 
 def test_table_equals_the_official_one():
@@ -24,7 +24,7 @@ def test_look_up_tables_follow_the_official_table():
         if row:
             assert cityscapes.CODING.classes(pixel).tolist() == [[expected]]
         else:
-            with pytest.raises(InputError, match=rf"label ids {label_id} are not in the table; allowed: 0 to 33"):
+            with pytest.raises(UserError, match=rf"label ids {label_id} are not in the table; allowed: 0 to 33"):
                 cityscapes.CODING.classes(pixel)
     for train_id, name in enumerate(cityscapes.CLASS_NAMES):
         row = official.trainId2label[train_id]
@@ -44,5 +44,5 @@ def test_there_and_back_and_what_is_ignored():
 def test_names_of_files():
     assert cityscapes.split_stem("bad-honnef_000012_000019") == ("bad-honnef", "000012", "000019")
     for stem in ("aachen", "aachen_12_19", "aachen_000012_000019_x", "../aachen_000012_000019", "a_000012_00001٣", ""):
-        with pytest.raises(InputError, match="<city>_<sequence>_<frame>"):
+        with pytest.raises(UserError, match="<city>_<sequence>_<frame>"):
             cityscapes.split_stem(stem)

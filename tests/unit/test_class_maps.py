@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segdistill.base.errors import InputError
-from segdistill.scoring import class_maps
-from segdistill.scoring.class_maps import ClassMapArchive, write_archive
+from segdistill.core.errors import UserError
+from segdistill.scoring import record as class_maps
+from segdistill.scoring.record import ClassMapArchive, write_archive
 
 
 @pytest.mark.parametrize("by_columns", [False, True])
@@ -29,7 +29,7 @@ def test_class_maps_come_back(tmp_path, by_columns):
 def test_what_is_no_archive_is_refused_by_name(tmp_path, content):
     if content is not None:
         (tmp_path / "maps.npz").write_bytes(content)
-    with pytest.raises(InputError, match=r"maps\.npz: no "):
+    with pytest.raises(UserError, match=r"maps\.npz: no "):
         ClassMapArchive(tmp_path / "maps.npz")
 
 
@@ -54,24 +54,24 @@ class Unpickled:
 def test_what_is_no_class_map_is_refused_by_name(tmp_path, monkeypatch, array, told):
     monkeypatch.setattr(class_maps, "MAX_MAP_BYTES", 400 if "larger" in told else 10_000)
     write_archive(tmp_path / "maps.npz", {0: array})
-    with pytest.raises(InputError, match=rf"maps\.npz: no readable class map of frame 0 \({re.escape(told)}"):
+    with pytest.raises(UserError, match=rf"maps\.npz: no readable class map of frame 0 \({re.escape(told)}"):
         ClassMapArchive(tmp_path / "maps.npz")(0)
 
 
 def test_pickled_arrays_are_refused_and_do_not_run(tmp_path):
     np.savez(tmp_path / "maps.npz", **{"0": np.array([Unpickled(tmp_path / "created")], object)})
-    with pytest.raises(InputError, match="holds object"):
+    with pytest.raises(UserError, match="holds object"):
         ClassMapArchive(tmp_path / "maps.npz")(0)
     assert not (tmp_path / "created").exists()
 
 
 def test_a_missing_or_cut_map_is_refused_by_name(tmp_path):
     write_archive(tmp_path / "maps.npz", {0: np.zeros((5, 7), np.uint8)})
-    with pytest.raises(InputError, match="has no class map of frame 1"):
+    with pytest.raises(UserError, match="has no class map of frame 1"):
         ClassMapArchive(tmp_path / "maps.npz")(1)
     with zipfile.ZipFile(tmp_path / "maps.npz") as archive:
         content = archive.read("0.npy")
     with zipfile.ZipFile(tmp_path / "maps.npz", "w") as archive:
         archive.writestr("0.npy", content[:-1])
-    with pytest.raises(InputError, match="no readable class map of frame 0"):
+    with pytest.raises(UserError, match="no readable class map of frame 0"):
         ClassMapArchive(tmp_path / "maps.npz")(0)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from segdistill.base.class_table import MOST_CLASSES, ClassTable
-from segdistill.base.errors import InputError
-from segdistill.label_coding import ColorCoding, IdCoding
-from segdistill.scoring.pixels import classes_of
-from segdistill.scoring.scores import Confusion
+from segdistill.formats.classes import MAX_CLASSES, ClassTable
+from segdistill.core.errors import UserError
+from segdistill.prepare.label_coding import ColorCoding, IdCoding
+from segdistill.scoring.confusion import Confusion
+from segdistill.scoring.evaluate import classes_of
 
 TABLE = ClassTable(("sky", "sea", "straße"), (5, 1, 40), ((1, 2, 3), (250, 0, 0), (0, 0, 9)))
 
@@ -40,12 +40,12 @@ def test_a_table_comes_back_from_its_facts():
     ],
 )
 def test_facts_that_are_no_table_are_refused(key, found):
-    with pytest.raises(InputError, match=f"^{key}: found "):
+    with pytest.raises(UserError, match=f"^{key}: found "):
         ClassTable.of_facts(TABLE.facts() | {key: found})
 
 
 def test_a_missing_part_of_a_table_is_told():
-    with pytest.raises(InputError, match="^colors: found missing"):
+    with pytest.raises(UserError, match="^colors: found missing"):
         ClassTable.of_facts({"class_names": ["sky"], "label_ids": [0]})
 
 
@@ -66,9 +66,9 @@ def test_ids_become_classes():
 
 def test_unknown_ids_are_told_with_what_is_allowed():
     coding = IdCoding({7: 0, 3: 1, 4: 1}, ignored=[0])
-    with pytest.raises(InputError, match=r"^label ids 5, 255 are not in the table; allowed: 0, 3 to 4, 7$"):
+    with pytest.raises(UserError, match=r"^label ids 5, 255 are not in the table; allowed: 0, 3 to 4, 7$"):
         coding.classes(np.array([[7, 5], [0, 255]], np.uint8))
-    with pytest.raises(InputError, match=r"label ids 8, 9, 10, 11, 12, 13, 14, 15 and 240 more are not"):
+    with pytest.raises(UserError, match=r"label ids 8, 9, 10, 11, 12, 13, 14, 15 and 240 more are not"):
         coding.classes(np.arange(8, 256, dtype=np.uint8)[None])
 
 
@@ -90,17 +90,17 @@ def test_colors_become_classes_by_all_three_channels():
 
 def test_unknown_colors_are_told():
     coding = ColorCoding({(1, 2, 3): 0}, ignored=[(0, 0, 0)])
-    with pytest.raises(InputError, match=r"label colors \[1, 2, 2\], \[255, 0, 0\] are not in the table, which has 2"):
+    with pytest.raises(UserError, match=r"label colors \[1, 2, 2\], \[255, 0, 0\] are not in the table, which has 2"):
         coding.classes(np.array([[[255, 0, 0], [1, 2, 3], [1, 2, 2]]], np.uint8))
 
 
 def test_the_most_classes_fit_into_class_maps_and_scores():
-    logits = torch.zeros(1, MOST_CLASSES, 1, 3)
-    for place, number in enumerate((0, 128, MOST_CLASSES - 1)):
+    logits = torch.zeros(1, MAX_CLASSES, 1, 3)
+    for place, number in enumerate((0, 128, MAX_CLASSES - 1)):
         logits[0, number, 0, place] = 1
     predicted = classes_of(logits, (1, 3))
     assert predicted.tolist() == [[[0, 128, 254]]]
-    confusion = Confusion(MOST_CLASSES)
+    confusion = Confusion(MAX_CLASSES)
     confusion.add(predicted, torch.tensor([[[0, 255, 254]]], dtype=torch.uint8))
     assert confusion.counts.sum() == 2
     assert confusion.figures()["mean_iou"] == 1

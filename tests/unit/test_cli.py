@@ -16,13 +16,13 @@ from typer.testing import CliRunner
 
 from fake_metrics import sweep_params, write_metrics
 from scripts_as_modules import load_script
-from segdistill.base import params_file
-from segdistill.base.errors import InputError
 from segdistill.cli import app
-from segdistill.nets.checkpoint import save_net
-from segdistill.summary import summarise, write_summary
-from segdistill.summary.changed import changed_runs
-from segdistill.synthetic import render_frame
+from segdistill.core.errors import UserError
+from segdistill.nets.weights import save_net
+from segdistill.params import read as params_file
+from segdistill.prepare.synthetic.render import render_frame
+from segdistill.results.stale import changed_runs
+from segdistill.results.summary import summarise, write_summary
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data" / "camvid"
@@ -140,7 +140,7 @@ def test_camvid_becomes_a_cityscapes_tree(tmp_path):
 
 def test_camvid_with_an_unknown_class_is_refused(tmp_path):
     camvid(tmp_path / "camvid", classes=12)
-    with pytest.raises(InputError, match=r"0016E5_00390\.png: holds class 12; allowed are 0 to 11"):
+    with pytest.raises(UserError, match=r"0016E5_00390\.png: holds class 12; allowed are 0 to 11"):
         tool("camvid_to_cityscapes").convert(tmp_path / "camvid", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

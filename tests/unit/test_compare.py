@@ -10,15 +10,15 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fake_metrics import sweep_params, write_metrics
-from segdistill.base import params_file
-from segdistill.base.errors import InputError
 from segdistill.cli import app
-from segdistill.compare import Comparison, compare_runs
+from segdistill.core.errors import UserError
+from segdistill.data.prepared import PREPARED, Split, open_split
+from segdistill.export.onnx_file import OnnxPredictor
+from segdistill.params import read as params_file
 from segdistill.compare.pixels import COLOURS, Difference, difference_picture, pixel_differences, split_by_truth
+from segdistill.prepare.run import prepare
 from segdistill.compare.tables import markdown
-from segdistill.frames.dataset import PREPARED, Split, open_split
-from segdistill.onnx_model.file import OnnxPredictor
-from segdistill.prepare import prepare
+from segdistill.compare.runs import Comparison, compare_runs
 from tiny_city import tinier_params
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -87,7 +87,7 @@ def test_an_unknown_run_is_refused_with_the_known_ones(sweep):
     done = call(V, "a04", "b")
     assert done.exit_code == 1
     assert done.stderr == "error: no run is named 'a04', 'b'; there are teacher, vanilla, a03, light\n"
-    with pytest.raises(InputError):
+    with pytest.raises(UserError):
         compare_runs(sweep_params(), sweep / "metrics", ["a04"])
 
 

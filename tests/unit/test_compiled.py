@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from segdistill.training.compiled import compiled
-from segdistill.training.scratch import Scratch
-from segdistill.training.train_loop import train
+from segdistill.training.checkpoint import Checkpointer
+from segdistill.training.job import compiled
+from segdistill.training.loop import train
 from tiny_training import KilledError, assert_same, at, killed, make_job, run
 
 pytestmark = [
@@ -34,7 +34,7 @@ def empty_cache(tmp_path, monkeypatch):
 def run_compiled(root: Path, hook=None):
     job = make_job(hook=hook, **STEPS)
     job = job._replace(forward=compiled(job.net, job.name, "distill.compile"))
-    with Scratch(job.name, "key", root) as scratch:
+    with Checkpointer(job.name, "key", root) as scratch:
         return job.net, train(job, scratch)
 
 
@@ -62,11 +62,11 @@ def test_a_killed_compiled_training_ends_with_the_same_bytes(tmp_path):
 TRAINS = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from segdistill.base.errors import told_plainly
+from segdistill.base.errors import exit_on_user_error
 from segdistill.training.compiled import compiled
 from tiny_training import make_job
 job = make_job()
-with told_plainly():
+with exit_on_user_error():
     compiled(job.net, job.name, "distill.compile")(__import__("torch").zeros(2, 3, 16, 16))
 """
 

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from onnx_models import cell_logits, weights
-from segdistill.base.errors import InputError
-from segdistill.nets.compute import Compute
-from segdistill.teachers.composite_teacher import CompositeTeacher, MeanPrediction, asked, resized
+from segdistill.core.errors import UserError
+from segdistill.nets.device import Compute
+from segdistill.teacher.ensemble import EnsembleTeacher, SoftmaxMean, sliding_window_logits, resized
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -37,8 +37,8 @@ class Cells:
         return torch.from_numpy(cell_logits(images_BHW3, self.weights)).float()
 
 
-def composite(members: list, flip: bool = False, scales: tuple[float, ...] = (1.0,)) -> CompositeTeacher:
-    return CompositeTeacher(members, flip, scales, CPU.device)
+def composite(members: list, flip: bool = False, scales: tuple[float, ...] = (1.0,)) -> EnsembleTeacher:
+    return EnsembleTeacher(members, flip, scales, CPU.device)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -72,14 +72,14 @@ def test_the_mean_is_that_of_the_softmaxes():
 
 def test_the_mean_of_equal_predictions_is_that_prediction():
     logits = torch.randn(1, 5, 2, 2) * 40
-    mean = MeanPrediction()
+    mean = SoftmaxMean()
     for _ in range(3):
         mean.add(logits)
     torch.testing.assert_close(mean.logits(), logits, atol=1e-4, rtol=1e-5)
 
 
 def test_certain_predictions_stay_finite():
-    mean = MeanPrediction()
+    mean = SoftmaxMean()
     mean.add(torch.tensor([500.0, -500.0]).view(1, 2, 1, 1))
     mean.add(torch.tensor([400.0, 0.0]).view(1, 2, 1, 1))
     assert torch.isfinite(mean.logits()).all()
@@ -132,18 +132,18 @@ def test_classes_are_those_of_the_mean():
 @pytest.mark.parametrize("size_px", [(24, 32), (12, 16), (16, 20), (8, 8), (24, 12)])
 def test_a_member_of_one_size_is_asked_window_by_window(size_px):
     # Its logits at a cell depend on that cell alone, so windows must not change them.
-    found = asked(Cells(0, size_px), IMAGES)
+    found = sliding_window_logits(Cells(0, size_px), IMAGES)
     np.testing.assert_allclose(found, cell_logits(IMAGES, Cells(0).weights), atol=1e-4)
 
 
 def test_windows_cover_sides_that_are_no_multiple():
     odd = IMAGES[:, :21, :30]
-    found = asked(Cells(0, (8, 12)), odd)
+    found = sliding_window_logits(Cells(0, (8, 12)), odd)
     padded = np.pad(odd, ((0, 0), (0, 3), (0, 2), (0, 0)), "edge")
     np.testing.assert_allclose(found, cell_logits(padded, Cells(0).weights), atol=1e-4)
 
 
 @pytest.mark.parametrize("size_px", [(28, 32), (24, 64), (10, 16)])
 def test_images_that_a_member_of_one_size_cannot_take(size_px):
-    with pytest.raises(InputError, match=rf"cells: takes images of \[{size_px[0]}, {size_px[1]}\] .* got \[24, 32\]"):
-        asked(Cells(0, size_px), IMAGES)
+    with pytest.raises(UserError, match=rf"cells: takes images of \[{size_px[0]}, {size_px[1]}\] .* got \[24, 32\]"):
+        sliding_window_logits(Cells(0, size_px), IMAGES)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segdistill.base.errors import InputError
-from segdistill.frames.dataset import open_split, read_index
+from segdistill.core.errors import UserError
+from segdistill.data.prepared import open_split, read_index
 
 INDEX = {
     "size_px": [4, 6],
@@ -56,12 +56,12 @@ def test_a_split_is_its_arrays_and_names(root):
 )
 def test_an_index_that_says_too_little_is_refused(root, index, told):
     write(root, index)
-    with pytest.raises(InputError, match=rf"index\.json: {told}.*; run: dvc repro prepare$"):
+    with pytest.raises(UserError, match=rf"index\.json: {told}.*; run: dvc repro prepare$"):
         read_index(root)
 
 
 def test_a_split_that_the_index_does_not_have_is_refused(root):
-    with pytest.raises(InputError, match=r"index\.json: has no split val, but train; run: dvc repro prepare"):
+    with pytest.raises(UserError, match=r"index\.json: has no split val, but train; run: dvc repro prepare"):
         open_split("val", root)
 
 
@@ -79,5 +79,5 @@ def test_a_split_that_the_index_does_not_have_is_refused(root):
 )
 def test_arrays_that_do_not_fit_are_refused(root, name, shape, dtype, told):
     np.save(root / "train" / f"{name}.npy", np.zeros(shape, dtype))
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(UserError, match=told):
         open_split("train", root)

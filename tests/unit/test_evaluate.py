@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from segdistill.frames.dataset import Split
-from segdistill.frames.transforms import normalised
-from segdistill.nets.compute import Compute
-from segdistill.nets.losses import IGNORE
+from segdistill.data.prepared import Split
+from segdistill.data.transforms import normalize
+from segdistill.nets.device import Compute
 from segdistill.nets.resize import upsample
-from segdistill.scoring.evaluate import TorchPredictor, evaluate, spread
+from segdistill.scoring.evaluate import TorchPredictor, evaluate, evenly_spaced
+from segdistill.scoring.label_losses import IGNORE
 
 COMPUTE = Compute(torch.device("cpu"), torch.float32, 1)
 FRAMES, SIZE_PX, CLASSES = 5, (8, 12), 4
@@ -165,7 +165,7 @@ def test_a_torch_net_predicts_in_eval_mode(split):
     net = a_net()
     logits, classes = TorchPredictor(net, COMPUTE)(split.images[:2])
     with torch.no_grad():
-        expected = net.eval()(normalised(torch.from_numpy(split.images[:2])))
+        expected = net.eval()(normalize(torch.from_numpy(split.images[:2])))
     assert torch.equal(logits, expected)
     assert torch.equal(classes, upsample(expected, SIZE_PX).argmax(1).to(torch.uint8))
 
@@ -184,16 +184,16 @@ def test_a_torch_net_is_scored_by_what_it_predicts(split, loss_kind):
 @pytest.mark.parametrize("frames", [1, 2, 3, 7, 100, 500])
 @pytest.mark.parametrize("count", [0, 1, 2, 6, 100, 1000])
 def test_spread_is_unique_ordered_and_within(frames, count):
-    found = spread(frames, count)
+    found = evenly_spaced(frames, count)
     assert found == sorted(set(found))
     assert len(found) == min(count, frames)
     assert all(0 <= index < frames for index in found)
 
 
 def test_spread_is_even():
-    gaps = np.diff(spread(500, 7))
+    gaps = np.diff(evenly_spaced(500, 7))
     assert gaps.max() - gaps.min() <= 1
 
 
 def test_spread_has_no_side():
-    assert spread(9, 3) == [1, 4, 7]
+    assert evenly_spaced(9, 3) == [1, 4, 7]

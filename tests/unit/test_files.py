@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from segdistill.base.files import atomic_directory, atomic_file, read_json, write_json, write_text
+from segdistill.core.files import atomic_directory, atomic_file, read_json, write_json, write_text
 
 
 class BrokenError(Exception):

@@ -9,9 +9,8 @@ import pytest
 import yaml
 
 from folder_on_disk import DESCRIPTION, describe, write_image
-from segdistill.base.errors import InputError
-from segdistill.sources.folder import open_folder
-from segdistill.sources.folder_description import read_description
+from segdistill.core.errors import UserError
+from segdistill.prepare.folder import open_folder, read_description
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -88,7 +87,7 @@ BAD_DESCRIPTIONS = {
 def test_a_description_that_is_not_allowed(root, case):
     changed, said = BAD_DESCRIPTIONS[case]
     describe(root, **changed)
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(UserError) as refused:
         open_folder(str(root))
     message = str(refused.value)
     assert f"{root}/classes.yaml has values that are not allowed ({len(said)}):" in message
@@ -107,7 +106,7 @@ def test_a_description_that_is_not_allowed(root, case):
 )
 def test_a_description_that_is_no_yaml(root, text, said):
     (root / "classes.yaml").write_bytes(text.encode("latin-1"))
-    with pytest.raises(InputError, match=f"classes.yaml: {said}" if "classes" not in said[:9] else said):
+    with pytest.raises(UserError, match=f"classes.yaml: {said}" if "classes" not in said[:9] else said):
         open_folder(str(root))
 
 

@@ -13,11 +13,11 @@ from PIL import Image
 
 from city_on_disk import write_city
 from folder_on_disk import DESCRIPTION, classes_of, describe, pixels, settings, write_frames, write_image
-from segdistill import cityscapes
-from segdistill.base.errors import InputError
-from segdistill.frames.dataset import open_split, read_classes
-from segdistill.prepare import prepare as prepare_in_processes
-from segdistill.sources.folder import open_folder
+from segdistill.core.errors import UserError
+from segdistill.data.prepared import open_split, read_classes
+from segdistill.prepare import cityscapes
+from segdistill.prepare.folder import open_folder
+from segdistill.prepare.run import prepare as prepare_in_processes
 
 SPLITS = ("train", "holdout", "val")
 
@@ -34,7 +34,7 @@ def names(root: Path, split: str) -> list[str]:
 
 def faults_of(root: Path) -> str:
     """What preparing `root` is refused for, without the place of the temporary folder."""
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(UserError) as refused:
         prepare(root, root.parent / "refused")
     assert not (root.parent / "refused").exists()
     return str(refused.value).replace(f"{root}/", "")
@@ -296,8 +296,8 @@ def test_a_name_that_is_no_text_is_refused(root):
 def test_files_in_no_place_are_told(root):
     assert "nothing there is named like images: images/train/*" in faults_of(root)
     (root / "classes.yaml").unlink()
-    with pytest.raises(InputError, match=r"birds/classes\.yaml: no such file; it names the classes: docs/own-data\.md"):
+    with pytest.raises(UserError, match=r"birds/classes\.yaml: no such file; it names the classes: docs/own-data\.md"):
         open_folder(str(root))
     for given, said in ((None, "'' is not set"), (root / "classes.yaml", "does not exist")):
-        with pytest.raises(InputError, match=rf"data\.root: .*{said}; allowed: a folder with classes\.yaml"):
+        with pytest.raises(UserError, match=rf"data\.root: .*{said}; allowed: a folder with classes\.yaml"):
             open_folder(given and str(given))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from segdistill.base.params_file import load_params
+from segdistill.params.read import load_params
 from segdistill.tracking import track
 from segdistill.training.follower import PICTURES, followed
 from sweep_on_disk import (
@@ -55,7 +55,7 @@ def test_a_followed_curve_is_live_and_every_point_is_there_once(home, monkeypatc
     assert [step for step, _ in ended.histories["system/training_memory_megabytes"]][:1] == [0]
     pictures = logged_pictures(ended)
     assert pictures == [(PREDICTED, 10)] * 2 + [(TRUTH, 0)] * 2
-    write_step_pictures(curve.with_name("distill_pictures"), 10)
+    write_step_pictures(curve.with_name("distill_images"), 10)
     track(load_params(), Path("metrics"))
     (tracked,) = runs_in()["vanilla/distill"]
     assert tracked.info.run_id == live.info.run_id

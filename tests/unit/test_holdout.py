@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from segdistill.base.class_table import ClassTable
-from segdistill.base.params import TrainingParams
-from segdistill.frames.dataset import Split
-from segdistill.nets.compute import Compute
+from segdistill.formats.classes import ClassTable
+from segdistill.data.prepared import Split
+from segdistill.nets.device import Compute
+from segdistill.params.model import TrainingParams
 from segdistill.training.follower import PICTURES
-from segdistill.training.holdout import MOST_PICTURES, Watch, is_pictured, keep_pictures
+from segdistill.training.holdout import MAX_IMAGES, HoldoutEvaluator, is_pictured, keep_pictures
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 COMPUTE = Compute(torch.device("cpu"), torch.float32, 1)
@@ -46,8 +46,8 @@ def holdout() -> Split:
     return Split(np.zeros((*labels.shape, 3), np.uint8), labels, tuple("abc"))
 
 
-def watch(folder, pictured=True, steps=6, every_steps=2) -> Watch:
-    return Watch(holdout(), TABLE, 2, COMPUTE, settings(steps, every_steps), folder, pictured)
+def watch(folder, pictured=True, steps=6, every_steps=2) -> HoldoutEvaluator:
+    return HoldoutEvaluator(holdout(), TABLE, 2, COMPUTE, settings(steps, every_steps), folder, pictured)
 
 
 def test_the_middle_frame_is_pictured_at_each_evaluation(tmp_path):
@@ -89,11 +89,11 @@ def test_pictures_are_bounded_and_end_with_the_last_step(steps, every_steps, exp
     evaluated = sorted({*range(every_steps, steps + 1, every_steps), steps})
     found = [done for done in evaluated if is_pictured(done, settings(steps, every_steps))]
     assert found == expected
-    assert len(found) <= MOST_PICTURES + 1
+    assert len(found) <= MAX_IMAGES + 1
 
 
 def test_kept_pictures_replace_those_of_an_earlier_training(tmp_path):
-    out, second = tmp_path / "distill_pictures", tmp_path / "second" / PICTURES
+    out, second = tmp_path / "distill_images", tmp_path / "second" / PICTURES
     watch(tmp_path / "first" / PICTURES)(Says(0), 2)
     keep_pictures(tmp_path / "first", out, otherwise=not_asked)
     watch(second)(Says(0), 4)
@@ -107,6 +107,6 @@ def not_asked(_: Path) -> None:
 
 
 def test_without_a_training_the_given_net_is_pictured(tmp_path):
-    out = tmp_path / "finetune_pictures"
+    out = tmp_path / "finetune_images"
     keep_pictures(None, out, lambda folder: watch(folder).picture_start(Says(2)))
     assert sorted(path.name for path in out.iterdir()) == ["00001_step_000000.png", "00001_truth.png"]

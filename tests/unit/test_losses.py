@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchvision.ops import sigmoid_focal_loss
 
-from segdistill.nets.losses import DISTILLATION, IGNORE, channel_kl, kl, label_loss, mixed, sigmoid_kl
+from segdistill.scoring.label_losses import DISTILLATION, IGNORE, channel_kl, kl, label_loss, combine_losses, sigmoid_kl
 
 
 def cross_entropy(logits, labels):
@@ -113,5 +113,5 @@ def test_distillation_has_a_finite_gradient_and_none_at_its_minimum(logits_2533,
 
 def test_mixed_keeps_t_squared_and_the_control_is_the_label_loss():
     label, distillation = torch.tensor(2.0), torch.tensor(3.0)
-    assert mixed(label, distillation, 0.25, 2.0).item() == pytest.approx(0.75 * 2 + 0.25 * 4 * 3)
-    assert mixed(label, None, 0.25, 2.0).item() == 2.0
+    assert combine_losses(label, distillation, 0.25, 2.0).item() == pytest.approx(0.75 * 2 + 0.25 * 4 * 3)
+    assert combine_losses(label, None, 0.25, 2.0).item() == 2.0

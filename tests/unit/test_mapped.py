@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segdistill.base.errors import InputError
-from segdistill.frames.dataset import Split
-from segdistill.frames.mapped import open_array, release, will_read
-from segdistill.frames.rng import Batches, view_origins
-from segdistill.training.crops import RELEASE_AFTER_BYTES, CropBatches
+from segdistill.core.errors import UserError
+from segdistill.data.arrays import open_array, drop_pages, prefetch
+from segdistill.data.prepared import Split
+from segdistill.data.sampling import BatchSampler, view_origins
+from segdistill.training.batches import RELEASE_AFTER_BYTES, CropLoader
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux: /proc/self/smaps")
 
@@ -48,7 +48,7 @@ def test_what_is_no_whole_array_is_refused(tmp_path, spoilt):
     path.unlink()
     if spoilt != "missing":
         path.write_bytes({"empty": b"", "no array": b"x" * 500, "cut": whole[:-1], "longer": whole + b"x"}[spoilt])
-    with pytest.raises(InputError, match=r"array\.npy: unreadable \(.*\); run: x"):
+    with pytest.raises(UserError, match=r"array\.npy: unreadable \(.*\); run: x"):
         open_array(path, "run: x")
 
 
@@ -57,7 +57,7 @@ class Advised:
 
     def __init__(self, monkeypatch) -> None:
         self.told = []
-        monkeypatch.setattr("segdistill.frames.mapped._mapping", lambda array: (self, 128))
+        monkeypatch.setattr("segdistill.data.arrays._mapping", lambda array: (self, 128))
 
     def madvise(self, *words: int) -> None:
         self.told.append(words)
@@ -66,7 +66,7 @@ class Advised:
 def test_whole_pages_of_the_rows_are_asked_for(tmp_path, monkeypatch):
     page, advised = mmap.PAGESIZE, Advised(monkeypatch)
     array = np.zeros((4, 10, page), np.uint8)
-    assert will_read(array, np.array([0, 3]), np.array([0, 6]), 2) == 2 * 2 * page
+    assert prefetch(array, np.array([0, 3]), np.array([0, 6]), 2) == 2 * 2 * page
     # From the page in which the first row begins to the byte in which the last one ends.
     first, second = (mmap.MADV_WILLNEED, 0, 128 + 2 * page), (mmap.MADV_WILLNEED, 36 * page, 128 + 2 * page)
     assert advised.told == [first, second]
@@ -77,15 +77,15 @@ def test_views_of_a_mapped_array_are_found_in_their_file(tmp_path, view):
     path, _ = saved(tmp_path, 3, 10, 8)
     array = view(open_array(path, ""))
     before = array.copy()
-    will_read(array, np.array([1]), np.array([2]), 3)
-    release(array)
+    prefetch(array, np.array([1]), np.array([2]), 3)
+    drop_pages(array)
     assert np.array_equal(array, before)
 
 
 def test_arrays_in_memory_are_left_alone():
     array = np.arange(60, dtype=np.uint8).reshape(3, 4, 5)
-    assert will_read(array, np.array([1]), np.array([2]), 2) == 10
-    release(array)
+    assert prefetch(array, np.array([1]), np.array([2]), 2) == 10
+    drop_pages(array)
     assert np.array_equal(array.ravel(), np.arange(60))
 
 
@@ -95,7 +95,7 @@ def test_released_pages_leave_the_memory_of_the_process(tmp_path):
     array = open_array(path, "")
     assert array.sum(dtype=np.int64) == values.sum(dtype=np.int64)
     assert resident_kb(path) >= values.nbytes // 1024
-    release(array)
+    drop_pages(array)
     assert resident_kb(path) <= 64
     assert np.array_equal(array, values)
 
@@ -110,7 +110,7 @@ def test_batches_of_a_large_split_do_not_gather_in_memory(tmp_path):
         arrays[name] = open_array(tmp_path / f"{name}.npy", "")
     split = Split(arrays["images"], arrays["labels"], tuple(map(str, range(frames))))
     origins = view_origins(0, frames, 4, frame_px, crop_px, 4)
-    batches = CropBatches(split, Batches(0, "distill", frames, 4, 4, 0.5, 0.0), origins, crop_px)
+    batches = CropLoader(split, BatchSampler(0, "distill", frames, 4, 4, 0.5, 0.0), origins, crop_px)
     spanned = highest = 0
     for _, batch in batches.steps(0, 64):
         spanned += len(batch.images) * crop_px[0] * frame_px[1] * 4

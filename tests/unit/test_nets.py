@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from scripts_as_modules import load_script
-from segdistill.base.errors import InputError
+from segdistill.core.errors import UserError
 from segdistill.nets import registry
 from segdistill.nets.backbones import BACKBONES
-from segdistill.nets.registry import ARCHS, build, build_to_load, native_stride
+from segdistill.nets.registry import ARCHS, build, build_uninitialized, native_stride
 from segdistill.nets.resize import upsample
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -186,7 +186,7 @@ def test_a_network_to_load_weights_into_draws_nothing_and_takes_them_all(arch):
     torch.manual_seed(0)
     drawn = build(arch, classes=5)
     before = torch.get_rng_state()
-    loaded = build_to_load(arch, classes=5)
+    loaded = build_uninitialized(arch, classes=5)
     assert torch.equal(torch.get_rng_state(), before)
     loaded.load_state_dict(drawn.state_dict())
     expected = drawn.state_dict()
@@ -245,9 +245,9 @@ def test_aspp_dilations_follow_the_output_stride(output_stride):
 
 
 def test_unknown_network_is_refused_with_what_is_allowed():
-    with pytest.raises(InputError, match=r"'unet'; allowed: .*deeplabv3plus_mobilenet,"):
+    with pytest.raises(UserError, match=r"'unet'; allowed: .*deeplabv3plus_mobilenet,"):
         build("unet", classes=19)
-    with pytest.raises(InputError, match="'unet'"):
+    with pytest.raises(UserError, match="'unet'"):
         native_stride("unet")
 
 
@@ -256,9 +256,9 @@ def test_unknown_network_is_refused_with_what_is_allowed():
     [("deeplabv3plus_mobilenet", 32, "8 or 16"), *((arch, 8, "16$") for arch in TORCHVISION_ARCHS)],
 )
 def test_output_stride_that_cannot_be_built_is_refused(arch, output_stride, allowed):
-    with pytest.raises(InputError, match=f"{arch}.*output stride {output_stride}; allowed: {allowed}"):
+    with pytest.raises(UserError, match=f"{arch}.*output stride {output_stride}; allowed: {allowed}"):
         build(arch, classes=19, output_stride=output_stride)
-    with pytest.raises(InputError, match=f"allowed: {allowed}"):
+    with pytest.raises(UserError, match=f"allowed: {allowed}"):
         native_stride(arch, output_stride)
 
 

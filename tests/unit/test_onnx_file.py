@@ -8,13 +8,13 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from segdistill.base.errors import InputError
-from segdistill.frames.transforms import normalised
-from segdistill.nets.checkpoint import net_facts
-from segdistill.nets.compute import Compute
+from segdistill.core.errors import UserError
+from segdistill.data.transforms import normalize
+from segdistill.export.onnx_file import ForwardSession, OnnxPredictor, read_metadata, write_float32, write_int8
+from segdistill.nets.device import Compute
 from segdistill.nets.registry import build
 from segdistill.nets.resize import upsample
-from segdistill.onnx_model.file import ForwardSession, OnnxPredictor, read_metadata, write_float32, write_int8
+from segdistill.nets.weights import net_facts
 from segdistill.scoring.evaluate import TorchPredictor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -35,7 +35,7 @@ def settled(arch: str) -> torch.nn.Module:
     net = build(arch, CLASSES).train()
     with torch.no_grad():
         for seed in range(8):
-            net(normalised(torch.from_numpy(frames(4, *TRACED_PX, seed=seed))))
+            net(normalize(torch.from_numpy(frames(4, *TRACED_PX, seed=seed))))
     return net.eval()
 
 
@@ -87,7 +87,7 @@ def test_class_maps_alone_are_those_beside_the_logits(lite):
 def test_forward_alone_gives_torchs_logits(written):
     images = frames(1, 72, 136, seed=5)
     with torch.no_grad():
-        expected = written.net(normalised(torch.from_numpy(images)))
+        expected = written.net(normalize(torch.from_numpy(images)))
     found = torch.from_numpy(ForwardSession(written.path, 1).run(images))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -218,14 +218,14 @@ BAD_FILES = ["half", "tail", "text", "empty", "folder", "missing", "foreign"]
 @pytest.mark.parametrize("bad_file", BAD_FILES, indirect=True)
 @pytest.mark.parametrize("read", [read_metadata, lambda path: OnnxPredictor(path, 1)])
 def test_what_is_no_file_of_ours_is_refused_by_name(bad_file, read):
-    with pytest.raises(InputError) as error:
+    with pytest.raises(UserError) as error:
         read(bad_file)
     assert str(bad_file) in str(error.value)
 
 
 @pytest.mark.parametrize("bad_file", ["foreign"], indirect=True)
 def test_a_refusal_tells_what_was_found(bad_file):
-    with pytest.raises(InputError, match=r"has inputs \['x'\] and outputs \['y'\]; ours has \['image'\]"):
+    with pytest.raises(UserError, match=r"has inputs \['x'\] and outputs \['y'\]; ours has \['image'\]"):
         read_metadata(bad_file)
 
 
@@ -233,7 +233,7 @@ def test_our_names_without_our_metadata_are_refused(lite, tmp_path):
     model = onnx.load(lite.path)
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "bare.onnx")
-    with pytest.raises(InputError, match=r"bare\.onnx"):
+    with pytest.raises(UserError, match=r"bare\.onnx"):
         read_metadata(tmp_path / "bare.onnx")
 
 
@@ -242,7 +242,7 @@ def test_metadata_that_describe_no_net_are_refused_by_name(lite, tmp_path, text)
     model = onnx.load(lite.path)
     model.metadata_props[0].value = text
     onnx.save(model, tmp_path / "odd.onnx")
-    with pytest.raises(InputError, match=r"odd\.onnx: its header does not describe a network"):
+    with pytest.raises(UserError, match=r"odd\.onnx: its header does not describe a network"):
         read_metadata(tmp_path / "odd.onnx")
 
 

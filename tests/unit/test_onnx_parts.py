@@ -10,13 +10,13 @@ import torch
 from onnx import TensorProto, helper
 from torch.nn import functional as F
 
-from segdistill.frames.transforms import normalised
+from segdistill.data.transforms import normalize
+from segdistill.export.argmax_graph import add_classes
+from segdistill.export.decoder import FactoredDecoder, axis_products
+from segdistill.export.wrapper import ExportWrapper
 from segdistill.nets.heads import V3PlusHead, plain_conv3x3
 from segdistill.nets.registry import build
 from segdistill.nets.resize import upsample
-from segdistill.onnx_model.classes import add_classes
-from segdistill.onnx_model.decoder import FactoredDecoder, axis_products
-from segdistill.onnx_model.net import ShippedNet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES = 5
@@ -98,8 +98,8 @@ def test_a_net_that_reads_bytes_gives_the_same_logits(arch, size_px):
     net = build(arch, CLASSES).eval()
     frames = torch.randint(0, 256, (2, *size_px, 3), dtype=torch.uint8)
     with torch.no_grad():
-        expected = net(normalised(frames))
+        expected = net(normalize(frames))
         for from_bytes in (False, True):
-            found = ShippedNet(net, from_bytes)(frames)
+            found = ExportWrapper(net, from_bytes)(frames)
             scale = float(expected.abs().max())
             torch.testing.assert_close(found / scale, expected / scale, rtol=0, atol=2e-5)

@@ -9,15 +9,15 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_models import cell_logits, model, weights, write_model
-from segdistill.base.class_table import ClassTable
-from segdistill.base.errors import InputError
-from segdistill.frames.transforms import MEAN, STD
-from segdistill.nets.checkpoint import net_facts
-from segdistill.nets.compute import Compute
+from segdistill.formats.classes import ClassTable
+from segdistill.core.errors import UserError
+from segdistill.formats.header import MEAN, STD
+from segdistill.export.onnx_file import write_float32
+from segdistill.nets.device import Compute
 from segdistill.nets.registry import build
-from segdistill.onnx_model.file import write_float32
+from segdistill.nets.weights import net_facts
 from segdistill.scoring.evaluate import TorchPredictor
-from segdistill.teachers.onnx_teacher import OnnxTeacher, write_in_one_file
+from segdistill.teacher.onnx_teacher import OnnxTeacher, write_in_one_file
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES = 3
@@ -74,7 +74,7 @@ def test_a_number_of_classes_that_goes_unsaid_is_still_checked(tmp_path):
     untold.graph.output[0].CopyFrom(helper.make_tensor_value_info("out", TensorProto.FLOAT, ("n", "c", "h", "w")))
     onnx.save(untold, tmp_path / "t.onnx")
     assert opened(tmp_path / "t.onnx").logits(IMAGES).shape == (2, CLASSES, 4, 6)
-    with pytest.raises(InputError, match=r"t\.onnx: found logits \[2, 3, 4, 6\] of an input \[2, 3, 16, 24\]; allowed"):
+    with pytest.raises(UserError, match=r"t\.onnx: found logits \[2, 3, 4, 6\] of an input \[2, 3, 16, 24\]; allowed"):
         opened(tmp_path / "t.onnx", classes=4).logits(IMAGES)
 
 
@@ -100,7 +100,7 @@ REFUSED = {
 def test_what_does_not_fit_is_refused(tmp_path, case):
     options, said = REFUSED[case]
     write_model(tmp_path / "t.onnx", **({"weights_C344": WEIGHTS} | options))
-    with pytest.raises(InputError, match=rf"^teacher\.checkpoint: .*t\.onnx: .*{said}"):
+    with pytest.raises(UserError, match=rf"^teacher\.checkpoint: .*t\.onnx: .*{said}"):
         opened(tmp_path / "t.onnx")
 
 
@@ -108,7 +108,7 @@ def test_what_does_not_fit_is_refused(tmp_path, case):
 def test_what_is_no_model_is_refused(tmp_path, content, said):
     if content is not None:
         (tmp_path / "t.onnx").write_bytes(content)
-    with pytest.raises(InputError, match=rf"teacher\.checkpoint: .*t\.onnx.*{said}"):
+    with pytest.raises(UserError, match=rf"teacher\.checkpoint: .*t\.onnx.*{said}"):
         opened(tmp_path / "t.onnx")
 
 
@@ -120,7 +120,7 @@ def test_a_size_that_it_does_not_run_at_is_told(tmp_path):
     fixed.graph.initializer.append(numpy_helper.from_array(np.array([-1, CLASSES, 4, 6]), "shape"))
     onnx.save(fixed, tmp_path / "t.onnx")
     assert opened(tmp_path / "t.onnx").logits(IMAGES).shape == (2, CLASSES, 4, 6)
-    with pytest.raises(InputError, match=r"t\.onnx: does not run on an input \[2, 3, 16, 20\]"):
+    with pytest.raises(UserError, match=r"t\.onnx: does not run on an input \[2, 3, 16, 20\]"):
         opened(tmp_path / "t.onnx").logits(IMAGES[:, :, :20])
 
 
@@ -182,7 +182,7 @@ def test_constants_in_other_files_come_along(tmp_path):
 def test_a_file_without_its_weights_is_refused(tmp_path):
     onnx.save(model(weights(70)), tmp_path / "t.onnx", save_as_external_data=True, size_threshold=0, location="w.data")
     (tmp_path / "w.data").unlink()
-    with pytest.raises(InputError, match=r"t\.onnx: no readable ONNX model"):
+    with pytest.raises(UserError, match=r"t\.onnx: no readable ONNX model"):
         opened(tmp_path / "t.onnx", classes=70)
-    with pytest.raises(InputError, match=r"t\.onnx: cannot be copied with its weights"):
+    with pytest.raises(UserError, match=r"t\.onnx: cannot be copied with its weights"):
         write_in_one_file(tmp_path / "t.onnx", tmp_path / "copy.onnx")

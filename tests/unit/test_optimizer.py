@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from segdistill.base.errors import InputError
-from segdistill.training.optimizer import SGD, ParameterGroup
+from segdistill.core.errors import UserError
+from segdistill.training.loop import SGD, ParameterGroup
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LRS = (0.1, 0.1, 0.03, 0.5, 0.0, 0.2, 0.01, 0.07)
@@ -155,7 +155,7 @@ def test_the_state_bears_the_names_of_the_parameters():
 
 @pytest.mark.parametrize("fault", [{"head.weight": torch.zeros(2)}, {"0.0.bias": torch.zeros(7)}])
 def test_a_state_of_another_network_is_refused(fault):
-    with pytest.raises(InputError, match=rf"scratch/x: holds optimizer state of '{next(iter(fault))}'"):
+    with pytest.raises(UserError, match=rf"scratch/x: holds optimizer state of '{next(iter(fault))}'"):
         ours(small_net()).load_state_dict(fault, source="scratch/x")
 
 
@@ -222,5 +222,5 @@ def test_a_training_loads_neither_torchs_compiler_nor_torchvision(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     loaded = set(done.stdout.split())
-    assert "segdistill.training.optimizer" in loaded
+    assert "segdistill.training.loop" in loaded
     assert loaded & {"torch._dynamo", "torch._inductor", "sympy", "torchvision", "torch.onnx"} == set()

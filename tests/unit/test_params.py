@@ -7,8 +7,8 @@ from pathlib import Path
 import pydantic
 import pytest
 
-from segdistill.base.errors import InputError
-from segdistill.base.params_file import load_params
+from segdistill.core.errors import UserError
+from segdistill.params.read import load_params
 
 ROOT = Path(__file__).parents[2]
 TINY = (ROOT / "profiles" / "tiny.yaml").read_text(encoding="utf-8")
@@ -78,11 +78,11 @@ SINGLE_FAULTS = {
         ['teacher.arch: found "resnet"', "lraspp"],
     ),
     "unknown kind": (tiny(("kinds: [views]", "kinds: [view]")), ['teacher_logits.kinds.0: found "view"']),
-    "key of drawn_by": (
-        tiny(("drawn_by: null", "drawn_by: {distill_steps: 5, finetune_steps: 0, batch: 4}")),
+    "key of limit_views_to": (
+        tiny(("limit_views_to: null", "limit_views_to: {distill_steps: 5, finetune_steps: 0, batch: 4}")),
         [
-            "teacher_logits.drawn_by.batch: unknown key; allowed: batch_size, distill_steps, finetune_steps",
-            "drawn_by.batch_size: missing",
+            "teacher_logits.limit_views_to.batch: unknown key; allowed: batch_size, distill_steps, finetune_steps",
+            "limit_views_to.batch_size: missing",
         ],
     ),
     "kind twice": (tiny(("kinds: [views]", "kinds: [views, views]")), ["teacher_logits.kinds", "at most once"]),
@@ -178,20 +178,20 @@ SINGLE_FAULTS = {
 @pytest.mark.parametrize("name", SINGLE_FAULTS)
 def test_a_fault_is_named(load, tmp_path, name):
     text, told = SINGLE_FAULTS[name]
-    with pytest.raises(InputError) as error:
+    with pytest.raises(UserError) as error:
         load(text)
     assert "params.yaml" in str(error.value)
     assert all(part in str(error.value) for part in told), str(error.value)
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"params\.yaml: no such file.*cp profiles"):
+    with pytest.raises(UserError, match=r"params\.yaml: no such file.*cp profiles"):
         load_params(tmp_path / "params.yaml")
 
 
 def test_all_wrong_values_are_told_at_once(load):
     text = tiny(("  lr: 0.02", "  lr: 0"), ("{alpha: 0.3", "{alpha: 3"), ("live: true", "live: 1"))
-    with pytest.raises(InputError) as error:
+    with pytest.raises(UserError) as error:
         load(text)
     assert "(3):" in str(error.value)
     assert all(path in str(error.value) for path in ("teacher.lr", "runs.a03-lr01.alpha", "tracking.live"))
@@ -199,7 +199,7 @@ def test_all_wrong_values_are_told_at_once(load):
 
 def test_all_faults_between_sections_are_told_at_once(load):
     text = tiny(("size_px: [64, 128]", "size_px: [64, 60]"), ("vanilla:  {alpha: 0.0", "A.b:  {alpha: 0.4"))
-    with pytest.raises(InputError) as error:
+    with pytest.raises(UserError) as error:
         load(text)
     for told in ("teacher.crop_px", "distill.crop_px", "runs.A.b: a run is named", "runs.A.b: found alpha 0.4"):
         assert told in str(error.value)
@@ -207,12 +207,12 @@ def test_all_faults_between_sections_are_told_at_once(load):
 
 @pytest.mark.parametrize("run", ["seed: 1", "batch_size: 8", "steps: 13", "finetune: {steps: 13}"])
 def test_a_run_that_draws_other_views_than_are_stored_is_refused(load, run):
-    stored = TINY.replace("drawn_by: null", "drawn_by: {distill_steps: 12, finetune_steps: 12, batch_size: 4}")
+    stored = TINY.replace("limit_views_to: null", "limit_views_to: {distill_steps: 12, finetune_steps: 12, batch_size: 4}")
     stored = stored[: stored.index("\nruns:")] + OTHER_RUNS + "  a: {alpha: 0.3, lr: 0.01, teacher: views%s}\n"
-    assert load(stored % "").teacher_logits.drawn_by.steps == {"distill": 12, "finetune": 12}
+    assert load(stored % "").teacher_logits.limit_views_to.steps == {"distill": 12, "finetune": 12}
     # Without a teacher in the further steps, none of these views is needed there.
     assert load(stored % ", finetune: {steps: 13, alpha: 0.0}")
-    with pytest.raises(InputError, match=r"runs\.a: found \{.*seed \d; teacher_logits.drawn_by stores what up to \{"):
+    with pytest.raises(UserError, match=r"runs\.a: found \{.*seed \d; teacher_logits.limit_views_to stores what up to \{"):
         load(stored % f", {run}")
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from segdistill.nets.losses import IGNORE
 from segdistill.nets.resize import upsample
-from segdistill.scoring import pixels
-from segdistill.scoring.pixels import classes_and_loss_sum, classes_of, loss_sum
+from segdistill.scoring import evaluate as pixels
+from segdistill.scoring.evaluate import classes_and_loss_sum, classes_of, loss_sum
+from segdistill.scoring.label_losses import IGNORE
 
 # (grid, frame): strides 4, 8 and 16, frames that no stride divides, one cell, one row, one pixel, and no upsampling.
 SIZES = [

@@ -14,10 +14,10 @@ from PIL import Image
 
 from city_on_disk import write_city
 from hostile_files import GREYSCALE, MAGIC, PALETTE, RGB, chunk, header
-from segdistill.base.errors import InputError
-from segdistill.prepare import prepare
-from segdistill.sources import png_file
-from segdistill.sources.png_file import decoded_label_ids, decoded_photograph
+from segdistill.core.errors import UserError
+from segdistill.prepare import images as png_file
+from segdistill.prepare.images import decoded_label_ids, decoded_photograph
+from segdistill.prepare.run import prepare
 
 # First column, first row, steps between columns and rows of the seven passes of an interlaced PNG.
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
@@ -85,9 +85,9 @@ def test_damage_is_refused(decoder):
 
 def test_other_layouts_are_refused(decoder):
     grey = np.arange(36, dtype=np.uint8).reshape(6, 6)
-    with pytest.raises(InputError, match="mode L, 8 bit; a photograph has to be RGB"):
+    with pytest.raises(UserError, match="mode L, 8 bit; a photograph has to be RGB"):
         decoded_photograph(png(grey, GREYSCALE))
-    with pytest.raises(InputError, match="mode RGB, 8 bit; labels have to be"):
+    with pytest.raises(UserError, match="mode RGB, 8 bit; labels have to be"):
         decoded_label_ids(png(np.zeros((6, 6, 3), np.uint8), RGB))
 
 
@@ -95,7 +95,7 @@ def test_more_pixels_than_a_file_can_hold_are_refused_before_decoding(decoder, m
     monkeypatch.setattr(png_file, "_samples", None)  # not called
     whole = png(np.zeros((6, 6, 3), np.uint8), RGB)
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 9000, 9000, 8, RGB, 0, 0, 0))
-    with pytest.raises(InputError, match="truncated: .* bytes for 9000 x 9000 pixels"):
+    with pytest.raises(UserError, match="truncated: .* bytes for 9000 x 9000 pixels"):
         decoded_photograph(whole[:8] + header + whole[33:])
 
 
@@ -117,11 +117,11 @@ def test_a_second_header_or_one_that_is_not_first_is_refused(decoder):
     image, labels = png(np.repeat(grey[..., None], 3, 2), RGB), png(grey, GREYSCALE)
     header = slice(8, 33)
     for added in (labels[header], png(grey[:3], RGB)[header]):
-        with pytest.raises(InputError, match="mode L, 8 bit; a photograph has to be RGB|not its only header"):
+        with pytest.raises(UserError, match="mode L, 8 bit; a photograph has to be RGB|not its only header"):
             decoded_photograph(image[:33] + added + image[33:])
-    with pytest.raises(InputError, match="mode RGB, 8 bit; labels have to be"):
+    with pytest.raises(UserError, match="mode RGB, 8 bit; labels have to be"):
         decoded_label_ids(labels[:33] + image[header] + labels[33:])
-    with pytest.raises(InputError, match="its first chunk is not its only header"):
+    with pytest.raises(UserError, match="its first chunk is not its only header"):
         decoded_photograph(image[:8] + chunk(b"tEXt", b"a\0b") + image[8:])
 
 

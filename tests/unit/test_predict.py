@@ -12,15 +12,15 @@ from PIL import Image
 
 from model_files import random_net, smooth_frame
 from predicting import STEM, done, opened, written
-from segdistill.base.class_table import ClassTable
-from segdistill.cityscapes import LABEL_ID_OF_TRAIN_ID, PALETTE
-from segdistill.nets.checkpoint import net_facts, save_net
-from segdistill.onnx_model.file import OnnxPredictor
+from segdistill.formats.classes import ClassTable
+from segdistill.export.onnx_file import OnnxPredictor
+from segdistill.nets.weights import net_facts, save_net
 from segdistill.predict import speed
 from segdistill.predict.model import Model
 from segdistill.predict.pictures import read_picture
 from segdistill.predict.run import class_map
 from segdistill.predict.tiles import Tiling
+from segdistill.prepare.cityscapes import LABEL_ID_OF_TRAIN_ID, PALETTE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

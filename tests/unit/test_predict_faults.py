@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from model_files import random_net
 from predicting import STEM, call, done, written
 from segdistill.cli import app
-from segdistill.nets.checkpoint import net_facts, save_net
-from segdistill.onnx_model.file import OnnxPredictor
+from segdistill.export.onnx_file import OnnxPredictor
+from segdistill.nets.weights import net_facts, save_net
 from segdistill.predict.pictures import read_picture
 
 pytestmark = pytest.mark.usefixtures("one_thread")

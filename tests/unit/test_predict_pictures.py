@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segdistill.base.errors import InputError
+from segdistill.core.errors import UserError
 from segdistill.predict.pictures import pixels, read_picture
 
 FRAME = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
@@ -74,7 +74,7 @@ def test_jpeg_of_cmyk_becomes_rgb(tmp_path):
 
 def test_sixteen_bits_are_refused_by_name(tmp_path):
     path = saved(tmp_path / "deep.png", Image.fromarray(np.full((4, 4), 40000, np.uint16)))
-    with pytest.raises(InputError, match=r"deep\.png: mode I;16"):
+    with pytest.raises(UserError, match=r"deep\.png: mode I;16"):
         read_picture(path)
 
 
@@ -108,7 +108,7 @@ def cut_png() -> bytes:
 )
 def test_what_is_no_picture_is_refused_by_name(content, reason, tmp_path):
     (tmp_path / "bad.png").write_bytes(content)
-    with pytest.raises(InputError) as error:
+    with pytest.raises(UserError) as error:
         read_picture(tmp_path / "bad.png")
     assert str(error.value).startswith(f"{tmp_path / 'bad.png'}: ")
     assert reason in str(error.value)
@@ -117,7 +117,7 @@ def test_what_is_no_picture_is_refused_by_name(content, reason, tmp_path):
 @pytest.mark.parametrize("size", [(60000, 60000), (2**31 - 1, 2**31 - 1)])
 def test_a_header_that_cannot_be_true_is_refused_at_any_size(size, tmp_path):
     (tmp_path / "bad.png").write_bytes(png_header(*size))
-    with pytest.raises(InputError, match=rf"bad\.png: truncated: \d+ bytes for {size[1]} x {size[0]} pixels"):
+    with pytest.raises(UserError, match=rf"bad\.png: truncated: \d+ bytes for {size[1]} x {size[0]} pixels"):
         read_picture(tmp_path / "bad.png", any_size=True)
 
 
@@ -129,20 +129,20 @@ def test_what_compresses_best_is_read_all_the_same(mode, tmp_path):
 
 def test_a_folder_named_like_a_picture_is_refused_by_name(tmp_path):
     (tmp_path / "a.png").mkdir()
-    with pytest.raises(InputError, match=r"a\.png: Is a directory"):
+    with pytest.raises(UserError, match=r"a\.png: Is a directory"):
         read_picture(tmp_path / "a.png")
 
 
 def test_a_pipe_named_like_a_picture_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.png")
-    with pytest.raises(InputError, match=r"a\.png: a pipe, no file"):
+    with pytest.raises(UserError, match=r"a\.png: a pipe, no file"):
         read_picture(tmp_path / "a.png")
 
 
 def test_the_limit_of_pixels_is_lifted_when_asked_and_set_again(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     path = saved(tmp_path / "a.png", Image.fromarray(FRAME))
-    with pytest.raises(InputError, match="more than 20 pixels"):
+    with pytest.raises(UserError, match="more than 20 pixels"):
         read_picture(path)
     assert np.array_equal(read_picture(path, any_size=True), FRAME)
     assert Image.MAX_IMAGE_PIXELS == 10

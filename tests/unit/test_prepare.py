@@ -14,12 +14,12 @@ import pytest
 from PIL import Image
 
 from city_on_disk import image_path, label_path, random_frame, write_city, write_frame, zip_city
-from segdistill import cityscapes
-from segdistill.base.errors import InputError
-from segdistill.base.files import read_json
-from segdistill.prepare import prepare as prepare_in_processes
-from segdistill.sources import png_file
-from segdistill.sources.frame import Frame, names_by_group
+from segdistill.core.errors import UserError
+from segdistill.core.files import read_json
+from segdistill.prepare import cityscapes
+from segdistill.prepare import images as png_file
+from segdistill.prepare.run import prepare as prepare_in_processes
+from segdistill.prepare.sources import Frame, names_by_group
 
 TRAIN = ("aachen_000000_000019", "aachen_000001_000019", "bochum_000000_000313", "bochum_000000_000885")
 VAL = ("ulm_000000_000019", "ulm_000001_000019")
@@ -188,7 +188,7 @@ def test_all_faults_are_told_together_and_nothing_is_left(root, out):
     faults["ulm_000009_000019_gtFine"] = "another city, 'jena'"
     Image.fromarray(label_ids).save(root / "gtFine" / "train" / "jena" / "ulm_000009_000019_gtFine_labelIds.png")
 
-    with pytest.raises(InputError) as error:
+    with pytest.raises(UserError) as error:
         prepare(settings(root), 0, out, workers=2)
     lines = str(error.value).splitlines()
     for stem, said in faults.items():
@@ -204,14 +204,14 @@ def test_faults_of_zips_name_archive_and_member(root, out, tmp_path):
     zip_city(root, tmp_path / "zips")
     path = tmp_path / "zips" / cityscapes.IMAGE_ZIP
     with pytest.raises(
-        InputError, match=f"{path}: leftImg8bit/train/aachen/{TRAIN[0]}_leftImg8bit.png: no readable PNG"
+        UserError, match=f"{path}: leftImg8bit/train/aachen/{TRAIN[0]}_leftImg8bit.png: no readable PNG"
     ):
         prepare(settings(tmp_path / "zips"), 0, out)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("../outside.png", b"")
         archive.writestr("/tmp/outside.png", b"")
     (tmp_path / "zips" / cityscapes.LABEL_ZIP).write_bytes(b"no zip")
-    with pytest.raises(InputError) as error:
+    with pytest.raises(UserError) as error:
         prepare(settings(tmp_path / "zips"), 0, out)
     for said in (f"{path}: ../outside.png", f"{path}: /tmp/outside.png", f"{cityscapes.LABEL_ZIP}: no readable zip"):
         assert said in str(error.value)
@@ -221,33 +221,33 @@ def test_faults_of_zips_name_archive_and_member(root, out, tmp_path):
 def test_absurd_sizes_are_refused(root, out, monkeypatch):
     write_city(root, TRAIN, VAL)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # frames have 128
-    with pytest.raises(InputError, match=r"(?s)aachen.*exceeds limit of 100 pixels.*ulm"):
+    with pytest.raises(UserError, match=r"(?s)aachen.*exceeds limit of 100 pixels.*ulm"):
         prepare(settings(root), 0, out)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     monkeypatch.setattr(png_file, "MAX_FILE_BYTES", 50)
-    with pytest.raises(InputError, match="larger than the 50 bytes"):
+    with pytest.raises(UserError, match="larger than the 50 bytes"):
         prepare(settings(root), 0, out)
 
 
 def test_what_is_no_data_set_names_data_root(root, out):
     for given, said in ((root, "does not exist"), ("", "is not set")):
-        with pytest.raises(InputError, match=rf"data\.root: .*{said}; allowed: .*gtFine_trainvaltest\.zip"):
+        with pytest.raises(UserError, match=rf"data\.root: .*{said}; allowed: .*gtFine_trainvaltest\.zip"):
             prepare(settings(given), 0, out)
     (root / "gtFine").mkdir(parents=True)
     (root / "notes.txt").touch()
-    with pytest.raises(InputError, match=r"data\.root: .*holds gtFine/, notes\.txt; allowed"):
+    with pytest.raises(UserError, match=r"data\.root: .*holds gtFine/, notes\.txt; allowed"):
         prepare(settings(root), 0, out)
-    with pytest.raises(InputError, match=r"data\.source: 'kitti'; allowed: synthetic, cityscapes, folder"):
+    with pytest.raises(UserError, match=r"data\.source: 'kitti'; allowed: synthetic, cityscapes, folder"):
         prepare(settings(root, source="kitti"), 0, out)
 
 
 def test_empty_splits_and_a_single_train_frame(root, out):
     write_city(root, TRAIN[:1], ())
-    with pytest.raises(InputError, match=r"(?s)the val split has no frames.*data\.holdout_fraction: 0\.25 of 1 train"):
+    with pytest.raises(UserError, match=r"(?s)the val split has no frames.*data\.holdout_fraction: 0\.25 of 1 train"):
         prepare(settings(root), 0, out)
     (root / "leftImg8bit" / "train").rename(root / "leftImg8bit" / "val")
     (root / "gtFine" / "train").rename(root / "gtFine" / "val")
-    with pytest.raises(InputError, match="the train split has no frames"):
+    with pytest.raises(UserError, match="the train split has no frames"):
         prepare(settings(root), 0, out)
 
 
@@ -255,7 +255,7 @@ def test_a_split_without_any_class_is_a_fault(root, out):
     write_city(root, TRAIN, VAL)
     for stem in VAL:
         write_frame(root, "val", stem, random_frame(0)[0], np.zeros((8, 16), np.uint8))
-    with pytest.raises(InputError, match="the val split: every pixel of its 2 frames is ignored"):
+    with pytest.raises(UserError, match="the val split: every pixel of its 2 frames is ignored"):
         prepare(settings(root), 0, out)
 
 
@@ -288,11 +288,11 @@ def test_holdout_follows_the_seed_and_leaves_one_frame():
 
 
 def test_synthetic_city(out, tmp_path, monkeypatch):
-    city = ModuleType("segdistill.synthetic")
+    city = ModuleType("segdistill.prepare.synthetic.render")
     city.frame_name = lambda split, index: ("synthetic", f"synthetic_{index // 3:06d}_{index:06d}")
     city.render_frame = lambda seed, split, index, size_px: random_frame(seed + index + 100 * (split == "val"), size_px)
-    monkeypatch.setitem(sys.modules, "segdistill.synthetic", city)
-    monkeypatch.setattr("segdistill.synthetic", city, raising=False)
+    monkeypatch.setitem(sys.modules, "segdistill.prepare.synthetic.render", city)
+    monkeypatch.setattr("segdistill.prepare.synthetic.render", city, raising=False)
     counts = SimpleNamespace(train_frames=5, val_frames=2)
     index = prepare(settings("", source="synthetic", size_px=(16, 24), synthetic=counts), 3, out)
     image, label_ids = random_frame(3 + 101, (16, 24))
@@ -300,7 +300,7 @@ def test_synthetic_city(out, tmp_path, monkeypatch):
     np.testing.assert_array_equal(np.load(out / "val" / "labels.npy")[1], cityscapes.TRAIN_ID_OF_LABEL_ID[label_ids])
     checksum = hashlib.sha256(image.tobytes() + label_ids.tobytes()).hexdigest()
     assert index["splits"]["val"]["frames"][1]["checksum"] == checksum
-    with pytest.raises(InputError, match=r"data\.size_px"):
+    with pytest.raises(UserError, match=r"data\.size_px"):
         prepare(settings("", source="synthetic", synthetic=counts), 3, out)
 
 

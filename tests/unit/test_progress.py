@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from segdistill.progress import Progress
+from segdistill.core.progress import Progress
 
 
 def test_the_time_left_is_told_once_something_is_done(capsys):

@@ -13,8 +13,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from fake_metrics import sweep_params, write_metrics
-from segdistill.base.files import read_json, write_json
-from segdistill.onnx_model.interface import read_for_serving
+from segdistill.core.files import read_json, write_json
+from segdistill.nets.onnx_session import read_for_serving
 from segdistill.tracking import track
 
 NAME = "segdistill-student"

@@ -15,14 +15,14 @@ import yaml
 from plotly.offline import get_plotlyjs
 
 from fake_metrics import HEADER, sweep_params, write_metrics, write_record
-from segdistill.base.files import write_text
-from segdistill.base.params_file import load_params
+from segdistill.core.files import write_text
+from segdistill.params.read import load_params
 from segdistill.report import write_report
-from segdistill.report.curves import MOST_POINTS, curves_figure
+from segdistill.report.curves import MAX_POINTS, curves_figure
 from segdistill.report.styles import line_styles
 from segdistill.report.tiles import tiles
 from segdistill.report.tradeoff import tradeoff_figure
-from segdistill.summary import Summary, of_rows, summarise
+from segdistill.results.summary import Summary, of_rows, summarise
 
 EVIL = "<script>alert(1)</script>"
 
@@ -160,7 +160,7 @@ def test_long_curves_are_thinned(summary: Summary, metrics: Path) -> None:
     lines = "".join(f"{step},0.1,{1 / step},1.0,,\n" for step in range(1, 5001))
     write_text(metrics / "runs" / "vanilla" / "distill_curve.csv", HEADER + lines)
     first = curves_figure(summary, metrics)["data"][0]
-    assert len(first["x"]) == MOST_POINTS
+    assert len(first["x"]) == MAX_POINTS
     assert (first["x"][0], first["x"][-2]) != (1, 1)
     assert first["x"][0] == 1
 

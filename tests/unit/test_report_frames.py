@@ -17,7 +17,7 @@ from fake_metrics import sweep_params, write_metrics
 from segdistill.report.confusion import confusion_figure, matrices, mistakes_table
 from segdistill.report.pictures import choose_frames, picture_strips, pixel_states
 from segdistill.report.tiles import tiles
-from segdistill.summary import Summary, of_rows, summarise
+from segdistill.results.summary import Summary, of_rows, summarise
 
 
 @pytest.fixture(scope="module")

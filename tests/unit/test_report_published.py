@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from fake_metrics import sweep_params, write_metrics
-from segdistill.base.params import Params
-from segdistill.base.params_file import load_params
+from segdistill.params.model import Params
+from segdistill.params.read import load_params
 from segdistill.report.published import SOURCE_A, SOURCE_B, differences, published_rows, source_a_table, source_b_table
-from segdistill.summary import Summary, of_rows, summarise
-from segdistill.summary.row import Row
+from segdistill.results.summary import Summary, of_rows, summarise
+from segdistill.results.row import Row
 
 ROOT = Path(__file__).parents[2]
 SECTIONS = (ROOT / "docs" / "sources.md").read_text(encoding="utf-8").split("\n## ")

@@ -8,7 +8,7 @@ import pytest
 
 from fake_metrics import sweep_params, write_metrics
 from segdistill.report.tradeoff import tradeoff_figure, tradeoff_legend
-from segdistill.summary import Summary, of_rows, summarise
+from segdistill.results.summary import Summary, of_rows, summarise
 
 
 @pytest.fixture(scope="module")

@@ -7,18 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segdistill.frames.rng import Batches, generator, view_origins
+from segdistill.data.sampling import BatchSampler, generator, view_origins
 
 
 def batches(seed=0, phase="distill", frames=7, views=3, batch=4, flip_probability=0.5, jitter=0.2):
-    return Batches(seed, phase, frames, views, batch, flip_probability, jitter)
+    return BatchSampler(seed, phase, frames, views, batch, flip_probability, jitter)
 
 
 def same(first, second) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def frames_of(source: Batches, first: int, end: int) -> list[int]:
+def frames_of(source: BatchSampler, first: int, end: int) -> list[int]:
     return np.concatenate([source.plan(step).frames for step in range(first, end)]).tolist()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segdistill.logits.stored_logits import LogitsWriter
+from segdistill.data.teacher_cache import LogitsWriter
 
 
 @pytest.fixture

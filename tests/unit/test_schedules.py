@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from segdistill.training.schedules import lr_at
+from segdistill.training.loop import lr_at
 
 
 def ours(schedule, steps=20, **changed):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from segdistill.cityscapes import LABEL_ID_OF_TRAIN_ID
-from segdistill.scoring.scores import Confusion
+from segdistill.prepare.cityscapes import LABEL_ID_OF_TRAIN_ID
+from segdistill.scoring.confusion import Confusion
 
 
 def figures(predicted, labels, classes=3):
@@ -95,7 +95,7 @@ def test_official_evaluator_gives_the_same_on_the_same_files(tmp_path):
     result = official.evaluateImgLists(predicted_files, label_files, args)
     ours = confusion.figures()
     assert ours["mean_iou"] == pytest.approx(result["averageScoreClasses"], abs=1e-6)
-    from segdistill.cityscapes import CLASS_NAMES
+    from segdistill.prepare.cityscapes import CLASS_NAMES
 
     for name, iou in zip(CLASS_NAMES, ours["class_iou"], strict=True):
         expected = result["classScores"][name]

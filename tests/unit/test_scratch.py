@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from segdistill.base.errors import InputError
-from segdistill.training.scratch import LOCK, Scratch, clear_removed
+from segdistill.core.errors import UserError
+from segdistill.training.checkpoint import LOCK, Checkpointer, clear_removed
 from tiny_city import tinier_params
 
 JOB = "distill/tiny"
@@ -40,24 +40,24 @@ def held_elsewhere(folder: Path):
 
 
 def test_a_state_comes_back(tmp_path):
-    with Scratch(JOB, "key", tmp_path) as scratch:
+    with Checkpointer(JOB, "key", tmp_path) as scratch:
         assert scratch.load() is None
         scratch.save({"step": 3, "net": {"w": torch.arange(4.0)}})
-    with Scratch(JOB, "key", tmp_path) as scratch:
+    with Checkpointer(JOB, "key", tmp_path) as scratch:
         state = scratch.load()
     assert state["step"] == 3
     assert torch.equal(state["net"]["w"], torch.arange(4.0))
 
 
 def test_a_cleared_state_is_forgotten(tmp_path):
-    with Scratch(JOB, "key", tmp_path) as scratch:
+    with Checkpointer(JOB, "key", tmp_path) as scratch:
         scratch.save({"step": 1})
         scratch.clear()
         assert scratch.load() is None
 
 
 def test_a_process_that_is_killed_while_it_saves_leaves_the_state_before(tmp_path, capsys):
-    with Scratch(JOB, "key", tmp_path) as scratch:
+    with Checkpointer(JOB, "key", tmp_path) as scratch:
         scratch.save({"step": 1})
         child = os.fork()
         if child == 0:
@@ -78,7 +78,7 @@ def test_a_process_that_is_killed_while_it_saves_leaves_the_state_before(tmp_pat
 
 @pytest.mark.parametrize("damage", [lambda whole: whole[: len(whole) // 2], lambda _: b"", lambda _: b"no state"])
 def test_a_damaged_state_is_told_and_counts_as_none(tmp_path, capsys, damage):
-    with Scratch(JOB, "key", tmp_path) as scratch:
+    with Checkpointer(JOB, "key", tmp_path) as scratch:
         scratch.save({"step": 1})
         file = scratch.folder / "state.pt"
         file.write_bytes(damage(file.read_bytes()))
@@ -91,8 +91,8 @@ def test_a_damaged_state_is_told_and_counts_as_none(tmp_path, capsys, damage):
 def test_a_job_that_another_process_trains_is_refused(tmp_path):
     with (
         held_elsewhere(tmp_path / JOB),
-        pytest.raises(InputError, match="distill/tiny is being trained by another process"),
-        Scratch(JOB, "key", tmp_path, patience_s=0.2),
+        pytest.raises(UserError, match="distill/tiny is being trained by another process"),
+        Checkpointer(JOB, "key", tmp_path, patience_s=0.2),
     ):
         pass
 
@@ -100,13 +100,13 @@ def test_a_job_that_another_process_trains_is_refused(tmp_path):
 def test_a_job_waits_for_one_that_ends(tmp_path, capsys):
     with held_elsewhere(tmp_path / JOB) as other:
         threading.Timer(0.3, other.close).start()
-        with Scratch(JOB, "key", tmp_path, patience_s=30) as scratch:
+        with Checkpointer(JOB, "key", tmp_path, patience_s=30) as scratch:
             assert scratch.folder.is_dir()
     assert capsys.readouterr().err == "distill/tiny: waits for another process that is training it\n"
 
 
 def save(root: Path, job: str) -> Path:
-    with Scratch(job, "key", root) as scratch:
+    with Checkpointer(job, "key", root) as scratch:
         scratch.save({"step": 1})
     return scratch.folder
 

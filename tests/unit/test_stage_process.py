@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from segdistill.base.stage_process import stage_process
+from segdistill.core.stage import stage_process
 
 STAGE = """
 import os, sys, time
@@ -116,7 +116,7 @@ def test_a_lock_file_that_another_dvc_is_writing_is_read_again(tmp_path, monkeyp
     lock.parent.mkdir(parents=True)
     lock.write_text("")
     not_ours = '{"write": {"/x/out": {"pid": 4194305, "cmd": "dvc repro"}}}'  # a number above the highest there can be
-    monkeypatch.setattr("segdistill.base.stage_process.time.sleep", lambda seconds: lock.write_text(not_ours))
+    monkeypatch.setattr("segdistill.core.stage.time.sleep", lambda seconds: lock.write_text(not_ours))
     monkeypatch.setenv("DVC_STAGE", "x")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended, stage_process():

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from segdistill.base.errors import InputError
-from segdistill.frames.rng import BatchPlan
-from segdistill.logits.stored_logits import LOGITS, SCALE, LogitsWriter, StoredCrops, StoredLogits, quantised
+from segdistill.core.errors import UserError
+from segdistill.data.sampling import BatchIndices
+from segdistill.data.teacher_cache import LOGITS, SCALE, LogitsWriter, StoredCrops, StoredLogits, quantised
 
 CPU = torch.device("cpu")
 
@@ -28,8 +28,8 @@ def noise(*shape: int, spread: float = 5.0, seed: int = 0) -> np.ndarray:
     return (spread * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
 
 
-def plan_of(frames: list[int], views: list[int], flips: list[bool]) -> BatchPlan:
-    return BatchPlan(0, np.array(frames), np.array(views), np.array(flips), np.ones((len(frames), 3)))
+def plan_of(frames: list[int], views: list[int], flips: list[bool]) -> BatchIndices:
+    return BatchIndices(0, np.array(frames), np.array(views), np.array(flips), np.ones((len(frames), 3)))
 
 
 def written(folder, dtype: str, logits: np.ndarray, at_once: int = 2) -> dict:
@@ -195,13 +195,13 @@ def test_a_cut_is_what_it_was_after_memory_was_given_back(tmp_path):
     stored = StoredLogits.open(tmp_path, written(tmp_path, "uint8", logits), grid=(4, 6), stride=4)
     plan, origins = plan_of([2, 0], [1, 0], [False, True]), np.zeros((2, 2), int)
     before = stored.cut(plan, origins)
-    assert stored.will_read(plan, origins) == 2 * (4 * 6 * 5 + 4 * 2 * 5 * 2)
-    stored.release()
+    assert stored.prefetch(plan, origins) == 2 * (4 * 6 * 5 + 4 * 2 * 5 * 2)
+    stored.drop_pages()
     assert all(torch.equal(*parts) for parts in zip(before, stored.cut(plan, origins), strict=True))
 
 
 def test_another_array_than_was_written_is_refused(tmp_path):
     arrays = written(tmp_path, "uint8", noise(3, 2, 4, 6, 5))
     np.save(tmp_path / SCALE, np.zeros((3, 2, 4, 2, 5), np.float32))
-    with pytest.raises(InputError, match=r"scale\.npy: holds float32 \[.*\], its manifest says float16"):
+    with pytest.raises(UserError, match=r"scale\.npy: holds float32 \[.*\], its manifest says float16"):
         StoredLogits.open(tmp_path, arrays, (4, 6), 4)

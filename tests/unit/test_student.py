@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from segdistill.base.errors import InputError
-from segdistill.base.files import read_json
-from segdistill.export import export_run
-from segdistill.frames.dataset import open_split
-from segdistill.nets.checkpoint import load_net
-from segdistill.provenance import file_sha256
-from segdistill.student import distill, finetune
-from segdistill.training import training_job
-from segdistill.training.scratch import Scratch
-from segdistill.val_record import ValRecord
+from segdistill.core.errors import UserError
+from segdistill.core.files import read_json
+from segdistill.core.provenance import file_sha256
+from segdistill.data.prepared import open_split
+from segdistill.export.run import export_run
+from segdistill.nets.weights import load_net
+from segdistill.scoring.record import ValRecord
+from segdistill.student.run import distill, finetune
+from segdistill.training import job as training_job
+from segdistill.training.checkpoint import Checkpointer
 from tiny_city import build_city, build_logits, tinier_params
 
 KINDS = ("views", "frame", "online")
@@ -89,7 +89,7 @@ def test_a_control_needs_no_teacher_at_all(here):
 
 def test_a_student_without_its_logits_is_told_so(here):
     shutil.rmtree("data/teacher_logits/views")
-    with pytest.raises(InputError, match=r"data/teacher_logits/views: no readable manifest"):
+    with pytest.raises(UserError, match=r"data/teacher_logits/views: no readable manifest"):
         distill(params_of(), "views")
 
 
@@ -130,7 +130,7 @@ def test_the_same_bytes_twice_and_others_with_another_seed(here):
 def test_a_state_that_other_code_has_saved_is_not_gone_on_with(here, monkeypatch):
     keys, edited = [], here / "edited.py"
 
-    class Seen(Scratch):
+    class Seen(Checkpointer):
         def __init__(self, job: str, key: str) -> None:
             keys.append(key)
             super().__init__(job, key)
@@ -138,7 +138,7 @@ def test_a_state_that_other_code_has_saved_is_not_gone_on_with(here, monkeypatch
     module = types.ModuleType("segdistill.edited")
     module.__file__ = str(edited)
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(training_job, "Scratch", Seen)
+    monkeypatch.setattr(training_job, "Checkpointer", Seen)
     for code in ("before", "before", "after"):
         edited.write_text(code)
         distill(params_of(), "vanilla")
@@ -170,7 +170,7 @@ def test_finetune_goes_on_from_the_distilled_student(here):
 
 
 def names_of_pictures(phase: str) -> list[str]:
-    return sorted(path.name for path in Path(f"metrics/runs/vanilla/{phase}_pictures").iterdir())
+    return sorted(path.name for path in Path(f"metrics/runs/vanilla/{phase}_images").iterdir())
 
 
 def test_a_frame_of_the_holdout_is_pictured_by_step(here):
@@ -183,7 +183,7 @@ def test_a_frame_of_the_holdout_is_pictured_by_step(here):
     assert names_of_pictures("finetune") == ["00000_step_000000.png", "00000_truth.png"]
     last, given = (
         Path(f"metrics/runs/vanilla/{name}.png").read_bytes()
-        for name in ("distill_pictures/00000_step_000003", "finetune_pictures/00000_step_000000")
+        for name in ("distill_images/00000_step_000003", "finetune_images/00000_step_000000")
     )
     assert last == given, "what was distilled is what is finetuned"
 
@@ -208,7 +208,7 @@ def test_export_scores_every_file_and_its_agreement_with_the_teacher(here, preci
     [
         {"method": "channel_kl", "temperature": 4.0},
         {"method": "sigmoid_kl", "temperature": 0.01, "label_loss": "focal"},
-        {"kl_at": "full", "schedule": "poly"},
+        {"kl_resolution": "full", "schedule": "poly"},
         {"jitter": 0.5, "weight_decay": 0.0, "backbone_lr_factor": 0.1},
         {"student": "deeplabv3plus_mobilenet_tv", "output_stride": 8},
         {"student": "deeplabv3plus_mobilenet_separable", "schedule": "step", "decay_every_steps": 1},
@@ -242,9 +242,9 @@ def test_bfloat16_trains_close_to_float32(here):
 
 
 def test_a_student_learns_the_same_from_the_views_that_it_draws(here):
-    drawn_by = {"distill_steps": 3, "finetune_steps": 2, "batch_size": 2}
+    limit_views_to = {"distill_steps": 3, "finetune_steps": 2, "batch_size": 2}
     runs = {name: RUNS[name] for name in ("vanilla", "views")}
-    params = tinier_params(teacher_logits={"kinds": ("views",), "drawn_by": drawn_by}, runs=runs)
+    params = tinier_params(teacher_logits={"kinds": ("views",), "limit_views_to": limit_views_to}, runs=runs)
     distill(params, "views")
     from_all, _ = load_net("models/runs/views/distilled.safetensors")
     build_logits(params)

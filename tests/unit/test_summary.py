@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from fake_metrics import BENCHMARK, sweep_params, write_metrics
-from segdistill.base.errors import InputError
+from segdistill.core.errors import UserError
 from segdistill.report.answer import answer
 from segdistill.report.terminal import print_summary
-from segdistill.summary import of_rows, row_key, summarise, write_summary
-from segdistill.summary.champion import choose_champion, model_files, pareto_front
-from segdistill.summary.row import COLUMNS, Row
+from segdistill.results.champion import choose_champion, model_files, pareto_front
+from segdistill.results.summary import of_rows, row_key, summarise, write_summary
+from segdistill.results.row import COLUMNS, Row
 
 
 @pytest.fixture
@@ -187,11 +187,11 @@ def test_row_key_changes_with_what_a_run_depends_on() -> None:
 
 def test_what_is_missing_is_named(metrics: Path) -> None:
     (metrics / "benchmark.json").write_text(json.dumps(BENCHMARK | {"models": {"teacher": "big_os16"}}))
-    with pytest.raises(InputError, match=r"benchmark\.json: has no figures of 'vanilla'"):
+    with pytest.raises(UserError, match=r"benchmark\.json: has no figures of 'vanilla'"):
         summarise(sweep_params(), metrics)
     (metrics / "runs" / "a03" / "export.json").unlink()
     (metrics / "benchmark.json").write_text(json.dumps(BENCHMARK))
-    with pytest.raises(InputError, match=r"a03/export\.json: no such file; dvc repro"):
+    with pytest.raises(UserError, match=r"a03/export\.json: no such file; dvc repro"):
         summarise(sweep_params(), metrics)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segdistill.synthetic import CITIES, frame_name, render_frame, write_city
+from segdistill.prepare.synthetic.render import CITIES, frame_name, render_frame, write_city
 
 EVALUATED_IDS = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
 SIZE_PX = (128, 256)

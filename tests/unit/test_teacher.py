@@ -8,18 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from segdistill.base.errors import InputError
-from segdistill.base.files import read_json
-from segdistill.base.params import Params
-from segdistill.frames.dataset import PREPARED, open_split
-from segdistill.nets.checkpoint import load_net, net_facts, save_net
-from segdistill.nets.compute import Compute
+from segdistill.core.errors import UserError
+from segdistill.core.files import read_json
+from segdistill.data.prepared import PREPARED, open_split
+from segdistill.nets.device import Compute
 from segdistill.nets.registry import build
-from segdistill.prepare import prepare
-from segdistill.scoring.class_maps import ClassMapArchive
+from segdistill.nets.weights import load_net, net_facts, save_net
+from segdistill.params.model import Params
+from segdistill.prepare.run import prepare
 from segdistill.scoring.evaluate import TorchPredictor
-from segdistill.teacher import check_teacher
-from segdistill.val_record import ValRecord
+from segdistill.scoring.record import ClassMapArchive, ValRecord
+from segdistill.teacher.check import check_teacher
 from tiny_city import ARCH, tinier_params
 
 
@@ -79,7 +78,7 @@ def test_its_class_maps_are_those_that_it_gives(here):
 
 def test_a_weak_teacher_stops_with_a_table_and_leaves_nothing(here):
     torch.save(seeded_net().state_dict(), here / "best.pth")
-    with pytest.raises(InputError, match=r"(?s)teacher\.min_mean_iou: .* at least 0\.9 .*road +0\.\d{3}.*bicycle"):
+    with pytest.raises(UserError, match=r"(?s)teacher\.min_mean_iou: .* at least 0\.9 .*road +0\.\d{3}.*bicycle"):
         check_teacher(tiny_params(checkpoint="best.pth", min_mean_iou=0.9))
     assert not Path("models/teacher").exists()
     assert not Path("metrics/teacher.json").exists()

@@ -11,26 +11,25 @@ import pytest
 import torch
 
 from onnx_models import weights, write_model
-from segdistill.base.errors import InputError
-from segdistill.base.files import read_json
-from segdistill.base.params_file import load_params
-from segdistill.frames.dataset import PREPARED, open_split, read_index
-from segdistill.frames.transforms import MEAN, STD
-from segdistill.logits.stored_logits import LOGITS
-from segdistill.logits.teacher_cache import FOLDER, geometry, teacher_sha256
-from segdistill.nets.checkpoint import net_facts, save_net
-from segdistill.nets.compute import Compute
+from segdistill.core.errors import UserError
+from segdistill.core.files import read_json
+from segdistill.data.prepared import PREPARED, open_split, read_index
+from segdistill.data.teacher_cache import FOLDER, LOGITS, geometry, teacher_sha256
+from segdistill.formats.header import MEAN, STD
+from segdistill.export.onnx_file import write_float32
+from segdistill.nets.device import Compute
 from segdistill.nets.registry import build
-from segdistill.onnx_model.file import write_float32
-from segdistill.prepare import prepare
-from segdistill.scoring.class_maps import ClassMapArchive
+from segdistill.nets.weights import net_facts, save_net
+from segdistill.params.read import load_params
+from segdistill.prepare.run import prepare
 from segdistill.scoring.evaluate import TorchPredictor
-from segdistill.teacher import check_teacher
-from segdistill.teacher_logits import build_cache
-from segdistill.teachers.composite_teacher import CompositeTeacher
-from segdistill.teachers.onnx_teacher import OnnxTeacher
-from segdistill.teachers.teacher_folder import open_teacher
-from segdistill.training.training_job import compute_of
+from segdistill.scoring.record import ClassMapArchive
+from segdistill.teacher.check import check_teacher
+from segdistill.teacher.ensemble import EnsembleTeacher
+from segdistill.teacher.folder import open_teacher
+from segdistill.teacher.onnx_teacher import OnnxTeacher
+from segdistill.teacher_logits.build import build_cache
+from segdistill.training.job import device_of
 from tiny_city import ARCH, tinier_params
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -68,7 +67,7 @@ def cached(params, kind: str = "views") -> np.ndarray:
     """Build the cache of `kind` from models/teacher: all logits as float32."""
     train, logits = open_split("train"), params.teacher_logits.model_copy(update={"dtype": "float32"})
     facts = geometry(train, read_index()["fingerprint"], 0, params.distill.crop_px, logits.views, logits.stride)
-    build_cache(kind, FOLDER / kind, train, facts, logits, compute_of(params))
+    build_cache(kind, FOLDER / kind, train, facts, logits, device_of(params))
     return np.load(FOLDER / kind / LOGITS)
 
 
@@ -105,7 +104,7 @@ def test_an_ensemble_is_scored_and_stored_as_the_mean_of_its_members(here):
         "val_classes.npz",
     }
     members = [open_member(name) for name in ("net0.onnx", "net1.safetensors", "foreign.onnx")]
-    expected = CompositeTeacher(members, flip=True, scales=(1.0,), device=CPU.device)
+    expected = EnsembleTeacher(members, flip=True, scales=(1.0,), device=CPU.device)
     val = np.array(open_split("val").images)
     classes = expected(val)[1].numpy()
     archive = ClassMapArchive("models/teacher/val_classes.npz")
@@ -151,20 +150,20 @@ def test_a_changed_file_of_the_teacher_is_refused(here):
     check_teacher(with_teacher(checkpoint=("net0.onnx", "net1.safetensors")))
     content = Path("models/teacher/0.onnx").read_bytes()
     Path("models/teacher/0.onnx").write_bytes(content[:-1])
-    with pytest.raises(InputError, match=r"0\.onnx: not the file that teacher\.json names; run: dvc repro teacher-ch"):
+    with pytest.raises(UserError, match=r"0\.onnx: not the file that teacher\.json names; run: dvc repro teacher-ch"):
         open_teacher(Path("models/teacher"), CPU)
 
 
 def test_a_network_of_other_classes_is_refused(here):
     write_model(here / "five.onnx", weights(5))
-    with pytest.raises(InputError, match=r"teacher\.checkpoint: five\.onnx: found output out .*; allowed is one of 19"):
+    with pytest.raises(UserError, match=r"teacher\.checkpoint: five\.onnx: found output out .*; allowed is one of 19"):
         check_teacher(with_teacher(checkpoint="five.onnx"))
     facts = net_facts(ARCH, 19, 16) | {"class_names": [f"class {number}" for number in range(19)]}
     torch.manual_seed(0)
     save_net("named.safetensors", build(ARCH, 19, 16), facts)
     for checkpoint in ("named.safetensors", ("named.safetensors", "net0.onnx")):
         with pytest.raises(
-            InputError, match=r"named\.safetensors: found the classes class 0, .*those of the data.*road"
+            UserError, match=r"named\.safetensors: found the classes class 0, .*those of the data.*road"
         ):
             check_teacher(with_teacher(checkpoint=checkpoint))
     assert not Path("models/teacher").exists()
@@ -178,7 +177,7 @@ def test_logits_that_are_not_finite_replace_nothing(here, spoilt, scales):
     bad = weights(19)
     bad[3] = spoilt
     write_model(here / "bad.onnx", bad)
-    with pytest.raises(InputError, match=r"teacher\.checkpoint: .*\.onnx: found logits that are not finite"):
+    with pytest.raises(UserError, match=r"teacher\.checkpoint: .*\.onnx: found logits that are not finite"):
         check_teacher(with_teacher(checkpoint="bad.onnx", scales=scales))
     assert teacher_sha256(Path("models/teacher")) == before
 
@@ -188,7 +187,7 @@ def test_finite_weights_of_a_net_that_overflows_replace_nothing(here):
     for value in net.parameters():
         value.data.fill_(1e30)
     save_net("huge.safetensors", net, net_facts(ARCH, 19, 16))
-    with pytest.raises(InputError, match=r"mean_loss on val is nan: its logits are not finite"):
+    with pytest.raises(UserError, match=r"mean_loss on val is nan: its logits are not finite"):
         check_teacher(with_teacher(checkpoint="huge.safetensors"))
     assert not Path("models/teacher").exists()
 
@@ -199,7 +198,7 @@ def test_a_file_that_names_its_classes_badly_is_refused(here, names):
     save_net("bad.safetensors", net, facts)
     write_float32("bad.onnx", net, facts, 18, (32, 64))
     for file in ("bad.safetensors", "bad.onnx"):
-        with pytest.raises(InputError, match=rf"{file}: its header does not describe a network: class_names: found "):
+        with pytest.raises(UserError, match=rf"{file}: its header does not describe a network: class_names: found "):
             check_teacher(with_teacher(checkpoint=file))
 
 
@@ -207,14 +206,14 @@ def test_facts_that_are_no_json_are_refused(here):
     model = onnx.load("net0.onnx")
     onnx.helper.set_model_props(model, {"segdistill": "{"})
     onnx.save(model, "bad.onnx")
-    with pytest.raises(InputError, match=r"teacher\.checkpoint: bad\.onnx: its header does not describe a network"):
+    with pytest.raises(UserError, match=r"teacher\.checkpoint: bad\.onnx: its header does not describe a network"):
         check_teacher(with_teacher(checkpoint="bad.onnx"))
 
 
 def test_online_needs_a_single_torch_network(here):
     params = with_teacher(checkpoint="net0.onnx")
     check_teacher(params)
-    with pytest.raises(InputError, match=r"teacher_logits\.kinds: found online; net0\.onnx is more than one torch"):
+    with pytest.raises(UserError, match=r"teacher_logits\.kinds: found online; net0\.onnx is more than one torch"):
         cached(params, "online")
     assert not (FOLDER / "online").exists()
 
@@ -242,6 +241,6 @@ def test_params_that_are_not_allowed(tmp_path, changes, said):
         raw["teacher_logits"]["kinds"] = kinds
         raw["runs"] = {name: run for name, run in raw["runs"].items() if run["teacher"] == "none"}
     (tmp_path / "params.yaml").write_text(json.dumps(raw))
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(UserError) as refused:
         load_params(tmp_path / "params.yaml")
     assert said.format(arch=ARCH) in str(refused.value)

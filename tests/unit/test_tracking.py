@@ -7,7 +7,7 @@ import json
 import re
 from pathlib import Path
 
-from segdistill.base.params_file import load_params
+from segdistill.params.read import load_params
 from segdistill.tracking import track
 from segdistill.tracking.rows import read_curve, rows_on_disk
 from sweep_on_disk import (
@@ -86,7 +86,7 @@ def test_whoever_watches_sees_how_far_it_is_and_a_log_stays_empty(home, monkeypa
 
 
 def test_pictures_by_step_are_there_once_however_often_it_is_tracked(home):
-    folder = Path("metrics/runs/vanilla/distill_pictures")
+    folder = Path("metrics/runs/vanilla/distill_images")
     write_step_pictures(folder, 5)
     assert track(load_params(), Path("metrics"))
     expected = [(PREDICTED, 5)] * 2 + [(TRUTH, 0)] * 2

@@ -16,14 +16,15 @@ import yaml
 
 from fake_metrics import RUNS, sweep_params, write_metrics
 from fake_mlflow_server import ANSWERS_500, DIES_AFTER, DIES_BEFORE, IS_SILENT, Content, serving
-from segdistill.base.params import Params
-from segdistill.frames.dataset import PREPARED
-from segdistill.prepare import prepare
-from segdistill.provenance import file_sha256
-from segdistill.student import distill
+from segdistill.core.provenance import file_sha256
+from segdistill.data.prepared import PREPARED
+from segdistill.params.model import Params
+from segdistill.prepare.run import prepare
+from segdistill.student.run import distill
 from segdistill.tracking import track
 from segdistill.tracking.rows import read_curve, rows_on_disk
-from segdistill.training import follower, train_loop
+from segdistill.training import follower
+from segdistill.training import loop as train_loop
 from sweep_on_disk import write_step_pictures
 from tiny_city import tinier_params
 
@@ -44,7 +45,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{name}", "0")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     write_metrics(tmp_path / "metrics")
-    write_step_pictures(tmp_path / "metrics/runs/a03/distill_pictures", 0, 10)
+    write_step_pictures(tmp_path / "metrics/runs/a03/distill_images", 0, 10)
     write_params(without_model())
     return tmp_path
 

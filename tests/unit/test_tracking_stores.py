@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from segdistill.base.params_file import load_params
+from segdistill.params.read import load_params
 from segdistill.tracking import track
 from segdistill.tracking.store import find_store, locked, without_passwords
 from sweep_on_disk import FIGURES, RUNS, write_params

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from segdistill.base.errors import InputError
-from segdistill.training.scratch import Scratch
-from segdistill.training.train_loop import train
+from segdistill.core.errors import UserError
+from segdistill.training.checkpoint import Checkpointer
+from segdistill.training.loop import train
 from tiny_training import assert_same, at, distilled, make_job, run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -26,7 +26,7 @@ def nan_at(step: int) -> dict:
 
 def test_a_loss_that_is_not_finite_is_told(tmp_path):
     names = dict.fromkeys(make_job().batches.names(5))
-    with pytest.raises(InputError) as error:
+    with pytest.raises(UserError) as error:
         run(tmp_path, schedule="constant", **nan_at(5))
     assert str(error.value) == (f"distill/tiny: loss is nan at step 6, lr 0.1, frames {', '.join(names)}; not updated")
 
@@ -38,15 +38,15 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
         before.update({name: value.detach().clone() for name, value in job.net.named_parameters()})
 
     job.batches.hook = remember
-    with pytest.raises(InputError), Scratch(job.name, "key", tmp_path) as scratch:
+    with pytest.raises(UserError), Checkpointer(job.name, "key", tmp_path) as scratch:
         train(job, scratch)
     assert all(torch.equal(value, before[name]) for name, value in job.net.named_parameters())
 
 
 def test_a_loss_that_is_not_finite_leaves_the_last_state(tmp_path):
-    with pytest.raises(InputError):
+    with pytest.raises(UserError):
         run(tmp_path, **nan_at(5))
-    with Scratch("distill/tiny", "key", tmp_path) as scratch:
+    with Checkpointer("distill/tiny", "key", tmp_path) as scratch:
         state = scratch.load()
     assert state["step"] == 4
     assert all(torch.isfinite(value).all() for value in state["net"].values())
@@ -54,7 +54,7 @@ def test_a_loss_that_is_not_finite_leaves_the_last_state(tmp_path):
 
 def test_once_the_loss_is_finite_again_training_goes_on_from_the_last_state(tmp_path):
     expected = run(tmp_path / "straight", **distilled())
-    with pytest.raises(InputError):
+    with pytest.raises(UserError):
         run(tmp_path / "spoilt", **nan_at(5))
     seen = []
     assert_same(run(tmp_path / "spoilt", hook=seen.append, **distilled()), expected)
@@ -69,7 +69,7 @@ def test_an_infinite_loss_is_told_too(tmp_path):
 
     job.batches.hook = at(2, spoil)
     names = ", ".join(dict.fromkeys(job.batches.names(2)))
-    with pytest.raises(InputError) as error, Scratch(job.name, "key", tmp_path) as scratch:
+    with pytest.raises(UserError) as error, Checkpointer(job.name, "key", tmp_path) as scratch:
         train(job, scratch)
     assert str(error.value) == f"distill/tiny: loss is inf at step 3, lr 0.1, frames {names}; not updated"
 
@@ -80,7 +80,7 @@ def test_weights_that_are_not_finite_do_not_replace_the_last_state(straight, tmp
     weight = job.net.classifier[1].weight
     job.batches.hook = at(5, lambda: weight.register_hook(lambda gradient: gradient * torch.inf))
     told = r"distill/tiny: classifier\.1\.weight is not finite after step 6, lr 0\.\d+; not saved"
-    with pytest.raises(InputError, match=told), Scratch(job.name, "key", tmp_path) as scratch:
+    with pytest.raises(UserError, match=told), Checkpointer(job.name, "key", tmp_path) as scratch:
         train(job, scratch)
     seen = []
     assert_same(run(tmp_path, hook=seen.append, checkpoint_every_steps=1), straight)

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from segdistill.frames.transforms import normalised
-from segdistill.nets.losses import IGNORE
+from segdistill.data.transforms import normalize
 from segdistill.nets.resize import upsample
-from segdistill.training.train_loop import CURVE_COLUMNS
+from segdistill.scoring.label_losses import IGNORE
+from segdistill.training.loop import CURVE_COLUMNS
 from tiny_training import (
     COMPUTE,
     CROP_PX,
@@ -44,7 +44,7 @@ def test_the_loop_is_plain_sgd(tmp_path):
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     for step in range(3):
         batch = job.batches.load(step)
-        pixels = upsample(net(normalised(batch.images)), CROP_PX)
+        pixels = upsample(net(normalize(batch.images)), CROP_PX)
         loss = F.cross_entropy(pixels, batch.labels.long(), ignore_index=IGNORE)
         optimizer.zero_grad()
         loss.backward()
@@ -77,24 +77,24 @@ def test_a_net_given_in_eval_mode_is_trained_in_train_mode(straight, tmp_path):
     assert_same(run(tmp_path, net=TinyNet().eval()), straight)
 
 
-@pytest.mark.parametrize(("kl_at", "size"), [("stride", (8, 8)), ("full", CROP_PX)])
-def test_distributions_are_compared_where_params_say(tmp_path, kl_at, size):
+@pytest.mark.parametrize(("kl_resolution", "size"), [("stride", (8, 8)), ("full", CROP_PX)])
+def test_distributions_are_compared_where_params_say(tmp_path, kl_resolution, size):
     job = make_job(jitter=0.0, **distilled())
     batch = job.batches.load(0)
     with torch.no_grad():
-        student = TinyNet(dropout=0.0)(normalised(batch.images))
+        student = TinyNet(dropout=0.0)(normalize(batch.images))
     teacher = batch.teacher_logits(COMPUTE.device)
     student, teacher = (upsample(x.double(), size).log_softmax(1) for x in (student, teacher))
     expected = (teacher.exp() * (teacher - student)).sum(1).mean().item()
-    given = distilled(temperature=1.0, kl_at=kl_at)
+    given = distilled(temperature=1.0, kl_resolution=kl_resolution)
     _, curve = run(tmp_path, net=TinyNet(dropout=0.0), jitter=0.0, steps=1, **given)
     assert curve[0]["distill_loss"] == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("kl_at", ["stride", "full"])
+@pytest.mark.parametrize("kl_resolution", ["stride", "full"])
 @pytest.mark.parametrize("method", ["kl", "channel_kl", "sigmoid_kl"])
-def test_alpha_mixes_as_params_say(tmp_path, method, kl_at):
-    _, curve = run(tmp_path, **distilled(alpha=0.4, method=method, temperature=2.0, kl_at=kl_at))
+def test_alpha_mixes_as_params_say(tmp_path, method, kl_resolution):
+    _, curve = run(tmp_path, **distilled(alpha=0.4, method=method, temperature=2.0, kl_resolution=kl_resolution))
     for row in curve:
         assert row["distill_loss"] > 0
         assert row["loss"] == pytest.approx(0.6 * row["label_loss"] + 0.4 * 4 * row["distill_loss"], rel=1e-5)

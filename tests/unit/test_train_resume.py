@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from segdistill.training.scratch import TrainingStoppedError
+from segdistill.training.checkpoint import TrainingStoppedError
 from tiny_training import KilledError, TinyNet, assert_same, at, distilled, killed, run
 
 pytestmark = pytest.mark.usefixtures("one_thread")

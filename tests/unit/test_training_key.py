@@ -9,17 +9,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-from segdistill import student, teacher
-from segdistill.base.errors import InputError
-from segdistill.frames.dataset import PREPARED
-from segdistill.nets.checkpoint import net_facts, save_net
+from segdistill.core.errors import UserError
+from segdistill.core.progress import write_curve
+from segdistill.data.prepared import PREPARED
 from segdistill.nets.registry import build
-from segdistill.prepare import prepare
-from segdistill.progress import write_curve
-from segdistill.student import distill
-from segdistill.teacher import check_teacher
-from segdistill.training import training_job
-from segdistill.training.scratch import Scratch
+from segdistill.nets.weights import net_facts, save_net
+from segdistill.prepare.run import prepare
+from segdistill.student import run as student
+from segdistill.student.run import distill
+from segdistill.teacher import check as teacher
+from segdistill.teacher.check import check_teacher
+from segdistill.training import job as training_job
+from segdistill.training.checkpoint import Checkpointer
 from tiny_city import ARCH, tinier_params
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,7 +52,7 @@ def key_of(here, monkeypatch):
     def found(job: str, key: str) -> None:
         raise FoundError(key)
 
-    monkeypatch.setattr(training_job, "Scratch", found)
+    monkeypatch.setattr(training_job, "Checkpointer", found)
 
     def key_of(section: str, teacher: dict | None = None, **changed) -> str:
         params = tinier_params(**({"runs": RUNS, "teacher": teacher or {}} | {section: changed}))
@@ -120,7 +121,7 @@ def test_a_training_is_held_until_its_outputs_are_written(here, monkeypatch, sta
 
     def looked_at(*arguments) -> None:
         job = "distill/vanilla" if stage == "distill" else "teacher"
-        with pytest.raises(InputError, match="is being trained by another process"), Scratch(job, "x", patience_s=0):
+        with pytest.raises(UserError, match="is being trained by another process"), Checkpointer(job, "x", patience_s=0):
             pass
         held.append(job)
         write_curve(*arguments)
@@ -129,7 +130,7 @@ def test_a_training_is_held_until_its_outputs_are_written(here, monkeypatch, sta
     params = tinier_params(runs=RUNS)
     distill(params, "vanilla") if stage == "distill" else check_teacher(params)
     (job,) = held
-    with Scratch(job, "x", patience_s=0):
+    with Checkpointer(job, "x", patience_s=0):
         pass
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segdistill.base.class_table import ClassTable
-from segdistill.val_record import WIDTH_PX, ValRecord, ValRecorder, frame_mean_iou
+from segdistill.formats.classes import ClassTable
+from segdistill.scoring.record import WIDTH_PX, ValRecord, ValRecorder, frame_mean_iou
 
 NAMES = ["road", 'a "quoted", name', "sky"]
 TABLE = ClassTable(tuple(NAMES), (7, 8, 23), ((128, 64, 128), (244, 35, 232), (70, 130, 180)))

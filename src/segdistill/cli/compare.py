@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from segdistill.base.errors import InputError, told_plainly
+from segdistill.core.errors import UserError, exit_on_user_error
 
 METRICS, RUNS = Path("metrics"), Path("models/runs")
 
@@ -73,12 +73,12 @@ def compare(
     """
     if len(runs) < 2 or len(set(runs)) < len(runs):
         raise typer.BadParameter(f"found {', '.join(runs)}; at least two different runs are compared")
-    from segdistill.base.params_file import load_params
+    from segdistill.params.read import load_params
 
-    with told_plainly():
-        from segdistill.compare import compare_runs
+    with exit_on_user_error():
         from segdistill.compare.tables import markdown, print_comparison
-        from segdistill.summary.changed import changed_runs
+        from segdistill.compare.runs import compare_runs
+        from segdistill.results.stale import changed_runs
 
         params = load_params()
         comparison = compare_runs(params, METRICS, runs)
@@ -93,15 +93,15 @@ def compare(
 
 def _differences(runs: list[str], precision: Precision, out: Path | None, threads: int) -> list:
     if "teacher" in runs:
-        raise InputError("--pixels: found teacher, which is not exported to ONNX; it compares students")
+        raise UserError("--pixels: found teacher, which is not exported to ONNX; it compares students")
     if out is not None and out.exists():
-        raise InputError(f"{out}: is there already; --out takes a new folder")
+        raise UserError(f"{out}: is there already; --out takes a new folder")
+    from segdistill.core.provenance import usable_cores
+    from segdistill.data.prepared import PreparedData
+    from segdistill.export.onnx_file import OnnxPredictor
     from segdistill.compare.pixels import pixel_differences
-    from segdistill.frames.dataset import open_split
-    from segdistill.onnx_model.file import OnnxPredictor
-    from segdistill.provenance import usable_cores
 
     name = "student.int8.onnx" if precision == Precision.INT8 else "student.onnx"
     files = {run: RUNS / run / name for run in runs}
     models = {run: OnnxPredictor(path, threads or usable_cores()).classes for run, path in files.items()}
-    return pixel_differences(models, open_split("val"), out)
+    return pixel_differences(models, PreparedData.open().val, out)

@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from segdistill.base.errors import InputError, told_plainly
+from segdistill.core.errors import UserError, exit_on_user_error
 from segdistill.predict import KINDS
 
 METRICS = Path("metrics")
 ALL_KINDS = ",".join(KINDS)
-LEAST_TILE_PX, USUAL_OVERLAP_PX = 64, 128
+MIN_TILE_PX, USUAL_OVERLAP_PX = 64, 128
 
 EXAMPLES = """[bold]Examples[/]
 
@@ -79,13 +79,13 @@ def predict(
     Cityscapes evaluation server asks for.
     """
     kinds, tiled = _kinds(write), _tiling(tile, overlap_px)
-    with told_plainly():
+    with exit_on_user_error():
         from segdistill.predict.inputs import find_sources
         from segdistill.predict.outputs import plan
 
         sources = find_sources(inputs, out)
         if benchmark and any(source.is_video for source in sources):
-            raise InputError("--benchmark: found a video; it takes pictures")
+            raise UserError("--benchmark: found a video; it takes pictures")
         jobs = [] if benchmark else plan(sources, out, kinds, frames=frames, overwrite=overwrite)
 
         # These load torch: not before it is known that there is something to do.
@@ -120,8 +120,8 @@ def _tiling(tile: str | None, overlap_px: int | None) -> tuple[tuple[int, int], 
             raise typer.BadParameter("there is nothing to overlap without --tile", param_hint="--overlap")
         return None
     match = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", tile)
-    if match is None or min(map(int, match.groups())) < LEAST_TILE_PX:
-        allowed = f"allowed is HEIGHTxWIDTH, each at least {LEAST_TILE_PX} pixels"
+    if match is None or min(map(int, match.groups())) < MIN_TILE_PX:
+        allowed = f"allowed is HEIGHTxWIDTH, each at least {MIN_TILE_PX} pixels"
         raise typer.BadParameter(f"found {tile!r}; {allowed}", param_hint="--tile")
     tile_px = int(match[1]), int(match[2])
     most_px = min(tile_px) // 2

@@ -10,19 +10,19 @@ from typing import Annotated
 
 import typer
 
-from segdistill.base.errors import InputError, told_plainly
+from segdistill.core.errors import UserError, exit_on_user_error
 
 METRICS, REPORT = Path("metrics"), Path("reports/index.html")
 
 
 def show(as_markdown: Annotated[bool, typer.Option("--markdown", help="as Markdown, for a page")] = False) -> None:
     """Print every run of the sweep as a table, which student to ship and why, and where to read on."""
-    from segdistill.base.params_file import load_params
+    from segdistill.params.read import load_params
     from segdistill.report.terminal import markdown, print_summary
-    from segdistill.summary import summarise
-    from segdistill.summary.changed import changed_runs
+    from segdistill.results.stale import changed_runs
+    from segdistill.results.summary import summarise
 
-    with told_plainly():
+    with exit_on_user_error():
         params = load_params()
         summary = summarise(params, METRICS)
     if as_markdown:
@@ -38,16 +38,16 @@ def track() -> None:
 
     The store is MLFLOW_TRACKING_URI, else tracking.uri of params.yaml, else mlflow.db in this folder.
     """
-    from segdistill.base.params_file import load_params
-    from segdistill.summary.changed import changed_runs
+    from segdistill.params.read import load_params
+    from segdistill.results.stale import changed_runs
     from segdistill.tracking import track as bring_in
     from segdistill.tracking.store import find_store
 
-    with told_plainly():
+    with exit_on_user_error():
         params = load_params()
         # MLflow would keep a row of figures with settings that they are not of.
         if changed := changed_runs(params, METRICS, params.runs):
-            raise InputError(changed)
+            raise UserError(changed)
     if not bring_in(params, METRICS, shown=True):
         raise typer.Exit(1)
     print(f"what {METRICS}/ holds is in MLflow: {find_store(params.tracking.uri).name}")
@@ -55,7 +55,7 @@ def track() -> None:
 
 def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="on 127.0.0.1")] = 5000) -> None:
     """Serve the MLflow UI of the local store on 127.0.0.1, and print the address. Ctrl-C ends it."""
-    from segdistill.base.params_file import load_params
+    from segdistill.params.read import load_params
     from segdistill.tracking.store import find_store, quiet_and_patient_for
 
     # Jobs are for features that this store has no use for; without them the server takes half the memory.
@@ -64,13 +64,13 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="on 127.0.0.1")]
     from segdistill.tracking import Experiment
     from segdistill.tracking.view import compare_path, view_path
 
-    with told_plainly():
+    with exit_on_user_error():
         tracking = load_params().tracking
         store = find_store(tracking.uri)
         if store.sqlite is None:
-            raise InputError(f"tracking.uri: MLflow is served elsewhere, at {store.name}")
+            raise UserError(f"tracking.uri: MLflow is served elsewhere, at {store.name}")
         if not store.sqlite.exists():
-            raise InputError(f"{store.sqlite.name}: no runs are tracked yet; run: make repro")
+            raise UserError(f"{store.sqlite.name}: no runs are tracked yet; run: make repro")
         _check_free(port)
     address = f"http://127.0.0.1:{port}"
     experiment = Experiment(store, tracking.experiment)
@@ -88,4 +88,4 @@ def _check_free(port: int) -> None:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
-            raise InputError(f"--port: found {port}, which is in use on 127.0.0.1; name another") from None
+            raise UserError(f"--port: found {port}, which is in use on 127.0.0.1; name another") from None

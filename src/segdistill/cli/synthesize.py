@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from segdistill.base.errors import InputError, told_plainly
+from segdistill.core.errors import UserError, exit_on_user_error
 
 EXAMPLES = """[bold]Example[/]
 
@@ -23,14 +23,14 @@ def synthesize(
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="equal seeds give equal bytes")] = 0,
 ) -> None:
     """Write a built-in city as PNG files in the layout of Cityscapes."""
-    from segdistill.base.files import atomic_directory
-    from segdistill.progress import Progress
-    from segdistill.provenance import usable_cores
-    from segdistill.synthetic import write_city
+    from segdistill.core.files import atomic_directory
+    from segdistill.core.progress import Progress
+    from segdistill.core.provenance import usable_cores
+    from segdistill.prepare.synthetic.render import write_city
 
-    with told_plainly():
+    with exit_on_user_error():
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise InputError(f"{out}: is there already; allowed is a new or an empty folder")
+            raise UserError(f"{out}: is there already; allowed is a new or an empty folder")
         total = train_frames + val_frames
         with atomic_directory(out) as folder, Progress("drawing", total, unit="frame") as progress:
             write_city(

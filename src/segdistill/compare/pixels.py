@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from segdistill.base.files import atomic_directory
-from segdistill.cityscapes import IGNORE
-from segdistill.frames.dataset import Split
-from segdistill.progress import Progress
+from segdistill.core.files import atomic_directory
+from segdistill.core.progress import Progress
+from segdistill.data.prepared import Split
+from segdistill.formats.classes import IGNORE
 
 SHOWN_FRAMES = 3
 # Where maps differ, by who is right: first, second, neither, and where there is no truth. The colours keep apart for

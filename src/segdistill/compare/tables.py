@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from segdistill.compare import Comparison, Line
 from segdistill.compare.pixels import Difference
+from segdistill.compare.runs import Comparison, Line
 
 MISSING = "–"
 _SECTIONS = {

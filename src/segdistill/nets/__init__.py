@@ -1,1 +1,1 @@
-"""Segmentation networks by name (`registry.build`), their losses, their weights on disk, and what computes them."""
+"""Segmentation networks: parts, weights on disk, and the device that runs them."""

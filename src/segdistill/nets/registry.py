@@ -1,22 +1,21 @@
-"""Every network by its name: what it is made of, and how to build it.
+"""Build a network by its name.
 
 The contract of every network: `net(images_BCHW) -> logits_BChw`, float32 normalised images in, logits at the network's
-own stride out, before any final resize; `resize.upsample` brings them to pixels.
+native stride out, before any final resize; `resize.upsample` brings them to pixels.
 
 Shapes: B batch, C classes (images: 3), H/W pixels, h/w at the native stride.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
+from types import ModuleType
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from segdistill.base.archs import ARCHS, Arch
-from segdistill.base.errors import InputError
-from segdistill.nets.backbones import BACKBONES
-from segdistill.nets.heads import HEADS
+from segdistill.params.archs import check_arch
 
 
 class SegmentationNet(nn.Module):
@@ -52,23 +51,29 @@ class TorchvisionNet(nn.Module):
         return self.classifier(features if self.reads_low_level else features["out"])
 
 
+def network_module(arch: str, output_stride: int = 16) -> ModuleType:
+    """Return the module `segdistill.networks.ARCH`.
+
+    Raises:
+        UserError: there is no such network, or it cannot have that output stride.
+    """
+    check_arch(arch, output_stride)
+    return importlib.import_module(f"segdistill.networks.{arch}")
+
+
 def build(arch: str, classes: int, output_stride: int = 16) -> nn.Module:
-    """The network named `arch`, freshly initialised from torch's global generator."""
-    spec = _checked(arch, output_stride)
-    if spec.head == "torchvision":
-        return TorchvisionNet(arch, classes)
-    backbone = BACKBONES[spec.backbone](output_stride)
-    return SegmentationNet(backbone, HEADS[spec.head](backbone, classes, output_stride))
+    """Return the network named `arch`, freshly initialised from torch's global generator."""
+    return network_module(arch, output_stride).build(classes, output_stride)
 
 
-def build_to_load(arch: str, classes: int, output_stride: int = 16) -> nn.Module:
-    """The network named `arch` for weights that are loaded next: its own hold whatever was in memory."""
-    with _Undrawn():
+def build_uninitialized(arch: str, classes: int, output_stride: int = 16) -> nn.Module:
+    """Return the network named `arch`; its weights are uninitialised until a state dict is loaded."""
+    with _NoRandomInit():
         return build(arch, classes, output_stride)
 
 
-class _Undrawn(TorchFunctionMode):
-    """Leaves tensors as they are where random numbers would be drawn, most of the time that building a net takes."""
+class _NoRandomInit(TorchFunctionMode):
+    """Skip the random draws of initialisation, which take most of the time that building a network takes."""
 
     DRAWS = (nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.normal_, Tensor.uniform_, Tensor.normal_)
 
@@ -80,17 +85,5 @@ class _Undrawn(TorchFunctionMode):
 
 
 def native_stride(arch: str, output_stride: int = 16) -> int:
-    """Pixels per logit of what the network named `arch` gives."""
-    return _checked(arch, output_stride).native_stride or output_stride
-
-
-def _checked(arch: str, output_stride: int) -> Arch:
-    """The table's row; an InputError when there is none, or when it cannot have that output stride."""
-    if arch not in ARCHS:
-        raise InputError(f"no network is named {arch!r:.40}; allowed: {', '.join(ARCHS)}")
-    allowed = ARCHS[arch].output_strides
-    if type(output_stride) is not int or output_stride not in allowed:
-        raise InputError(
-            f"{arch} cannot have output stride {output_stride!r:.40}; allowed: {' or '.join(map(str, sorted(allowed)))}"
-        )
-    return ARCHS[arch]
+    """Return the input pixels per logit of the network named `arch`."""
+    return network_module(arch, output_stride).NATIVE_STRIDE or output_stride

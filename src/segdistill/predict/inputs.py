@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from segdistill.base.errors import raise_together
+from segdistill.core.errors import raise_all
 from segdistill.predict import KINDS
 from segdistill.predict.pictures import SUFFIXES
 
@@ -34,14 +34,14 @@ def find_sources(inputs: Sequence[str], out: Path) -> list[Source]:
     `out` is such a folder itself, what was written to it is left out.
 
     Raises:
-        InputError: an input that is not there, holds no picture, or is neither a picture nor a video; all of them.
+        UserError: an input that is not there, holds no picture, or is neither a picture nor a video; all of them.
     """
     faults: list[str] = []
     found: dict[Path, Source] = {}
     for text in inputs:
         for source in _sources_of(text, out, faults):
             found.setdefault(source.path.resolve(), source)
-    raise_together(faults, "some inputs cannot be predicted")
+    raise_all(faults, "some inputs cannot be predicted")
     return list(found.values())
 
 

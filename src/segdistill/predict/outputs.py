@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from segdistill.base.class_table import ClassTable
-from segdistill.base.errors import InputError, raise_together
-from segdistill.base.files import atomic_file
+from segdistill.core.errors import UserError, raise_all
+from segdistill.core.files import atomic_file
+from segdistill.formats.classes import ClassTable
 from segdistill.predict import KINDS
 from segdistill.predict.inputs import Source
 
@@ -44,7 +44,7 @@ def plan(sources: Sequence[Source], out: Path, kinds: Sequence[str], *, frames: 
         frames: write the frames of videos as pictures.
 
     Raises:
-        InputError: two sources would be written to one place, or outputs are there already and are not to be replaced.
+        UserError: two sources would be written to one place, or outputs are there already and are not to be replaced.
     """
     jobs = [Job(source, _targets(source, out, kinds, frames), source.is_video and frames) for source in sources]
     owners: dict[Path, Path] = {}
@@ -56,8 +56,8 @@ def plan(sources: Sequence[Source], out: Path, kinds: Sequence[str], *, frames: 
                 clashes.append(f"{target}: of both {owner} and {job.source.path}")
             elif target.exists() and not overwrite:
                 existing.append(str(target))
-    raise_together(clashes, "some inputs would be written to one place; predict them into different folders (--out)")
-    raise_together(existing, "outputs are there already; --overwrite replaces them, --out names another folder")
+    raise_all(clashes, "some inputs would be written to one place; predict them into different folders (--out)")
+    raise_all(existing, "outputs are there already; --overwrite replaces them, --out names another folder")
     return jobs
 
 
@@ -67,7 +67,7 @@ def _targets(source: Source, out: Path, kinds: Sequence[str], frames: bool) -> d
     if frames:
         return {kind: out / kind / source.name.with_name(f"{source.name.name}_frames") for kind in kinds}
     if "overlay" not in kinds:
-        raise InputError(f"{source.path}: of a video only the overlay is written; --frames writes its frames as well")
+        raise UserError(f"{source.path}: of a video only the overlay is written; --frames writes its frames as well")
     return {"overlay": out / "overlay" / source.name.with_name(f"{source.name.name}_overlay.mp4")}
 
 
@@ -80,12 +80,12 @@ def write_picture(targets: dict[str, Path], picture: Image.Image, classes_HW: np
     """Write the outputs of one frame, each atomically. `picture` is used up by its overlay.
 
     Raises:
-        InputError: an overlay of more pixels a side than JPEG allows.
+        UserError: an overlay of more pixels a side than JPEG allows.
     """
     for kind, target in targets.items():
         if kind == "overlay":
             if max(picture.size) > _JPEG_MAX_PX:
-                raise InputError(f"{target}: JPEG allows {_JPEG_MAX_PX} pixels a side; use --write color,label-ids")
+                raise UserError(f"{target}: JPEG allows {_JPEG_MAX_PX} pixels a side; use --write color,label-ids")
             _blend(picture, classes_HW, table)
             _save(target, picture, "JPEG", quality=_JPEG_QUALITY)
         elif kind == "color":

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from segdistill.base.errors import InputError
+from segdistill.core.errors import UserError
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 # Of one channel with 16 bits Pillow would keep the lower ones, of three the upper ones.
 _WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
-_MOST_INFLATED = 1032  # bytes that deflate, in which the pixels of a PNG lie, makes of one
+_MAX_INFLATED = 1032  # bytes that deflate, in which the pixels of a PNG lie, makes of one
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)  # what Pillow raises
 
 
@@ -29,37 +29,37 @@ def read_picture(path: str | Path, *, any_size: bool = False) -> Image.Image:
         any_size: read also what Pillow takes for an attack by its number of pixels.
 
     Raises:
-        InputError: no such picture, a damaged one, or one of more than 8 bits a channel.
+        UserError: no such picture, a damaged one, or one of more than 8 bits a channel.
     """
     try:
         if Path(path).is_fifo():  # it would be waited for
-            raise InputError("a pipe, no file")
+            raise UserError("a pipe, no file")
         with Path(path).open("rb") as stream, _pixel_limit(any_size):
             image = Image.open(stream, formats=("PNG", "JPEG"))
             _check_size(image, os.fstat(stream.fileno()).st_size)
             return _upright_rgb(image)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     except UnidentifiedImageError:
-        raise InputError(f"{path}: no readable PNG or JPEG") from None
+        raise UserError(f"{path}: no readable PNG or JPEG") from None
     except Image.DecompressionBombError:
         limit = 2 * Image.MAX_IMAGE_PIXELS
-        raise InputError(f"{path}: more than {limit:,} pixels; pictures of that size are read with --tile") from None
+        raise UserError(f"{path}: more than {limit:,} pixels; pictures of that size are read with --tile") from None
     except _DAMAGED as error:
-        raise InputError(f"{path}: {getattr(error, 'strerror', None) or f'damaged ({error})'}") from None
+        raise UserError(f"{path}: {getattr(error, 'strerror', None) or f'damaged ({error})'}") from None
 
 
 def _check_size(image: Image.Image, file_bytes: int) -> None:
-    """InputError where a PNG says of itself what cannot be, before there is memory for pixels that cannot come."""
+    """UserError where a PNG says of itself what cannot be, before there is memory for pixels that cannot come."""
     channels = len(image.getbands())
     bits = 8 * channels if channels > 1 else 1  # at least; Pillow widens what is narrower
-    if image.format == "PNG" and image.width * image.height * bits > 8 * _MOST_INFLATED * file_bytes:
-        raise InputError(f"truncated: {file_bytes} bytes for {image.height} x {image.width} pixels")
+    if image.format == "PNG" and image.width * image.height * bits > 8 * _MAX_INFLATED * file_bytes:
+        raise UserError(f"truncated: {file_bytes} bytes for {image.height} x {image.width} pixels")
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
     if image.mode in _WIDE_MODES:
-        raise InputError(f"mode {image.mode}; allowed are 8 bits a channel")
+        raise UserError(f"mode {image.mode}; allowed are 8 bits a channel")
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
     return image if image.mode == "RGB" else image.convert("RGB")

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image
 
-from segdistill.base.errors import InputError, raise_together
+from segdistill.core.errors import UserError, raise_all
+from segdistill.core.progress import Progress
 from segdistill.predict.model import Model
 from segdistill.predict.outputs import Job, write_picture
 from segdistill.predict.pictures import pixels, read_picture
 from segdistill.predict.tiles import Tiling, count_tiles, tiled_classes
 from segdistill.predict.video import ClassesOf, write_frames, write_overlay
-from segdistill.progress import Progress
 
 
 def class_map(classes_of: ClassesOf, picture: Image.Image, tiling: Tiling | None = None) -> np.ndarray:
@@ -29,7 +29,7 @@ def predict_files(model: Model, jobs: Sequence[Job], tiling: Tiling | None = Non
     """Predict every source of `jobs` and write its outputs.
 
     Raises:
-        InputError: sources that could not be read; the outputs of all others are written by then.
+        UserError: sources that could not be read; the outputs of all others are written by then.
     """
     faults: list[str] = []
     pictures = [job for job in jobs if not job.source.is_video]
@@ -47,14 +47,14 @@ def predict_files(model: Model, jobs: Sequence[Job], tiling: Tiling | None = Non
         if job.source.is_video:
             with _told_later(faults, job):
                 _predict_video(model, job, tiling)
-    raise_together(faults, f"{len(jobs) - len(faults)} of {len(jobs)} inputs were predicted; the others were not")
+    raise_all(faults, f"{len(jobs) - len(faults)} of {len(jobs)} inputs were predicted; the others were not")
 
 
 @contextmanager
 def _told_later(faults: list[str], job: Job) -> Iterator[None]:
     try:
         yield
-    except InputError as error:
+    except UserError as error:
         named = str(job.source.path) in str(error)
         faults.append(str(error) if named else f"{job.source.path}: {error}")
     except MemoryError:

@@ -8,25 +8,25 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from segdistill.core.progress import Progress
+from segdistill.core.provenance import package_versions, processor
+from segdistill.latency.timing import interleaved_ms, quantiles
 from segdistill.predict.model import Model
 from segdistill.predict.pictures import read_picture
 from segdistill.predict.run import class_map
 from segdistill.predict.tiles import Tiling
-from segdistill.progress import Progress
-from segdistill.provenance import package_versions, processor
-from segdistill.timing import interleaved_ms, quantiles
 
-MOST_PICTURES = 16  # held in memory
+MAX_IMAGES = 16  # held in memory
 ROUNDS, WARMUP_ROUNDS = 50, 5
 
 
 def measure(model: Model, paths: Sequence[Path], tiling: Tiling | None = None) -> list[str]:
-    """Time `model` on up to MOST_PICTURES of the pictures, warm and in turn; lines of text.
+    """Time `model` on up to MAX_IMAGES of the pictures, warm and in turn; lines of text.
 
     Raises:
-        InputError: a picture that cannot be read.
+        UserError: a picture that cannot be read.
     """
-    paths = paths[:MOST_PICTURES]
+    paths = paths[:MAX_IMAGES]
 
     def read(number: int) -> Image.Image:
         return read_picture(paths[number % len(paths)], any_size=tiling is not None)

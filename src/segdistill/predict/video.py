@@ -14,11 +14,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from segdistill.base.class_table import ClassTable
-from segdistill.base.errors import InputError
-from segdistill.base.files import atomic_directory, atomic_file
+from segdistill.core.errors import UserError
+from segdistill.core.files import atomic_directory, atomic_file
+from segdistill.core.progress import Progress
+from segdistill.formats.classes import ClassTable
 from segdistill.predict.outputs import blended, picture_path, write_picture
-from segdistill.progress import Progress
 
 # The encoder of a codec's own family; for all other codecs, and where one is missing, the first that is there.
 _ENCODERS = {"hevc": "libx265"}
@@ -32,11 +32,11 @@ ClassesOf = Callable[[np.ndarray], np.ndarray]
 
 
 def pyav() -> ModuleType:
-    """PyAV; InputError where it is not installed."""
+    """PyAV; UserError where it is not installed."""
     try:
         import av
     except ImportError:
-        raise InputError("videos are read by PyAV, the extra 'video', which is not installed: pip install av") from None
+        raise UserError("videos are read by PyAV, the extra 'video', which is not installed: pip install av") from None
     return av
 
 
@@ -46,7 +46,7 @@ def write_overlay(path: Path, target: Path, classes_of: ClassesOf, table: ClassT
     Frames of odd height or width get a line more, which encoders need. Sound is left out.
 
     Raises:
-        InputError: no PyAV, no readable video, or a damaged one.
+        UserError: no PyAV, no readable video, or a damaged one.
     """
     av = pyav()
     with (
@@ -63,7 +63,7 @@ def write_overlay(path: Path, target: Path, classes_of: ClassesOf, table: ClassT
             frame.pts, frame.time_base = time, video.stream.time_base
             sink.mux(encoder.encode(frame))
         if encoder is None:
-            raise InputError(f"{path}: holds no frame")
+            raise UserError(f"{path}: holds no frame")
         sink.mux(encoder.encode(None))
 
 
@@ -71,7 +71,7 @@ def write_frames(path: Path, targets: dict[str, Path], classes_of: ClassesOf, ta
     """Write the frames of the video at `path` as pictures, numbered from 0, into the folder of each kind in `targets`.
 
     Raises:
-        InputError: no PyAV, no readable video, or a damaged one.
+        UserError: no PyAV, no readable video, or a damaged one.
     """
     with _opened(path) as video, ExitStack() as stack:
         folders = {kind: stack.enter_context(atomic_directory(target)) for kind, target in targets.items()}
@@ -97,7 +97,7 @@ class _Video(NamedTuple):
                 except StopIteration:
                     return
                 except av.error.FFmpegError as error:
-                    raise InputError(f"{self.path}: damaged after {progress.done} frames ({error.strerror})") from None
+                    raise UserError(f"{self.path}: damaged after {progress.done} frames ({error.strerror})") from None
                 # The rotation that players apply, in degrees against the clock.
                 yield np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)), frame.pts
                 progress.advance()
@@ -115,10 +115,10 @@ def _opened(path: Path) -> Iterator[_Video]:
     try:
         container = av.open(str(path))
     except av.error.FFmpegError as error:
-        raise InputError(f"{path}: no readable video ({error.strerror})") from None
+        raise UserError(f"{path}: no readable video ({error.strerror})") from None
     with container:
         if not container.streams.video:
-            raise InputError(f"{path}: holds no video")
+            raise UserError(f"{path}: holds no video")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         yield _Video(path, container, stream)

@@ -13,24 +13,17 @@ from pathlib import Path
 
 from plotly.offline import get_plotlyjs
 
-from segdistill.base.files import write_text
+from segdistill.core.files import write_text
 from segdistill.report.answer import answer
 from segdistill.report.conditions import conditions_list, networks_table, params_text
 from segdistill.report.confusion import choice_of_matrix, confusion_figure, matrices, mistakes_table
 from segdistill.report.curves import curves_figure
 from segdistill.report.pictures import picture_strips, states_legend
 from segdistill.report.published import source_a_table, source_b_table
-from segdistill.report.tables import (
-    KEY_COLUMNS,
-    OTHER_COLUMNS,
-    class_legend,
-    class_table,
-    has_uncontrolled,
-    runs_table,
-)
+from segdistill.report.tables import KEY_COLUMNS, OTHER_COLUMNS, class_legend, class_table, has_uncontrolled, runs_table
 from segdistill.report.tiles import tiles
 from segdistill.report.tradeoff import teacher_note, tradeoff_figure, tradeoff_legend
-from segdistill.summary import Summary
+from segdistill.results.summary import Summary
 
 TEMPLATE = Path(__file__).with_name("template.html")
 STYLE = Path(__file__).with_name("style.css")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from segdistill.summary import Summary
-from segdistill.summary.champion import RULE, ModelFile
-from segdistill.summary.row import CONTROL, STUDENT, TEACHER, Row
+from segdistill.results.champion import RULE, ModelFile
+from segdistill.results.row import CONTROL, STUDENT, TEACHER, Row
+from segdistill.results.summary import Summary
 
 # Four seeds of one control spanned about this much mIoU in our trials: a smaller gain of one seed is not yet a finding.
 NOISE_POINTS = 2.0

@@ -7,10 +7,10 @@ from html import escape
 
 import yaml
 
-from segdistill.base.params import DistillParams, Params, TeacherParams
-from segdistill.provenance import git_revision
+from segdistill.core.provenance import git_revision
+from segdistill.params.model import DistillParams, Params, TeacherParams
 from segdistill.report.tables import MISSING, spaced
-from segdistill.summary import Summary
+from segdistill.results.summary import Summary
 
 # Where a term of the benchmark could be taken for one of the training.
 _LATENCY_TERMS = {"size_px": "timed frames, px", "frames": "timed rounds", "batch": "timed batch"}

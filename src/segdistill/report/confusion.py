@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from segdistill.summary import Summary
-from segdistill.summary.row import CONTROL, TEACHER
-from segdistill.val_record import ValRecord
+from segdistill.results.row import CONTROL, TEACHER
+from segdistill.results.summary import Summary
+from segdistill.scoring.record import ValRecord
 
-MOST_MISTAKES = 8
+MAX_MISTAKES = 8
 MISSING = "–"
 _CLASS_AXIS = {"showgrid": False, "ticks": "", "dtick": 1}
 
@@ -104,7 +104,7 @@ def mistakes_table(found: list[Matrix]) -> str:
         return "<p>No confusion matrix was kept.</p>"
     counts = found[0].counts.copy()
     np.fill_diagonal(counts, 0)
-    largest = np.argsort(-counts, axis=None, kind="stable")[:MOST_MISTAKES]
+    largest = np.argsort(-counts, axis=None, kind="stable")[:MAX_MISTAKES]
     cells = [divmod(int(place), len(counts)) for place in largest if counts.flat[place]]
     heads = "".join(f'<th scope="col" class="number">{escape(matrix.label)}</th>' for matrix in found)
     rows = "".join(_mistake(found, true, called) for true, called in cells)

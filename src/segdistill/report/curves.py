@@ -5,18 +5,16 @@ plotly.js reads a little HTML in its texts, so every name is escaped here.
 
 from __future__ import annotations
 
-import csv
-import math
 from html import escape
 from pathlib import Path
 
-from segdistill.base.errors import InputError
+from segdistill.formats.curve import read_curve
 from segdistill.report.styles import FRONT_COLOR, TEACHER_COLOR, line_styles, rounded
-from segdistill.summary import Summary
-from segdistill.summary.row import TEACHER
+from segdistill.results.row import TEACHER
+from segdistill.results.summary import Summary
 
 CURVES = (("loss", "Loss"), ("label_loss", "Label loss"), ("holdout_mean_iou", "Holdout mIoU, %"))
-MOST_POINTS = 400  # per run and curve: more cannot be seen and make the page slow
+MAX_POINTS = 400  # per run and curve: more cannot be seen and make the page slow
 
 
 def curves_figure(summary: Summary, metrics: Path) -> dict:
@@ -83,33 +81,9 @@ def _curve_traces(run: str, points: list[dict], style: dict, extra: dict) -> lis
     return traces
 
 
-def read_curve(path: Path, offset_steps: int) -> list[dict]:
-    """The points of a curve file, `offset_steps` further on; none where it is missing or only a header.
-
-    Raises:
-        InputError: a line of it is no point.
-    """
-    columns = [column for column, _ in CURVES]
-    try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            return [
-                {"step": int(row["step"]) + offset_steps} | {column: _number(row.get(column)) for column in columns}
-                for row in csv.DictReader(stream)
-            ]
-    except FileNotFoundError:
-        return []
-    except (ValueError, TypeError, KeyError, csv.Error) as error:
-        raise InputError(f"{path}: no curve of a training ({type(error).__name__}: {error})") from None
-
-
-def _number(cell: str | None) -> float | None:
-    value = float(cell) if cell else math.nan
-    return value if math.isfinite(value) else None
-
-
 def _thinned(points: list[tuple]) -> list[tuple]:
-    """At most MOST_POINTS of the points, evenly spread, the first and last among them."""
-    if len(points) <= MOST_POINTS:
+    """At most MAX_POINTS of the points, evenly spread, the first and last among them."""
+    if len(points) <= MAX_POINTS:
         return points
     last = len(points) - 1
-    return [points[round(number * last / (MOST_POINTS - 1))] for number in range(MOST_POINTS)]
+    return [points[round(number * last / (MAX_POINTS - 1))] for number in range(MAX_POINTS)]

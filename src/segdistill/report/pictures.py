@@ -14,10 +14,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from segdistill.summary import Summary
-from segdistill.val_record import WIDTH_PX, ValRecord
+from segdistill.formats.classes import IGNORE
+from segdistill.results.summary import Summary
+from segdistill.scoring.record import WIDTH_PX, ValRecord
 
-IGNORE = 255
 # Told apart by lightness as well as by hue: (name, RGB) of each state of a pixel, void first.
 STATES = (
     ("not evaluated", (0, 0, 0)),

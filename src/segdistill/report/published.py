@@ -11,10 +11,10 @@ import csv
 from html import escape
 from pathlib import Path
 
-from segdistill.base.files import read_json
-from segdistill.base.params import Params
-from segdistill.summary import Summary
-from segdistill.summary.row import STUDENT, TEACHER, Row
+from segdistill.core.files import read_json
+from segdistill.params.model import Params
+from segdistill.results.row import STUDENT, TEACHER, Row
+from segdistill.results.summary import Summary
 
 SOURCE_A = Path(__file__).with_name("published_a.csv")
 SOURCE_B = Path(__file__).with_name("published_b.csv")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from segdistill.summary import Summary
-from segdistill.summary.row import CONTROL
+from segdistill.results.row import CONTROL
+from segdistill.results.summary import Summary
 
 # Told apart on white and on near-black alike; greys are kept for the teacher, the controls and the front.
 COLORS = ("#3f7fd6", "#dd7a2b", "#2b9a72", "#c74f86", "#8764d0", "#ad8d17", "#24a0b5", "#cf4f3f")

@@ -6,8 +6,8 @@ from html import escape
 from typing import NamedTuple
 
 from segdistill.report.styles import line_styles, stroke
-from segdistill.summary import Summary
-from segdistill.summary.row import CONTROL, STUDENT, TEACHER, Row
+from segdistill.results.row import CONTROL, STUDENT, TEACHER, Row
+from segdistill.results.summary import Summary
 
 MISSING, MINUS = "–", "\N{MINUS SIGN}"
 NOT_EVALUATED, BLACK = "", (0, 0, 0)

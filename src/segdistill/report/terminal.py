@@ -10,19 +10,19 @@ from rich.table import Table
 from rich.text import Text
 
 from segdistill.report.answer import answer
-from segdistill.summary import Summary
-from segdistill.summary.row import CONTROL, TEACHER, Row
+from segdistill.results.row import CONTROL, TEACHER, Row
+from segdistill.results.summary import Summary
 
 COLUMNS = ("run", "alpha", "lr", "mIoU", "vs control", "agrees", "int8 mIoU", "int8 MB", "ms float32", "ms int8")
 # Where there is no terminal (CI, a log file) rich assumes 80 columns and cuts names.
-LEAST_WIDTH = 110
+MIN_WIDTH = 110
 
 
 def print_summary(summary: Summary, report: Path = Path("reports/index.html"), console: Console | None = None) -> None:
     """Print the models as a table, the answer, and where to read on."""
     console = console or Console()
     if not console.is_terminal:
-        console.width = max(console.width, LEAST_WIDTH)
+        console.width = max(console.width, MIN_WIDTH)
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in COLUMNS:
         table.add_column(column, justify="left" if column == "run" else "right")

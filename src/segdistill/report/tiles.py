@@ -5,9 +5,9 @@ from __future__ import annotations
 from html import escape
 
 from segdistill.report.answer import both_as, file_like, teacher_times
-from segdistill.summary import Summary
-from segdistill.summary.champion import ModelFile
-from segdistill.summary.row import CONTROL, Row
+from segdistill.results.champion import ModelFile
+from segdistill.results.row import CONTROL, Row
+from segdistill.results.summary import Summary
 
 
 def tiles(summary: Summary) -> str:

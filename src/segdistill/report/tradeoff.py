@@ -8,9 +8,9 @@ from __future__ import annotations
 from html import escape
 
 from segdistill.report.styles import FRONT_COLOR, TEACHER_COLOR, line_styles, rounded, stroke
-from segdistill.summary import Summary
-from segdistill.summary.champion import ModelFile, pareto_front
-from segdistill.summary.row import TEACHER
+from segdistill.results.champion import ModelFile, pareto_front
+from segdistill.results.row import TEACHER
+from segdistill.results.summary import Summary
 
 # Of each form: the symbol plotly draws, and the character that stands for it in the legend.
 FORMS = {

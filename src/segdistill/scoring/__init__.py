@@ -1,1 +1,1 @@
-"""What predictions are worth: classes and loss of every pixel, the confusion matrix, what follows from it."""
+"""Label losses, evaluation, the confusion matrix and the record of val."""

@@ -1,73 +1,74 @@
-"""One evaluation for every engine: a torch net and an ONNX session go through the same lines.
+"""Score predictions: classes and loss of every pixel, for a torch network and an ONNX session alike.
 
-Shapes: B batch, H/W frame in pixels, h/w the net's own grid, C classes.
+Logits at full size are 160 MB for one frame of 1024x2048: writing and rereading them costs more than the arithmetic. On
+a CPU they are therefore made a strip of rows at a time, small enough for the processor's cache, and used up there.
+
+Shapes: B batch, H/W frame in pixels, h/w the network's own grid, C classes, R rows of a strip.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from functools import lru_cache
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
-from segdistill.frames.dataset import Split
-from segdistill.frames.mapped import release, will_read
-from segdistill.frames.transforms import normalised
-from segdistill.nets.compute import Compute
-from segdistill.nets.losses import IGNORE
-from segdistill.scoring.pixels import classes_and_loss_sum, classes_of, loss_sum
-from segdistill.scoring.scores import Confusion
+from segdistill.data.arrays import drop_pages, prefetch
+from segdistill.data.prepared import Split
+from segdistill.formats.classes import IGNORE
+from segdistill.nets.resize import upsample
+from segdistill.scoring.confusion import Confusion
+from segdistill.scoring.label_losses import label_loss_sum
+
+STRIP_BYTES = 4 * 2**20
 
 
 class Predictor(Protocol):
-    """uint8 frames (B, H, W, 3) -> logits (B, C, h, w) on the net's own grid, and classes uint8 (B, H, W)."""
+    """uint8 frames (B, H, W, 3) -> logits float32 (B, C, h, w) on the network's own grid."""
 
-    def __call__(self, images_BHW3: np.ndarray) -> tuple[Tensor, Tensor]: ...
+    def logits(self, images_BHW3: np.ndarray) -> Tensor: ...
 
 
-class TorchPredictor:
-    """A net in eval mode, as a Predictor."""
+@runtime_checkable
+class ClassPredictor(Protocol):
+    """A predictor whose class maps are its own, as those of an ONNX graph."""
 
-    def __init__(self, net: nn.Module, compute: Compute) -> None:
-        self.net, self.compute = compute.place(net).eval(), compute
+    def logits_and_classes(self, images_BHW3: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return logits (B, C, h, w) and classes uint8 (B, H, W)."""
 
-    @torch.inference_mode()
-    def logits(self, images_BHW3: np.ndarray) -> Tensor:
-        """What the net says, float32 (B, C, h, w) on its own grid."""
-        inputs = normalised(torch.from_numpy(images_BHW3).to(self.compute.device))
-        with self.compute.autocast():
-            logits = self.net(inputs)
-        return logits.float()
 
-    def __call__(self, images_BHW3: np.ndarray) -> tuple[Tensor, Tensor]:
-        logits = self.logits(images_BHW3)
-        return logits, classes_of(logits, images_BHW3.shape[1:3])
+class LabelLoss(NamedTuple):
+    """The label loss that an evaluation reports, as params name it."""
+
+    kind: str = "cross_entropy"
+    focal_gamma: float = 0.0
 
 
 class Evaluation(NamedTuple):
-    """figures: flat keys as in the metrics files; classes: uint8 (H, W) of the frames asked for, by index."""
+    """metrics: flat keys as in the metrics files; classes: uint8 (H, W) of the frames asked for, by index."""
 
-    figures: dict
+    metrics: dict
     classes: dict[int, np.ndarray]
 
 
-def spread(frames: int, count: int) -> list[int]:
-    """`count` frame indices (all, where there are fewer), evenly spread: chosen by rule, not by hand."""
+def evenly_spaced(frames: int, count: int) -> list[int]:
+    """Return `count` evenly spaced frame indices (all, where there are fewer): chosen by rule, not by hand."""
     count = min(count, frames)
     return sorted({(2 * i + 1) * frames // (2 * count) for i in range(count)})
 
 
 @torch.inference_mode()
 def evaluate(
-    predict: Predictor,
+    predictor: Predictor | ClassPredictor,
     split: Split,
     classes: int,
     batch_size: int,
     *,
-    loss_kind: str = "cross_entropy",
-    focal_gamma: float = 0.0,
+    loss: LabelLoss | None = None,
     teacher_classes: Callable[[int], np.ndarray] | None = None,
     keep: list[int] | None = None,
     on_frame: Callable[[int, np.ndarray, np.ndarray], None] | None = None,
@@ -75,16 +76,26 @@ def evaluate(
     """Predict every frame of `split` and score it.
 
     Args:
+        loss: the label loss to report; cross entropy by default.
         teacher_classes: gives the teacher's class map uint8 (H, W) of frame i; adds `teacher_agreement`, the share of
             all pixels on which the two name the same class.
         keep: indices of frames whose class maps are returned.
         on_frame: called with (i, classes uint8 (H, W), pixel counts int64 (C, C)) for each frame, in order; a row of
             the counts is a true class, a column a predicted one.
     """
+    loss = loss or LabelLoss()
     confusion, total_loss, valid, agreeing, pixels = Confusion(classes), 0.0, 0, 0, 0
     kept: dict[int, np.ndarray] = {}
     for start, images, labels in _batches(split, batch_size):
-        predicted, targets, batch_loss = _predicted(predict, images, labels, loss_kind, focal_gamma)
+        targets = torch.from_numpy(labels)
+        if isinstance(predictor, ClassPredictor):
+            logits, predicted = predictor.logits_and_classes(images)
+            targets = targets.to(logits.device)
+            batch_loss = loss_sum(loss.kind, logits, targets, loss.focal_gamma)
+        else:
+            logits = predictor.logits(images)
+            targets = targets.to(logits.device)
+            predicted, batch_loss = classes_and_loss_sum(loss.kind, logits, targets, loss.focal_gamma)
         total_loss = total_loss + batch_loss  # on the device: nothing waits for it
         valid += np.count_nonzero(labels != IGNORE)
         for offset, frame_classes in enumerate(predicted.cpu().numpy()):
@@ -97,26 +108,10 @@ def evaluate(
                 kept[index] = frame_classes
             if on_frame is not None:
                 on_frame(index, frame_classes, counts.numpy())
-    figures = {"mean_loss": float(total_loss) / valid if valid else None, **confusion.figures()}
+    metrics = {"mean_loss": float(total_loss) / valid if valid else None, **confusion.metrics()}
     if teacher_classes is not None:
-        figures["teacher_agreement"] = agreeing / pixels
-    return Evaluation(figures, kept)
-
-
-def _predicted(
-    predict: Predictor, images: np.ndarray, labels: np.ndarray, loss_kind: str, focal_gamma: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(classes, labels, sum of the loss over the valid pixels) of a batch, where the predictor computes."""
-    targets = torch.from_numpy(labels)
-    if isinstance(predict, TorchPredictor):
-        logits = predict.logits(images)
-        targets = targets.to(logits.device)
-        classes, loss = classes_and_loss_sum(loss_kind, logits, targets, focal_gamma)
-    else:  # its classes are its own, as those that an ONNX graph gives
-        logits, classes = predict(images)
-        targets = targets.to(logits.device)
-        loss = loss_sum(loss_kind, logits, targets, focal_gamma)
-    return classes, targets, loss
+        metrics["teacher_agreement"] = agreeing / pixels
+    return Evaluation(metrics, kept)
 
 
 def _batches(split: Split, batch_size: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
@@ -126,7 +121,100 @@ def _batches(split: Split, batch_size: int) -> Iterator[tuple[int, np.ndarray, n
         images, labels = (np.array(array[start : start + batch_size]) for array in arrays)
         following = np.arange(start + batch_size, min(start + 2 * batch_size, len(split)))
         for array in arrays:
-            release(array)
+            drop_pages(array)
             # The system fetches the next batch from the disk while this one is computed.
-            will_read(array, following, np.zeros_like(following), split.size_px[0])
+            prefetch(array, following, np.zeros_like(following), split.size_px[0])
         yield start, images, labels
+
+
+@torch.inference_mode()
+def classes_of(logits_BChw: Tensor, size_px: tuple[int, int]) -> Tensor:
+    """The class with the largest upsampled logit at each pixel, the first of equals: uint8 (B, H, W).
+
+    Equal to the argmax of `upsample`, but where two logits are so close that the rounding of float32 decides.
+    """
+    classes_BHW = _empty_classes(logits_BChw, size_px)
+    for frame, rows, strip_CRW in _strips(logits_BChw, size_px):
+        classes_BHW[frame, rows] = _first_of_largest(strip_CRW)
+    return classes_BHW
+
+
+@torch.inference_mode()
+def loss_sum(kind: str, logits_BChw: Tensor, labels_BHW: Tensor, focal_gamma: float) -> Tensor:
+    """The sum over the valid pixels of the label loss `kind` of upsampled logits, a float64 scalar on their device.
+
+    `labels_BHW` is uint8 or int64, on the device of the logits.
+    """
+    total = logits_BChw.new_zeros((), dtype=torch.float64)
+    for frame, rows, strip_CRW in _strips(logits_BChw, tuple(labels_BHW.shape[1:])):
+        total += label_loss_sum(kind, _nll(strip_CRW, labels_BHW[frame, rows]), focal_gamma)
+    return total
+
+
+@torch.inference_mode()
+def classes_and_loss_sum(
+    kind: str, logits_BChw: Tensor, labels_BHW: Tensor, focal_gamma: float
+) -> tuple[Tensor, Tensor]:
+    """Both `classes_of` and `loss_sum`, from one upsampling."""
+    classes_BHW = _empty_classes(logits_BChw, labels_BHW.shape[1:])
+    total = logits_BChw.new_zeros((), dtype=torch.float64)
+    for frame, rows, strip_CRW in _strips(logits_BChw, tuple(labels_BHW.shape[1:])):
+        classes_BHW[frame, rows] = _first_of_largest(strip_CRW)
+        total += label_loss_sum(kind, _nll(strip_CRW, labels_BHW[frame, rows]), focal_gamma)
+    return classes_BHW, total
+
+
+def _empty_classes(logits_BChw: Tensor, size_px: tuple[int, int]) -> Tensor:
+    return logits_BChw.new_empty((len(logits_BChw), *size_px), dtype=torch.uint8)
+
+
+def _strips(logits_BChw: Tensor, size_px: tuple[int, int]) -> Iterator[tuple[int, slice, Tensor]]:
+    """(frame, its rows, their upsampled logits float32 (C, R, W)), frame by frame and from top to bottom."""
+    (_, classes, cells, _), (height_px, width_px) = logits_BChw.shape, size_px
+    if logits_BChw.device.type != "cpu":  # a GPU has the bandwidth, and launching many small kernels would cost more
+        for frame, logits_Chw in enumerate(logits_BChw.float()):
+            yield frame, slice(0, height_px), upsample(logits_Chw[None], size_px)[0]
+        return
+    rows_per_strip = max(1, STRIP_BYTES // (4 * classes * width_px))
+    weights_Hh = _row_weights(cells, height_px)
+    for frame, logits_Chw in enumerate(logits_BChw.float()):
+        for top in range(0, height_px, rows_per_strip):
+            rows = slice(top, min(top + rows_per_strip, height_px))
+            used = weights_Hh[rows].any(0).nonzero().flatten()
+            cells_used = slice(int(used[0]), int(used[-1]) + 1)
+            # Planar memory, whatever the net's own layout: then all that follows runs along rows of pixels.
+            wide_CrW = F.interpolate(logits_Chw[:, cells_used].contiguous(), size=width_px, mode="linear")
+            yield frame, rows, weights_Hh[rows, cells_used] @ wide_CrW
+
+
+@lru_cache(maxsize=8)
+def _row_weights(cells: int, height_px: int) -> Tensor:
+    """What each of `cells` rows weighs in each row of pixels, float32 (H, h): two weights a row, 0 elsewhere.
+
+    They are read off torch's own interpolation, of unit vectors, so that they are the same numbers.
+    """
+    return F.interpolate(torch.eye(cells)[None], size=height_px, mode="linear")[0].T.contiguous()
+
+
+def _nll(strip_CRW: Tensor, labels_RW: Tensor) -> Tensor:
+    """-log softmax of each pixel's class, 0 where it is void, (R, W).
+
+    Written out: in planar memory this takes a tenth of the time of torch's own, which makes rows of pixels first.
+    """
+    below_CRW = strip_CRW - strip_CRW.amax(0)
+    void_RW = labels_RW == IGNORE
+    true_1RW = below_CRW.gather(0, labels_RW.long().masked_fill(void_RW, 0)[None])
+    return below_CRW.exp_().sum(0).log_().sub_(true_1RW[0]).masked_fill_(void_RW, 0)
+
+
+def _first_of_largest(strip_CRW: Tensor) -> Tensor:
+    """Argmax over C, uint8 (R, W). On a CPU torch's own, along any axis but the last, takes over ten times as long."""
+    if strip_CRW.device.type != "cpu":
+        return strip_CRW.argmax(0).to(torch.uint8)
+    largest_RW = strip_CRW.amax(0)
+    # NumPy compares with vector instructions, and what follows is on bytes.
+    rank_CRW = np.equal(strip_CRW.numpy(), largest_RW.numpy()).view(np.uint8)
+    classes = len(rank_CRW)
+    rank_CRW *= np.arange(classes, 0, -1, dtype=np.uint8)[:, None, None]
+    # Where a logit is not a number none is the largest; the last class stands for that.
+    return torch.from_numpy(np.minimum(classes - rank_CRW.max(0), classes - 1))

@@ -15,21 +15,13 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segdistill.base.params import Params
-from segdistill.progress import Progress
-from segdistill.provenance import file_sha256, settings_hash
+from segdistill.core.progress import Progress
+from segdistill.core.provenance import file_sha256, settings_hash
+from segdistill.params.model import Params
 from segdistill.tracking.curve import CURRENT_TAG, CURVE_TAG, PICTURES_TAG, ROW_TAG, RUN_TAG, Curve, now_ms
 from segdistill.tracking.registered import champion_on_disk, register
-from segdistill.tracking.rows import TEACHER, Row, read_curve, read_step_pictures, rows_on_disk
-from segdistill.tracking.store import (
-    Store,
-    cause,
-    check_reachable,
-    find_store,
-    locked,
-    quiet_and_patient_for,
-    within,
-)
+from segdistill.tracking.rows import TEACHER, Row, curve_points, read_step_pictures, rows_on_disk
+from segdistill.tracking.store import Store, cause, check_reachable, find_store, locked, quiet_and_patient_for, within
 from segdistill.tracking.view import experiment_tags
 
 if TYPE_CHECKING:
@@ -104,11 +96,11 @@ def _bring_in_rows(experiment: Experiment, params: Params, rows: Sequence[Row], 
         runs[row.key] = experiment.bring_in(row, known)
         for phase, path in row.curves.items():
             curve = experiment.curve(row, phase, runs[row.key], known)
-            curve.bring_in(read_curve(path), whole=True)
+            curve.bring_in(curve_points(path), whole=True)
             curve.end("FINISHED")
             curves[row.key].append((curve, row.step_pictures[phase]))
         advance()
-    experiment.retire_all_but({TEACHER, *params.runs})
+    experiment.archive_stale({TEACHER, *params.runs})
     # Last, because a store of pictures may fail where the store of figures works.
     for row in rows:
         experiment.bring_in_pictures(row, runs[row.key])
@@ -168,7 +160,7 @@ class Experiment:
         found = self._having(CURRENT_TAG, "true")
         return [one for one in found if ROW_TAG in one.data.tags], [one for one in found if CURVE_TAG in one.data.tags]
 
-    def retire_all_but(self, runs: Collection[str]) -> None:
+    def archive_stale(self, runs: Collection[str]) -> None:
         """Mark what is of none of `runs` as old: the sweep has lost them, or they have other names now."""
         for one in self._having(CURRENT_TAG, "true"):
             if one.data.tags.get(RUN_TAG) not in runs:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segdistill.provenance import file_sha256, settings_hash
+from segdistill.core.provenance import file_sha256, settings_hash
 from segdistill.tracking.notes import curve_note
 from segdistill.tracking.rows import COLOUR_TAG, CURVES, Point, Row, StepPicture
 from segdistill.tracking.view import lighter

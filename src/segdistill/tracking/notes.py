@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from html import escape
 
-from segdistill.base.params import Params
+from segdistill.params.model import Params
 
 
 def student_note(params: Params, run: str) -> str:
     """What `run` learns from, for how long, and where its files are."""
-    settings, (_, further) = params.distill_settings(run), params.finetune_settings(run)
+    settings, further = params.distill_settings(run), params.finetune_settings(run).steps
     how = "learns from the labels alone, as a control"
     if settings.teacher != "none":
         taught = f"({settings.teacher}, {settings.method}, T {settings.temperature:g})"

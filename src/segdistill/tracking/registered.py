@@ -11,12 +11,12 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from segdistill.base.errors import InputError
-from segdistill.base.files import read_json
-from segdistill.base.params import Params
-from segdistill.provenance import file_sha256, package_versions
-from segdistill.summary import summarise
-from segdistill.summary.champion import RULE, ModelFile
+from segdistill.core.errors import UserError
+from segdistill.core.files import read_json
+from segdistill.core.provenance import file_sha256, package_versions
+from segdistill.params.model import Params
+from segdistill.results.champion import RULE, ModelFile
+from segdistill.results.summary import summarise
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -43,20 +43,20 @@ def champion_on_disk(params: Params, metrics: Path) -> Champion | None:
     """The champion among all runs of `params`; None before every run is measured, and where none is to be registered.
 
     Raises:
-        InputError: its file is not there.
+        UserError: its file is not there.
     """
     name = params.tracking.model
     if name is None:
         return None
     try:
         file = summarise(params, metrics).champion
-    except InputError:
+    except UserError:
         return None
     if file is None:
         return None
     path = metrics.parent / file.path
     if not path.is_file():
-        raise InputError(f"{file.path}: no such file, so it is not registered; dvc checkout or dvc pull brings it")
+        raise UserError(f"{file.path}: no such file, so it is not registered; dvc checkout or dvc pull brings it")
     weights = read_json(metrics / "runs" / file.run / "finetune.json")["weights_sha256"]
     return Champion(name, file, path, file_sha256(path), weights)
 
@@ -129,11 +129,11 @@ def _save(champion: Champion, folder: Path, run_id: str, logged) -> None:
     from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    from segdistill.onnx_model.interface import INPUT, OUTPUTS, read_for_serving
+    from segdistill.nets.onnx_session import INPUT, OUTPUTS, read_for_serving
 
     onnx_model, facts = read_for_serving(champion.path)
     if facts.get("weights_sha256") != champion.weights_sha256:
-        raise InputError(f"{champion.path}: made of other weights than metrics/ was measured on; run dvc checkout")
+        raise UserError(f"{champion.path}: made of other weights than metrics/ was measured on; run dvc checkout")
     uint8 = np.dtype(np.uint8)
     mlflow.onnx.save_model(
         onnx_model,

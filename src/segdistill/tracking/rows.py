@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import re
 from pathlib import Path
 from typing import NamedTuple
 
-from segdistill.base.errors import InputError
-from segdistill.base.files import read_json
-from segdistill.base.params import Params
-from segdistill.provenance import settings_hash
-from segdistill.summary import row_key
+from segdistill.core.errors import UserError
+from segdistill.core.files import read_json
+from segdistill.core.provenance import settings_hash
+from segdistill.formats.curve import COLUMNS, read_curve
+from segdistill.formats.header import read_header
+from segdistill.params.model import Params
+from segdistill.results.summary import row_key
 from segdistill.tracking.notes import student_note, teacher_note
 from segdistill.tracking.view import run_colour
 
 TEACHER, COLOUR_TAG = "teacher", "mlflow.runColor"
 _STEP_PICTURE = re.compile(r"(\d+)_(?:truth|step_(\d+))\.png")
-CURVES = ("lr", "loss", "label_loss", "distill_loss", "holdout_mean_iou")
+CURVES = COLUMNS[1:]
 
 
 class Point(NamedTuple):
@@ -54,7 +54,7 @@ class Row(NamedTuple):
 def rows_on_disk(params: Params, metrics: Path) -> list[Row]:
     """The teacher and every run of params.runs that has been distilled, with all that `metrics` holds of them."""
     benchmark = _read(metrics / "benchmark.json")
-    shared = tuple(sorted((metrics / "pictures").glob("*.png")))
+    shared = tuple(sorted((metrics / "images").glob("*.png")))
     rows = []
     teacher = _read(metrics / "teacher.json")
     if teacher:
@@ -64,8 +64,8 @@ def rows_on_disk(params: Params, metrics: Path) -> list[Row]:
             row._replace(
                 tags=row.tags | _revision(teacher, metrics, "teacher/teacher"),
                 metrics=_figures(teacher) | _latencies(benchmark, TEACHER),
-                curves={"train": curve} if read_curve(curve) else {},
-                step_pictures={"train": metrics / "teacher_pictures"},
+                curves={"train": curve} if curve_points(curve) else {},
+                step_pictures={"train": metrics / "teacher_images"},
                 pictures=shared,
                 finished=True,
             )
@@ -90,9 +90,9 @@ def _student_row(params: Params, metrics: Path, run: str, benchmark: dict, share
         | _exported(export, finetuned)
         | _latencies(benchmark, run, int8=bool(export.get("int8")))
         | _gain(metrics, row),
-        curves={phase: path for phase, path in curves.items() if read_curve(path)},
-        step_pictures={phase: folder / f"{phase}_pictures" for phase in curves},
-        pictures=(*shared, *sorted((folder / "pictures").glob("*.png"))),
+        curves={phase: path for phase, path in curves.items() if curve_points(path)},
+        step_pictures={phase: folder / f"{phase}_images" for phase in curves},
+        pictures=(*shared, *sorted((folder / "images").glob("*.png"))),
         finished=bool(finetuned),
     )
 
@@ -112,22 +112,12 @@ def row_of(params: Params, run: str, data_fingerprint: str) -> Row:
     return Row(run, key, {name: _text(value) for name, value in named.items()}, tags, data)
 
 
-def read_curve(path: Path) -> list[Point]:
-    """The points of a curve file, without a last line that is still being written; none where there is no file.
-
-    Raises:
-        InputError: a line of it is no point.
-    """
-    try:
-        whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
-        lines = csv.DictReader(whole.splitlines())
-        return [
-            Point(int(line["step"]), {name: float(line[name]) for name in CURVES if line.get(name)}) for line in lines
-        ]
-    except FileNotFoundError:
-        return []
-    except (ValueError, TypeError, KeyError, csv.Error) as error:
-        raise InputError(f"{path}: no curve of a training ({type(error).__name__}: {error})") from None
+def curve_points(path: Path) -> list[Point]:
+    """Return the points of a curve file without its empty cells; none where there is no file."""
+    return [
+        Point(point["step"], {name: value for name, value in point.items() if name != "step" and value is not None})
+        for point in read_curve(path)
+    ]
 
 
 def read_step_pictures(folder: Path) -> list[StepPicture]:
@@ -142,7 +132,8 @@ def read_step_pictures(folder: Path) -> list[StepPicture]:
 
 def _student_params(params: Params, run: str) -> dict:
     settings = params.distill_settings(run)
-    finetune, finetune_steps = params.finetune_settings(run)
+    finetune = params.finetune_settings(run)
+    finetune_steps = finetune.steps
     taught, own = settings.teacher != "none", params.finetune_params(run)
     # What a control never reads is left empty, and so is what the further steps take over from the first ones: it would
     # only look like one more difference between two rows.
@@ -223,20 +214,13 @@ def _latencies(benchmark: dict, model: str, int8: bool = True) -> dict[str, floa
 
 def _revision(figures: dict, metrics: Path, weights: str) -> dict[str, str]:
     """The commit that a result was computed by, as tags: code may change without the run becoming another one."""
-    found = figures.get("git_revision") or _header(metrics.parent / "models" / f"{weights}.safetensors")
+    try:
+        found = read_header(metrics.parent / "models" / f"{weights}.safetensors").git_revision
+    except UserError:  # not pulled, or an ensemble
+        found = None
     if not found or found == "unknown":
         return {}
     return {"git_revision": found, "mlflow.source.git.commit": found.removesuffix("-dirty")}
-
-
-def _header(path: Path) -> str | None:
-    """`git_revision` in the header of a weights file of ours, read without torch; None where there is none."""
-    try:
-        with path.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        return json.loads(header["__metadata__"]["segdistill"]).get("git_revision")
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 def _read(path: Path) -> dict:

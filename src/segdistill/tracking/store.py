@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from segdistill.base.errors import passwords_in, without_passwords
+from segdistill.core.errors import passwords_in, without_passwords
 
 CONNECT_S = 5.0
 DEFAULT_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}

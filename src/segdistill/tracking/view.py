@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from segdistill.base.params import Params
+from segdistill.params.model import Params
 
 SWEEP, COMPARED, CURVES = "sweep", "compared", "curves"
 CURRENT = "tags.`segdistill.current` = 'true'"

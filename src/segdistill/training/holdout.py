@@ -1,4 +1,4 @@
-"""What a training is watched by: its mIoU on the holdout, and what it makes of one frame there, step after step."""
+"""Evaluate on the holdout during training, and save the prediction of one frame."""
 
 from __future__ import annotations
 
@@ -10,85 +10,69 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from segdistill.base.class_table import ClassTable
-from segdistill.base.files import atomic_directory
-from segdistill.base.params import TrainingParams
-from segdistill.frames.dataset import Split
-from segdistill.nets.compute import Compute
-from segdistill.scoring.class_maps import write_class_map
-from segdistill.scoring.evaluate import Predictor, TorchPredictor, evaluate, spread
-from segdistill.training.follower import PICTURES
+from segdistill.core.files import atomic_directory
+from segdistill.data.prepared import PreparedData
+from segdistill.nets.device import TorchPredictor, device_of
+from segdistill.params.model import Params, TrainingParams
+from segdistill.scoring.evaluate import Predictor, classes_of, evaluate, evenly_spaced
+from segdistill.scoring.record import write_class_map
 
-MOST_PICTURES = 40  # of one training: of more evaluations than these, every second, third and so on is kept
+MAX_IMAGES = 40  # of one training: of more evaluations than these, every second, third and so on saves one
+IMAGES = "images"  # the folder of them beside the curve of a running training
 
 
-class Watch:
-    """Scores the net of one training on the holdout and keeps its class maps of the middle frame in `folder`.
+class HoldoutEvaluator:
+    """Score the network of one training on the holdout, and save its class maps of the middle frame in `folder`.
 
-    A picture is a function of the net, so a training that is killed and goes on leaves the same ones. Files are named
-    INDEX_truth.png and INDEX_step_STEP.png, by the frame's index in the holdout; step 0 is the net as it was given.
-
-    Args:
-        pictured: whether pictures are kept at all.
+    An image is a function of the network, so a training that is killed and resumed leaves the same ones. Files are
+    named INDEX_truth.png and INDEX_step_STEP.png, by the frame's index in the holdout; step 0 is the network as given.
     """
 
-    def __init__(
-        self,
-        holdout: Split,
-        table: ClassTable,
-        batch_size: int,
-        compute: Compute,
-        settings: TrainingParams,
-        folder: Path,
-        pictured: bool,
-    ) -> None:
-        self.holdout, self.table, self.batch_size, self.compute = holdout, table, batch_size, compute
-        self.settings, self.folder = settings, folder
-        self.shown = spread(len(holdout), 1) if pictured else []
+    def __init__(self, params: Params, data: PreparedData, settings: TrainingParams, folder: Path) -> None:
+        self.holdout, self.table, self.batch_size = data.holdout, data.table, params.evaluation.batch_size
+        self.compute, self.settings, self.folder = device_of(params.compute), settings, folder
+        self.shown = evenly_spaced(len(data.holdout), 1) if params.evaluation.images > 0 else []
 
-    def picture_start(self, net: nn.Module) -> None:
-        """Keep what `net` makes of the frame before its first step, beside the truth."""
-        self.picture_given(TorchPredictor(net, self.compute))
+    def save_start(self, net: nn.Module) -> None:
+        """Save the prediction of `net` before its first step, and the truth."""
+        self.save_given(TorchPredictor(net, self.compute))
 
-    def picture_given(self, predict: Predictor) -> None:
-        """The same of anything that predicts."""
+    def save_given(self, predictor: Predictor) -> None:
+        """Save the prediction of a model that is not trained here, and the truth."""
         for index in self.shown:
-            classes_1HW = predict(np.array(self.holdout.images[index : index + 1]))[1]
+            logits = predictor.logits(np.array(self.holdout.images[index : index + 1]))
+            classes_HW = classes_of(logits, self.holdout.size_px)[0].cpu().numpy()
             write_class_map(self._path(index, "truth"), np.asarray(self.holdout.labels[index]), self.table)
-            write_class_map(self._path(index, _step(0)), classes_1HW[0].cpu().numpy(), self.table)
+            write_class_map(self._path(index, "step_000000"), classes_HW, self.table)
 
     def __call__(self, net: nn.Module, done: int) -> float | None:
-        """The holdout mIoU of `net` after `done` steps; None where no class occurs."""
-        shown = self.shown if is_pictured(done, self.settings) else []
+        """Return the holdout mIoU of `net` after `done` steps; None where no class occurs."""
+        shown = self.shown if saves_image(done, self.settings) else []
         predictor = TorchPredictor(net, self.compute)
-        figures, class_maps = evaluate(predictor, self.holdout, len(self.table), self.batch_size, keep=shown)
+        metrics, class_maps = evaluate(predictor, self.holdout, len(self.table), self.batch_size, keep=shown)
         for index, classes_HW in class_maps.items():
-            write_class_map(self._path(index, _step(done)), classes_HW, self.table)
-        return figures["mean_iou"]
+            write_class_map(self._path(index, f"step_{done:06d}"), classes_HW, self.table)
+        return metrics["mean_iou"]
 
     def _path(self, index: int, what: str) -> Path:
         return self.folder / f"{index:05d}_{what}.png"
 
 
-def _step(done: int) -> str:
-    return f"step_{done:06d}"
-
-
-def is_pictured(done: int, settings: TrainingParams) -> bool:
-    """Whether the evaluation after `done` steps leaves a picture: MOST_PICTURES do at most, and the last one always."""
+def saves_image(done: int, settings: TrainingParams) -> bool:
+    """Return whether the evaluation after `done` steps saves an image: at most MAX_IMAGES do, and the last one does."""
     evaluations = math.ceil(settings.steps / settings.evaluate_every_steps)
-    every_steps = settings.evaluate_every_steps * math.ceil(evaluations / MOST_PICTURES)
+    every_steps = settings.evaluate_every_steps * math.ceil(evaluations / MAX_IMAGES)
     return done == settings.steps or done % every_steps == 0
 
 
-def keep_pictures(scratch: Path | None, out: Path, otherwise: Callable[[Path], None]) -> None:
-    """Copy the pictures of the training in the folder `scratch` to `out`, atomically.
+def keep_images(scratch: Path | None, out: Path, otherwise: Callable[[Path], None]) -> None:
+    """Copy the images of the training in the folder `scratch` to `out`, atomically.
 
-    Where nothing was trained, `otherwise` is called with the folder to fill: DVC complains about empty outputs.
+    Where nothing was trained, call `otherwise` with the folder to fill: DVC complains about empty outputs.
     """
     with atomic_directory(out) as temporary:
         if scratch is None:
             otherwise(temporary)
             return
-        for picture in sorted((scratch / PICTURES).glob("*.png")):
-            shutil.copyfile(picture, temporary / picture.name)
+        for image in sorted((scratch / IMAGES).glob("*.png")):
+            shutil.copyfile(image, temporary / image.name)

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from cached_teacher import COMPUTE, facts_of, logits_params, write_prepared, write_teacher
-from segdistill.frames.dataset import open_split
-from segdistill.logits.teacher_cache import Teaching
-from segdistill.teacher_logits import build_cache
+from segdistill.data.prepared import open_split
+from segdistill.data.teacher_cache import Teaching
+from segdistill.teacher_logits.build import build_cache
 
 
 @pytest.fixture(scope="module")

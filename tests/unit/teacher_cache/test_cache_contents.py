@@ -19,20 +19,19 @@ from cached_teacher import (
     logits_params,
     plan_of,
 )
-from segdistill.base.errors import InputError
-from segdistill.base.params import DrawnByParams
-from segdistill.frames.dataset import Split
-from segdistill.frames.rng import Batches
-from segdistill.frames.transforms import cut, normalised
-from segdistill.logits.stored_logits import LOGITS, ROWS, SCALE
-from segdistill.logits.teacher_cache import Teaching, origins_of
+from segdistill.core.errors import UserError
+from segdistill.core.provenance import file_sha256
+from segdistill.data.prepared import Split
+from segdistill.data.sampling import BatchSampler
+from segdistill.data.teacher_cache import LOGITS, ROWS, SCALE, Teaching, origins_of
+from segdistill.data.transforms import crop, normalize
 from segdistill.nets.registry import build
 from segdistill.nets.resize import upsample
-from segdistill.provenance import file_sha256
-from segdistill.teacher_logits import build_cache
+from segdistill.params.model import ViewLimitParams
+from segdistill.teacher_logits.build import build_cache
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-DRAWN_BY = DrawnByParams(distill_steps=1, finetune_steps=1, batch_size=2)
+DRAWN_BY = ViewLimitParams(distill_steps=1, finetune_steps=1, batch_size=2)
 
 
 def stored_logits(teaching: Teaching) -> np.ndarray:
@@ -42,7 +41,7 @@ def stored_logits(teaching: Teaching) -> np.ndarray:
 
 @torch.inference_mode()
 def live_logits(teacher: torch.nn.Module, images_BHW3: np.ndarray) -> torch.Tensor:
-    return teacher(normalised(torch.from_numpy(images_BHW3)))
+    return teacher(normalize(torch.from_numpy(images_BHW3)))
 
 
 def all_views(split: Split, facts: dict) -> np.ndarray:
@@ -184,7 +183,7 @@ def test_images_and_logits_are_cut_at_the_same_places(opened):
     plan = plan_of(0.0)
     origins = origins_of(opened.facts)[plan.frames, plan.views]
     images = np.empty((6, *CROP_PX, 3), np.uint8)
-    cut(opened.split.images, plan.frames, origins, plan.flips, CROP_PX, images)
+    crop(opened.split.images, plan.frames, origins, plan.flips, CROP_PX, images)
     live = live_logits(opened.open("online").live_teacher(COMPUTE), images)
     expected = upsample(live, (8, 12)).permute(0, 2, 3, 1).numpy()
     np.testing.assert_allclose(floats(opened.open("views")), expected, rtol=2**-10, atol=1e-4)
@@ -194,13 +193,13 @@ def test_images_and_logits_are_cut_at_the_same_places(opened):
 def drawn_only(opened, tmp_path):
     """Caches of the views that one step of 2 crops draws in each phase, as float16 and as uint8, by dtype."""
     for dtype in ("float16", "uint8"):
-        params = logits_params(dtype).model_copy(update={"drawn_by": DRAWN_BY})
+        params = logits_params(dtype).model_copy(update={"limit_views_to": DRAWN_BY})
         build_cache("views", tmp_path / dtype, opened.split, opened.facts, params, COMPUTE)
     return {dtype: Teaching("views", opened.facts, tmp_path / dtype) for dtype in ("float16", "uint8")}
 
 
-def drawing(phase: str) -> Batches:
-    return Batches(1, phase, FRAMES, VIEWS, DRAWN_BY.batch_size, 0.5, 0.2)
+def drawing(phase: str) -> BatchSampler:
+    return BatchSampler(1, phase, FRAMES, VIEWS, DRAWN_BY.batch_size, 0.5, 0.2)
 
 
 def test_views_that_no_training_draws_are_not_computed(opened, drawn_only):
@@ -209,7 +208,7 @@ def test_views_that_no_training_draws_are_not_computed(opened, drawn_only):
     for teaching in drawn_only.values():
         assert stored_logits(teaching).shape == (len(drawn), 8, 12, CLASSES)
         assert set(zip(*np.nonzero(np.load(teaching.folder / ROWS) >= 0), strict=True)) == drawn
-        assert teaching.manifest["drawn_by"] == DRAWN_BY.model_dump()
+        assert teaching.manifest["limit_views_to"] == DRAWN_BY.model_dump()
 
 
 @pytest.mark.parametrize("phase", DRAWN_BY.steps)
@@ -227,10 +226,10 @@ def test_views_that_are_drawn_are_those_of_a_whole_cache(opened, drawn_only, tmp
 
 def test_a_training_that_draws_other_views_is_refused(drawn_only):
     told = r"lacks \d of the views that distill/a draws; it has those drawn by \{'distill_steps': 1, .*\}; change"
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(UserError, match=told):
         drawn_only["float16"].drawn_from("distill/a", drawing("distill"), 9)
 
 
 def test_all_views_are_there_for_any_training(opened):
-    assert opened.open("views").drawn_from("distill/a", Batches(5, "distill", FRAMES, VIEWS, 3, 0.5, 0.2), 50)
+    assert opened.open("views").drawn_from("distill/a", BatchSampler(5, "distill", FRAMES, VIEWS, 3, 0.5, 0.2), 50)
     assert opened.open("online").drawn_from("distill/a", plan_of, 50) is None

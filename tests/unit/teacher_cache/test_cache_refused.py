@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from cached_teacher import CLASSES, COMPUTE, FRAMES, VIEWS, floats, logits_params, write_teacher
-from segdistill.base.errors import InputError
-from segdistill.base.params import DrawnByParams
-from segdistill.logits.stored_logits import LOGITS, ROWS, SCALE
-from segdistill.logits.teacher_cache import Teaching
-from segdistill.teacher_logits import build_cache
+from segdistill.core.errors import UserError
+from segdistill.data.teacher_cache import LOGITS, ROWS, SCALE, Teaching
+from segdistill.params.model import ViewLimitParams
+from segdistill.teacher_logits.build import build_cache
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -38,7 +37,7 @@ CHANGES = {  # what else a cache may have been made from
 def test_logits_that_are_not_finite_leave_no_cache(opened, tmp_path, monkeypatch, kind, teacher, dtype):
     write_teacher(tmp_path / "models" / "teacher", **teacher)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=f"logit of frame street0 is not finite as {dtype}; no cache written"):
+    with pytest.raises(UserError, match=f"logit of frame street0 is not finite as {dtype}; no cache written"):
         build_cache(kind, tmp_path / "out" / kind, opened.split, opened.facts, logits_params(dtype), COMPUTE)
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -47,7 +46,7 @@ def test_logits_that_are_not_finite_leave_an_earlier_cache_as_it_was(opened, cop
     write_teacher(tmp_path / "models" / "teacher", spoil=float("inf"))
     monkeypatch.chdir(tmp_path)
     before = {file.name: file.read_bytes() for file in copied.iterdir()}
-    with pytest.raises(InputError, match="no cache written"):
+    with pytest.raises(UserError, match="no cache written"):
         build_cache("views", copied, opened.split, opened.facts, logits_params(), COMPUTE)
     assert {file.name: file.read_bytes() for file in copied.iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["models", "views"]
@@ -55,12 +54,12 @@ def test_logits_that_are_not_finite_leave_an_earlier_cache_as_it_was(opened, cop
 
 @pytest.mark.parametrize("key", CHANGES)
 def test_a_cache_of_something_else_is_refused(opened, copied, key):
-    with pytest.raises(InputError, match=f"{key} is .* there, .* is needed"):
+    with pytest.raises(UserError, match=f"{key} is .* there, .* is needed"):
         Teaching("views", opened.facts | {key: CHANGES[key]}, copied)
 
 
 def test_a_cache_of_another_kind_is_refused(opened, copied):
-    with pytest.raises(InputError, match="kind is 'views' there, 'frame' is needed"):
+    with pytest.raises(UserError, match="kind is 'views' there, 'frame' is needed"):
         Teaching("frame", opened.facts, copied)
 
 
@@ -82,35 +81,35 @@ def test_truncated_arrays_are_refused(opened, in_8_bits, name, kept_bytes):
     whole = (in_8_bits / name).read_bytes()
     assert len(whole) > 400
     (in_8_bits / name).write_bytes(whole[:kept_bytes])
-    with pytest.raises(InputError, match=rf"{name}: unreadable .*; run: dvc repro teacher-logits"):
+    with pytest.raises(UserError, match=rf"{name}: unreadable .*; run: dvc repro teacher-logits"):
         Teaching("views", opened.facts, in_8_bits)
 
 
 def test_an_array_with_bytes_behind_it_is_refused(opened, copied):
     with (copied / LOGITS).open("ab") as file:
         file.write(b"x")
-    with pytest.raises(InputError, match=r"logits\.npy: unreadable \(\d+ bytes, its header describes \d+\)"):
+    with pytest.raises(UserError, match=r"logits\.npy: unreadable \(\d+ bytes, its header describes \d+\)"):
         Teaching("views", opened.facts, copied)
 
 
 @pytest.mark.parametrize("name", [LOGITS, SCALE])
 def test_a_missing_array_is_refused(opened, in_8_bits, name):
     (in_8_bits / name).unlink()
-    with pytest.raises(InputError, match=f"{name}: unreadable"):
+    with pytest.raises(UserError, match=f"{name}: unreadable"):
         Teaching("views", opened.facts, in_8_bits)
 
 
 def test_logits_of_another_shape_are_refused(opened, copied):
     np.save(copied / LOGITS, np.zeros((FRAMES, VIEWS, 8, 12, CLASSES + 1), np.float16))
     with pytest.raises(
-        InputError, match=r"holds float16 \[3, 2, 8, 12, 7\], its manifest says float16 \[3, 2, 8, 12, 6"
+        UserError, match=r"holds float16 \[3, 2, 8, 12, 7\], its manifest says float16 \[3, 2, 8, 12, 6"
     ):
         Teaching("views", opened.facts, copied)
 
 
 def test_logits_of_another_precision_are_refused(opened, copied, in_8_bits):
     shutil.copyfile(copied / LOGITS, in_8_bits / LOGITS)
-    with pytest.raises(InputError, match=r"holds float16 .*, its manifest says uint8"):
+    with pytest.raises(UserError, match=r"holds float16 .*, its manifest says uint8"):
         Teaching("views", opened.facts, in_8_bits)
 
 
@@ -124,21 +123,21 @@ def forget(folder: Path, *path: str) -> None:
 
 def test_a_manifest_that_describes_no_arrays_is_refused(opened, copied):
     forget(copied, "arrays")
-    with pytest.raises(InputError, match="its manifest describes no arrays"):
+    with pytest.raises(UserError, match="its manifest describes no arrays"):
         Teaching("views", opened.facts, copied)
 
 
 def test_bytes_without_their_scale_are_refused(opened, in_8_bits):
     forget(in_8_bits, "arrays", SCALE)
-    with pytest.raises(InputError, match=r"its manifest describes logits\.npy alone"):
+    with pytest.raises(UserError, match=r"its manifest describes logits\.npy alone"):
         Teaching("views", opened.facts, in_8_bits)
 
 
 @pytest.fixture
 def drawn_only(opened, tmp_path):
     """A cache of the views that one step draws, that may be spoilt."""
-    drawn_by = DrawnByParams(distill_steps=1, finetune_steps=0, batch_size=2)
-    params = logits_params().model_copy(update={"drawn_by": drawn_by})
+    limit_views_to = ViewLimitParams(distill_steps=1, finetune_steps=0, batch_size=2)
+    params = logits_params().model_copy(update={"limit_views_to": limit_views_to})
     build_cache("views", tmp_path / "drawn", opened.split, opened.facts, params, COMPUTE)
     return tmp_path / "drawn"
 
@@ -148,19 +147,19 @@ def test_places_that_do_not_fit_the_stored_views_are_refused(opened, drawn_only,
     rows = np.load(drawn_only / ROWS)
     rows[rows == 0] = row
     np.save(drawn_only / ROWS, rows)
-    with pytest.raises(InputError, match=r"rows\.npy: does not name each of the \d stored views once; run: dvc repro"):
+    with pytest.raises(UserError, match=r"rows\.npy: does not name each of the \d stored views once; run: dvc repro"):
         Teaching("views", opened.facts, drawn_only)
 
 
 def test_views_without_their_places_are_refused(opened, drawn_only):
     forget(drawn_only, "arrays", ROWS)
-    with pytest.raises(InputError, match=r"arrays are of \[\] frames and views, \[3, 2\] are needed"):
+    with pytest.raises(UserError, match=r"arrays are of \[\] frames and views, \[3, 2\] are needed"):
         Teaching("views", opened.facts, drawn_only)
 
 
 def test_a_manifest_without_a_teacher_is_refused(opened, copied):
     forget(copied, "teacher_sha256")
-    with pytest.raises(InputError, match="its manifest names no teacher"):
+    with pytest.raises(UserError, match="its manifest names no teacher"):
         Teaching("views", opened.facts, copied)
 
 
@@ -172,5 +171,5 @@ def test_a_folder_without_a_manifest_is_refused(opened, copied, spoil):
         (copied / "manifest.json").unlink()
     else:
         (copied / "manifest.json").write_text(json.dumps(opened.facts)[:40])
-    with pytest.raises(InputError, match="no readable manifest.*dvc repro teacher-logits"):
+    with pytest.raises(UserError, match="no readable manifest.*dvc repro teacher-logits"):
         Teaching("views", opened.facts, copied)

@@ -1,0 +1,1 @@
+"""Plumbing that every package may import: errors, files, processes, progress, provenance, classes. Loads no torch."""

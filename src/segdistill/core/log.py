@@ -1,0 +1,39 @@
+"""Messages to people on stderr: one logger with one formatter."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+logger = logging.getLogger("segdistill")
+
+
+class _Formatter(logging.Formatter):
+    """`warning: text` and `error: text`; what only informs has no prefix."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        return prefix + record.getMessage()
+
+
+class _Stderr(logging.StreamHandler):
+    """Writes to the stderr of the moment, which tests and progress bars replace."""
+
+    @property
+    def stream(self):
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: object) -> None:
+        pass
+
+
+def _set_up() -> None:
+    handler = _Stderr()
+    handler.setFormatter(_Formatter())
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+_set_up()

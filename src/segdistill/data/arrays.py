@@ -1,0 +1,81 @@
+"""Arrays that stay on disk: opened whole, read in part, and out of the process's memory again.
+
+A mapped array is read page by page, as it is touched. Two words to the system make that good for crops: what is about
+to be read is asked for at once, in long reads; and what was read is given back, so that memory does not grow with the
+data. Neither changes a value, and where the system knows no such words (Windows) nothing is said.
+
+Shapes: B crops, N frames (or views) of H rows.
+"""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+
+import numpy as np
+
+from segdistill.core.errors import UserError
+
+_ADVICE = hasattr(mmap, "MADV_WILLNEED") and hasattr(mmap, "MADV_DONTNEED")
+
+
+def open_array(path: Path, remedy: str) -> np.ndarray:
+    """Map the .npy file at `path`, read only.
+
+    Raises:
+        UserError: no file, no array, or one that was cut short; the message ends with `remedy`.
+    """
+    try:
+        array = np.load(path, mmap_mode="r")
+    except Exception as error:  # a damaged header surfaces as nearly any type
+        raise UserError(f"{path}: unreadable ({error}); {remedy}") from None
+    if not isinstance(array, np.memmap):  # a zip, which NumPy opens as well
+        array.close()
+        raise UserError(f"{path}: unreadable (an archive instead of an array); {remedy}")
+    found, needed = path.stat().st_size, array.offset + array.nbytes
+    if found != needed:
+        raise UserError(f"{path}: unreadable ({found} bytes, its header describes {needed}); {remedy}")
+    return array
+
+
+def prefetch(array: np.ndarray, frames: np.ndarray, tops: np.ndarray, rows: int) -> int:
+    """Ask for `rows` rows from `tops` (B,) on of `frames` (B,) of array (N, H, ...); the bytes that they span.
+
+    Left alone, the system reads around each page that is missing, and waits for it: for a crop of a large frame that is
+    many times the bytes, one after the other.
+    """
+    row_bytes = array.strides[1]
+    mapping = _mapping(array) if _ADVICE else None
+    if mapping is not None:
+        file, start = mapping
+        for frame, top in zip(frames.tolist(), tops.tolist(), strict=True):
+            first = start + frame * array.strides[0] + top * row_bytes
+            page = first - first % mmap.PAGESIZE
+            file.madvise(mmap.MADV_WILLNEED, page, first + rows * row_bytes - page)
+    return len(frames) * rows * row_bytes
+
+
+def drop_pages(array: np.ndarray) -> None:
+    """Give back the memory in which pages of a mapped array lie; the system's file cache keeps them while it can.
+
+    Only for arrays opened with `open_array`: of a private, changed mapping this would lose the changes.
+    """
+    mapping = _mapping(array) if _ADVICE else None
+    if mapping is not None:
+        mapping[0].madvise(mmap.MADV_DONTNEED)
+
+
+def _mapping(array: np.ndarray) -> tuple[mmap.mmap, int] | None:
+    """The file mapping that `array` lies in and the byte at which it begins there; None for an array in memory."""
+    owner, base = array, array.base
+    while isinstance(base, np.ndarray):
+        owner, base = base, base.base
+    if not isinstance(base, mmap.mmap):
+        return None
+    # np.memmap maps from the last multiple of the granularity before the array on.
+    start = owner.offset % mmap.ALLOCATIONGRANULARITY
+    return base, start + _address(array) - _address(owner)
+
+
+def _address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]

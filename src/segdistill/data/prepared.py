@@ -1,0 +1,122 @@
+"""The prepared data: arrays that stay on disk, and their index."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from segdistill.core.errors import UserError
+from segdistill.core.files import read_json
+from segdistill.data.arrays import open_array
+from segdistill.formats.classes import ClassTable
+from segdistill.paths import PREPARED
+
+_REMEDY = "run: dvc repro prepare"
+
+
+class Split(NamedTuple):
+    """One split: images uint8 (N, H, W, 3) RGB and labels uint8 (N, H, W) classes, mapped; names of the frames."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    names: tuple[str, ...]
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        return self.images.shape[1:3]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """The prepared data of a project; the index is read once, splits are mapped at their first use."""
+
+    root: Path
+    fingerprint: str
+    table: ClassTable
+    frame_names: dict[str, tuple[str, ...]]  # by split
+
+    @classmethod
+    def open(cls, root: Path = PREPARED) -> PreparedData:
+        """Read `root`/index.json.
+
+        Raises:
+            UserError: there is no such file, or it lacks what training needs to know.
+        """
+        path = root / "index.json"
+        try:
+            index = read_json(path)
+        except FileNotFoundError:
+            raise UserError(f"{path}: no prepared data; {_REMEDY}") from None
+        except UserError as error:
+            raise UserError(f"{error}; {_REMEDY}") from None
+        for key, form, is_right in (
+            ("fingerprint", "a text", lambda value: isinstance(value, str)),
+            ("classes", "a list of names", _are_names),
+            ("splits", "the frames of each split, by name", _are_splits),
+        ):
+            if not is_right(index.get(key)):
+                raise UserError(f"{path}: {key} is {index.get(key)!r:.100}; allowed is {form}; {_REMEDY}")
+        try:
+            table = ClassTable.of_facts(index | {"class_names": index["classes"]})
+        except UserError as error:
+            raise UserError(f"{path}: {error}; {_REMEDY}") from None
+        names = {name: tuple(frame["name"] for frame in split["frames"]) for name, split in index["splits"].items()}
+        return cls(root, index["fingerprint"], table, names)
+
+    @cached_property
+    def train(self) -> Split:
+        return self._open_split("train")
+
+    @cached_property
+    def holdout(self) -> Split:
+        return self._open_split("holdout")
+
+    @cached_property
+    def val(self) -> Split:
+        return self._open_split("val")
+
+    def check_crop(self, params_path: str, crop_px: tuple[int, int]) -> None:
+        """Raise a UserError when a crop does not fit into the frames."""
+        if crop_px[0] > self.train.size_px[0] or crop_px[1] > self.train.size_px[1]:
+            raise UserError(
+                f"{params_path}: found {list(crop_px)}; at most the frames' size {list(self.train.size_px)}"
+            )
+
+    def _open_split(self, name: str) -> Split:
+        """Map a split; a UserError where the arrays do not fit the index, as after a copy that was cut short."""
+        if name not in self.frame_names:
+            found = ", ".join(self.frame_names) or "none"
+            raise UserError(f"{self.root}/index.json: has no split {name}, but {found}; {_REMEDY}")
+        names = self.frame_names[name]
+        images, labels = (open_array(self.root / name / f"{kind}.npy", _REMEDY) for kind in ("images", "labels"))
+        for kind, array, dimensions in (("images", images, 4), ("labels", labels, 3)):
+            if array.dtype != np.uint8 or array.ndim != dimensions:
+                found = f"{array.dtype} {list(array.shape)}"
+                allowed = f"bytes of {dimensions} dimensions"
+                raise UserError(f"{self.root}/{name}/{kind}.npy: holds {found}; allowed are {allowed}")
+        if len(images) != len(names) or labels.shape != images.shape[:3] or images.shape[3] != 3:
+            shapes = f"images {images.shape} and labels {labels.shape}"
+            raise UserError(f"{self.root}/{name}: {shapes}; the index has {len(names)} frames")
+        return Split(images, labels, names)
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
+
+
+def _are_splits(value: object) -> bool:
+    if not isinstance(value, dict) or not all(isinstance(split, dict) for split in value.values()):
+        return False
+    listings = [split.get("frames") for split in value.values()]
+    return all(
+        isinstance(frames, list)
+        and all(isinstance(frame, dict) and isinstance(frame.get("name"), str) for frame in frames)
+        for frames in listings
+    )

@@ -1,0 +1,126 @@
+"""Random numbers as a function of what they are for, never of what was drawn before.
+
+Every draw names its seed, its purpose and its counters (step, frame, view ...). So resuming a run, adding workers or
+adding machines cannot change a single draw.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from segdistill.data.prepared import PreparedData
+from segdistill.formats.header import MEAN, STD
+
+
+def generator(seed: int, purpose: str, *counters: int) -> np.random.Generator:
+    """Return a fresh generator for (seed, purpose, counters); equal arguments give equal streams on every machine."""
+    text = ":".join([str(seed), purpose, *map(str, counters)])
+    key = np.frombuffer(hashlib.blake2b(text.encode(), digest_size=16).digest(), dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key))
+
+
+@dataclass(frozen=True)
+class ViewSpec:
+    """Which crop views of the train frames a training draws from; the cache of teacher logits names its own.
+
+    Attributes:
+        data_fingerprint: of the prepared data.
+        frames: N train frames of `frame_px` (H, W) pixels.
+        crop_px: (H, W) of a view.
+        views: K views per frame.
+        stride: the corners of views are multiples of it; in a cache, also the input pixels per stored logit.
+        seed: draws the corners.
+    """
+
+    data_fingerprint: str
+    frames: int
+    frame_px: tuple[int, int]
+    crop_px: tuple[int, int]
+    views: int
+    stride: int
+    seed: int
+
+    @classmethod
+    def of(cls, data: PreparedData, crop_px: tuple[int, int], views: int, stride: int, seed: int) -> ViewSpec:
+        """Return the spec of views of the train split of `data`."""
+        train = data.train
+        return cls(data.fingerprint, len(train), tuple(train.size_px), tuple(crop_px), views, stride, seed)
+
+    def facts(self) -> dict:
+        """Return the spec as JSON-like values, with the normalisation of the pixels that the teacher sees."""
+        facts = asdict(self) | {"frame_px": list(self.frame_px), "crop_px": list(self.crop_px)}
+        return facts | {"normalisation": {"mean": list(MEAN), "std": list(STD)}}
+
+    def origins(self) -> np.ndarray:
+        """Return the top-left corners of the views, int64 (N, K, 2) in pixels, multiples of `stride`.
+
+        They are drawn frame by frame, so that a longer data set keeps the views of its first frames.
+        """
+        steps = [(frame - crop) // self.stride + 1 for frame, crop in zip(self.frame_px, self.crop_px, strict=True)]
+        draws = [generator(self.seed, "views", frame).random((self.views, 2)) for frame in range(self.frames)]
+        return (np.asarray(draws).reshape(self.frames, self.views, 2) * steps).astype(np.int64) * self.stride
+
+
+class BatchIndices(NamedTuple):
+    """What goes into one batch of B crops: indices (B,) of frame and view, flips bool (B,), colour factors (B, 3).
+
+    `seed` is for what the network itself draws in this step (dropout).
+    """
+
+    seed: int
+    frames: np.ndarray
+    views: np.ndarray
+    flips: np.ndarray
+    colour: np.ndarray
+
+
+class BatchSampler:
+    """The batches of a training: batch number `step` is a pure function of (seed, step).
+
+    Frames are drawn without replacement, epoch after epoch; a batch may span the end of one.
+
+    Args:
+        phase: distill, finetune or teacher; two phases of one run do not repeat each other's batches.
+        jitter: brightness, contrast and saturation vary by a factor in 1 +- this.
+    """
+
+    def __init__(
+        self, seed: int, phase: str, frames: int, views: int, batch_size: int, flip_probability: float, jitter: float
+    ) -> None:
+        self.phase = phase
+        self.seed, self.frames, self.views, self.batch_size = seed, frames, views, batch_size
+        self.flip_probability, self.jitter = flip_probability, jitter
+        self._orders: dict[int, np.ndarray] = {}
+
+    def indices(self, step: int) -> BatchIndices:
+        """Return what goes into batch number `step`."""
+        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epochs, places = np.divmod(positions, self.frames)
+        own = generator(self.seed, f"{self.phase} batch", step)
+        draws = own.random((self.batch_size, 5))
+        return BatchIndices(
+            seed=int(own.integers(2**63)),
+            frames=np.array([self._order(int(epoch))[place] for epoch, place in zip(epochs, places, strict=True)]),
+            views=(draws[:, 0] * self.views).astype(np.int64),
+            flips=draws[:, 1] < self.flip_probability,
+            colour=1 + self.jitter * (2 * draws[:, 2:] - 1),
+        )
+
+    def drawn(self, steps: int) -> np.ndarray:
+        """Return which views of each frame the first `steps` batches draw, bool (N, K)."""
+        drawn = np.zeros((self.frames, self.views), bool)
+        for step in range(steps):
+            indices = self.indices(step)
+            drawn[indices.frames, indices.views] = True
+        return drawn
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch not in self._orders:
+            # A batch touches its own epoch and at most the neighbouring ones, so older orders are not needed again.
+            self._orders = {known: order for known, order in self._orders.items() if known >= epoch - 1}
+            self._orders[epoch] = generator(self.seed, f"{self.phase} epoch", epoch).permutation(self.frames)
+        return self._orders[epoch]

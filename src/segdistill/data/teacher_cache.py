@@ -1,0 +1,286 @@
+"""The cache of teacher logits: its format, and a reader that refuses a cache of something else.
+
+A student learns from one folder, `data/teacher_logits/KIND`:
+
+    views   logits.npy (N, K, h, w, C): the teacher on K crop views of each of N train frames, or on those of them that
+            some trainings draw
+    frame   logits.npy (N, Hs, Ws, C): the teacher on whole frames, to be cropped (for comparison)
+    online  teacher.safetensors: the teacher itself, run in every step (for comparison)
+
+Each holds `manifest.json` (what it was made from) and `val_classes.npz` (the teacher's class maps of val, by which
+agreement is measured). Beside logits.npy:
+
+    scale.npy   uint8 only: float16 (N, K, h, 2, C), or (N, h, 2, C): offset and step of each class in each row
+    rows.npy    where only some views are stored: int32 (N, K), the place of each in the arrays, which are then
+                (M, h, w, C) and (M, h, 2, C); -1 where it is not stored
+
+logit = offset + step * stored. A scale for each class of each row costs 4 C / w bytes more per vector than one for each
+class of the view, and its error is several times smaller; one for each cell, over its classes, costs 4 bytes per vector
+and has a larger error as well (benchmarks/cache_precision.py). Offsets are kept, because only a softmax over classes
+may drop them.
+
+Shapes: B crops, N frames, K views, M stored views or frames, h/w cells of the logits' grid, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segdistill.core.errors import UserError
+from segdistill.core.files import read_json, write_json
+from segdistill.core.provenance import file_sha256
+from segdistill.data.arrays import drop_pages, open_array, prefetch
+from segdistill.data.sampling import BatchIndices, BatchSampler, ViewSpec
+from segdistill.data.transforms import crop
+from segdistill.paths import TEACHER, TEACHER_LOGITS, TEACHER_WEIGHTS
+
+VAL_CLASSES, MANIFEST = "val_classes.npz", "manifest.json"
+LOGITS, SCALE, ROWS = "logits.npy", "scale.npy", "rows.npy"
+ENSEMBLE = "teacher.json"  # in TEACHER, of a teacher that is more than one torch network
+_REMEDY = "run: dvc repro teacher-logits"
+
+
+def is_ensemble(folder: Path) -> bool:
+    """Return whether the teacher in `folder` is more than one torch network that runs once per image."""
+    return (folder / ENSEMBLE).is_file()
+
+
+def teacher_sha256(folder: Path) -> str:
+    """Return the hex SHA-256 of all that the predictions of the teacher in `folder` depend on."""
+    return file_sha256(folder / (ENSEMBLE if is_ensemble(folder) else TEACHER_WEIGHTS))
+
+
+def stored_grid(size_px: Sequence[int], stride: int) -> tuple[int, int]:
+    """Return the cells (h, w) of the logits of an image (H, W), one per `stride` pixels; the last may hang over."""
+    return (-(-size_px[0] // stride), -(-size_px[1] // stride))
+
+
+class ArraySpec(NamedTuple):
+    """dtype and shape of a stored array."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> ArraySpec:
+        return cls(str(array.dtype), tuple(array.shape))
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {list(self.shape)}"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a cache was made from.
+
+    Attributes:
+        kind: views, frame or online.
+        dtype: of the stored logits; uint8 has a scale beside it.
+        arrays: the arrays of the folder by file name; empty for `online`.
+        limit_views_to: the trainings whose views are stored, as teacher_logits.limit_views_to; None stores all.
+    """
+
+    kind: str
+    spec: ViewSpec
+    dtype: str
+    teacher_sha256: str
+    arrays: dict[str, ArraySpec]
+    limit_views_to: dict[str, int] | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """Return the manifest as JSON-like values."""
+        arrays = {name: {"dtype": array.dtype, "shape": list(array.shape)} for name, array in self.arrays.items()}
+        facts = {"kind": self.kind, "dtype": self.dtype, "teacher_sha256": self.teacher_sha256}
+        limit = {} if self.limit_views_to is None else {"limit_views_to": self.limit_views_to}
+        return self.spec.facts() | facts | ({"arrays": arrays} if self.kind != "online" else {}) | limit
+
+    def write(self, folder: Path) -> None:
+        """Write the manifest into `folder`, atomically."""
+        write_json(folder / MANIFEST, self.facts())
+
+    @classmethod
+    def read(cls, folder: Path, kind: str, spec: ViewSpec) -> Manifest:
+        """Read the manifest of `folder`, which has to be of `kind` and `spec`.
+
+        Raises:
+            UserError: there is none, it is damaged, or the cache was made from something else; the message says what.
+        """
+        try:
+            found = read_json(folder / MANIFEST)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder}: no readable manifest ({error}); {_REMEDY}") from None
+        for key, expected in (spec.facts() | {"kind": kind}).items():
+            if found.get(key) != expected:
+                raise UserError(f"{folder}: {key} is {found.get(key)!r:.200} there, {expected!r} is needed")
+        if not isinstance(found.get("teacher_sha256"), str):
+            raise UserError(f"{folder}: its manifest names no teacher; {_REMEDY}")
+        arrays = {}
+        if kind != "online":
+            if not isinstance(found.get("arrays"), dict):
+                raise UserError(f"{folder}: its manifest describes no arrays; {_REMEDY}")
+            arrays = {name: _array_spec(folder, name, facts) for name, facts in found["arrays"].items()}
+        return cls(kind, spec, str(found.get("dtype")), found["teacher_sha256"], arrays, found.get("limit_views_to"))
+
+
+def _array_spec(folder: Path, name: str, facts: object) -> ArraySpec:
+    if not isinstance(facts, dict) or facts.keys() != {"dtype", "shape"} or not isinstance(facts["shape"], list):
+        raise UserError(f"{folder}: its manifest says {facts!r:.100} of {name}; {_REMEDY}")
+    return ArraySpec(str(facts["dtype"]), tuple(facts["shape"]))
+
+
+def rows_of(stored: np.ndarray) -> np.ndarray:
+    """Return the place of each view that is `stored`, bool (N, K), in the arrays: int32 (N, K), -1 for the others."""
+    return np.where(stored, np.cumsum(stored).reshape(stored.shape) - 1, -1).astype(np.int32)
+
+
+class StoredCrops(NamedTuple):
+    """Logits of a batch in their stored form: values (B, h, w, C), and for uint8 their scale (B, h, 2, C)."""
+
+    values: Tensor
+    scale: Tensor | None = None
+
+    def floats(self, device: torch.device) -> Tensor:
+        """Return the logits, float32 (B, C, h, w) channels-last on `device`; bytes travel in their stored form."""
+        logits = self.values.to(device, non_blocking=True).float()
+        if self.scale is not None:
+            offset, step = self.scale.to(device, non_blocking=True).float().split(1, dim=2)
+            logits = logits.mul_(step).add_(offset)
+        return logits.permute(0, 3, 1, 2)
+
+    def pinned(self) -> StoredCrops:
+        """Return the same in page-locked memory."""
+        return StoredCrops(*(part if part is None else part.pin_memory() for part in self))
+
+
+class StoredLogits:
+    """The logits of one folder, mapped. Crops of `grid` cells are read from them: whole views, or windows of frames."""
+
+    def __init__(
+        self,
+        logits: np.ndarray,
+        scale: np.ndarray | None,
+        grid: tuple[int, int],
+        stride: int,
+        rows: np.ndarray | None = None,
+    ) -> None:
+        """Read from `logits` at `stride` pixels per cell.
+
+        Args:
+            logits: (N, K, h, w, C) of views, (N, Hs, Ws, C) of frames, or (M, h, w, C) of the views that `rows` places.
+            scale: for uint8 only.
+            rows: int (N, K), -1 where a view is not stored.
+        """
+        self.grid, self.stride = grid, stride
+        if rows is None and logits.ndim == 5:
+            rows = rows_of(np.ones(logits.shape[:2], bool))
+        self.rows = None if rows is None else np.asarray(rows)  # None for whole frames
+        self.arrays = [part.reshape(-1, *part.shape[-3:]) for part in (logits, scale) if part is not None]
+
+    @classmethod
+    def open(cls, folder: Path, manifest: Manifest) -> StoredLogits:
+        """Map the files in `folder` and compare them with its manifest.
+
+        Raises:
+            UserError: a file is missing or cut short, or holds something else than was written.
+        """
+        opened = {name: open_array(folder / name, _REMEDY) for name in (LOGITS, SCALE, ROWS) if name in manifest.arrays}
+        for name, array in opened.items():
+            if (found := ArraySpec.of(array)) != (written := manifest.arrays[name]):
+                raise UserError(f"{folder / name}: holds {found}, its manifest says {written}")
+        # Bytes without their scale would be taken for logits.
+        if LOGITS not in opened or (SCALE in opened) != (opened[LOGITS].dtype == np.uint8):
+            raise UserError(f"{folder}: its manifest describes {', '.join(opened) or 'no arrays'} alone; {_REMEDY}")
+        rows, stored = opened.get(ROWS), len(opened[LOGITS])
+        if rows is not None and not np.array_equal(np.sort(rows[rows >= 0]), np.arange(stored)):
+            raise UserError(f"{folder / ROWS}: does not name each of the {stored} stored views once; {_REMEDY}")
+        spec = manifest.spec
+        grid = (spec.crop_px[0] // spec.stride, spec.crop_px[1] // spec.stride)
+        return cls(opened[LOGITS], opened.get(SCALE), grid, spec.stride, rows)
+
+    @property
+    def lacking(self) -> np.ndarray | None:
+        """The views that are not stored, bool (N, K); None where all are."""
+        return None if self.rows is None or (self.rows >= 0).all() else self.rows < 0
+
+    def crop(self, indices: BatchIndices, origins: np.ndarray) -> StoredCrops:
+        """Return the stored logits of a batch, flipped where it flips; `origins` (B, 2) are in pixels."""
+        frames, cells = self._place(indices, origins)
+        values = np.empty((len(frames), *self.grid, self.arrays[0].shape[-1]), self.arrays[0].dtype)
+        crops = [torch.from_numpy(crop(self.arrays[0], frames, cells, indices.flips, self.grid, values))]
+        for scale in self.arrays[1:]:  # a flip moves cells along a row, and the row keeps its scale
+            size, rows = (self.grid[0], 2), cells * (1, 0)
+            unflipped = np.zeros(len(frames), bool)
+            out = np.empty((len(frames), *size, scale.shape[-1]), scale.dtype)
+            crops.append(torch.from_numpy(crop(scale, frames, rows, unflipped, size, out)))
+        return StoredCrops(*crops)
+
+    def prefetch(self, indices: BatchIndices, origins: np.ndarray) -> int:
+        """Ask the kernel for the pages that `crop` will read; return the bytes that they span."""
+        frames, cells = self._place(indices, origins)
+        return sum(prefetch(array, frames, cells[:, 0], self.grid[0]) for array in self.arrays)
+
+    def drop_pages(self) -> None:
+        """Give back the memory of what was read."""
+        for array in self.arrays:
+            drop_pages(array)
+
+    def _place(self, indices: BatchIndices, origins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return where in the arrays (M, ...) each crop is: its frame or view (B,), and its top-left cell (B, 2)."""
+        if self.rows is None:
+            return indices.frames, origins // self.stride
+        return self.rows[indices.frames, indices.views], np.zeros_like(origins)
+
+
+class TeacherCache:
+    """An opened folder of teacher logits that fits the data.
+
+    `stored` has the logits that batches are cropped from; it is None for `online`, where the live teacher runs.
+    """
+
+    def __init__(self, kind: str, spec: ViewSpec, folder: Path | None = None) -> None:
+        """Open the folder of `kind` and check it against `spec`.
+
+        Raises:
+            UserError: the folder is missing, truncated, or was made from something else; the message says what.
+        """
+        self.kind, self.spec, self.folder = kind, spec, folder or TEACHER_LOGITS / kind
+        self.manifest = Manifest.read(self.folder, kind, spec)
+        self._check_teacher()
+        self.stored: StoredLogits | None = None
+        if kind != "online":
+            self.stored = StoredLogits.open(self.folder, self.manifest)
+            found, needed = np.shape(self.stored.rows), (spec.frames, spec.views) if kind == "views" else ()
+            if found != needed:
+                arrays = f"its arrays are of {list(found)} frames and views, {list(needed)} are needed"
+                raise UserError(f"{self.folder}: {arrays}; {_REMEDY}")
+
+    def _check_teacher(self) -> None:
+        """Refuse a cache of another teacher than the one in models/teacher, where there is one.
+
+        DVC keeps the two together. They part when stages run one by one, and then the student would learn from one
+        teacher and be compared with another.
+        """
+        if not is_ensemble(TEACHER) and not (TEACHER / TEACHER_WEIGHTS).is_file():
+            return
+        found, expected = self.manifest.teacher_sha256, teacher_sha256(TEACHER)
+        if expected != found:
+            raise UserError(
+                f"{self.folder}: teacher_sha256 is {found!r} there, {TEACHER} has {expected!r}; "
+                f"{_REMEDY}, or dvc checkout for a teacher and logits that belong together"
+            )
+
+    def check_holds(self, name: str, batches: BatchSampler, steps: int) -> None:
+        """Raise a UserError when `steps` of `batches` of the training `name` draw a view that is not stored."""
+        lacking = self.stored.lacking if self.stored is not None else None
+        if lacking is not None and (missing := batches.drawn(steps) & lacking).any():
+            raise UserError(
+                f"{self.folder}: lacks {missing.sum()} of the views that {name} draws; it has those drawn by "
+                f"{self.manifest.limit_views_to!r:.100}; change teacher_logits.limit_views_to, null stores all"
+            )

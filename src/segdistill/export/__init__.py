@@ -1,0 +1,1 @@
+"""From a finished student to float32 and int8 ONNX files."""

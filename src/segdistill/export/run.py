@@ -1,0 +1,84 @@
+"""From a finetuned student to the files that ship: float32 and int8 ONNX, each checked against torch on val."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segdistill.core.files import write_json
+from segdistill.core.provenance import file_sha256
+from segdistill.data.prepared import PreparedData
+from segdistill.export.onnx_file import OnnxPredictor, write_float32, write_int8
+from segdistill.formats.header import Header
+from segdistill.nets.device import TorchPredictor, device_of
+from segdistill.nets.weights import load_net
+from segdistill.params.model import Params
+from segdistill.paths import METRICS, MODELS, run_metrics, run_models
+from segdistill.scoring.evaluate import LabelLoss, classes_of, evaluate, evenly_spaced
+from segdistill.scoring.record import ClassMapArchive, metrics_on_disk
+
+
+def export_run(params: Params, run: str, models: Path = MODELS, metrics: Path = METRICS) -> None:
+    """Write student.onnx and student.int8.onnx of `run`, and what each scores on val in metrics/runs/RUN/export.json.
+
+    The int8 ranges are calibrated on frames of the holdout, evenly spaced: never on what is reported.
+    """
+    data, export, folder = PreparedData.open(), params.export_params(run), run_models(run, models)
+    settings, weights = params.distill_settings(run), folder / "finetuned.safetensors"
+    expected = Header.of_net(settings.student, len(data.table), settings.output_stride)
+    net, header = load_net(weights, expected)
+    teacher_classes = ClassMapArchive(models / "teacher" / "val_classes.npz")  # before anything is written
+    header = header.with_history(weights_sha256=file_sha256(weights))
+    files = {"float32": folder / "student.onnx", "int8": folder / "student.int8.onnx"}
+    write_float32(files["float32"], net, header, export.opset, data.val.size_px)
+    calibration = data.holdout.images[evenly_spaced(len(data.holdout), export.calibration_images)]
+    write_int8(files["int8"], net, header, export.opset, calibration)
+
+    compute = device_of(params.compute).in_float32()._replace(device=torch.device("cpu"))
+    torch_predictor = TorchPredictor(net, compute)
+
+    def score(predictor: TorchPredictor | _ComparedWithTorch) -> dict:
+        evaluation = evaluate(
+            predictor,
+            data.val,
+            len(data.table),
+            params.evaluation.batch_size,
+            loss=LabelLoss(settings.label_loss, settings.focal_gamma),
+            teacher_classes=teacher_classes,
+        )
+        return metrics_on_disk(evaluation.metrics, data.table.names)
+
+    rows = {"torch": score(torch_predictor)}
+    for precision, file in files.items():
+        compared = _ComparedWithTorch(OnnxPredictor(file, compute.threads), torch_predictor)
+        rows[precision] = score(compared) | compared.metrics() | {"bytes": file.stat().st_size}
+    write_json(run_metrics(run, metrics) / "export.json", rows)
+
+
+class _ComparedWithTorch:
+    """An ONNX file as a ClassPredictor of `evaluate`, which also measures how far it is from torch."""
+
+    def __init__(self, predictor: OnnxPredictor, reference: TorchPredictor) -> None:
+        self.predictor, self.reference = predictor, reference
+        self.difference, self.scale, self.agreeing, self.pixels = 0.0, 0.0, 0, 0
+
+    def logits_and_classes(self, images_BHW3: np.ndarray) -> tuple[Tensor, Tensor]:
+        logits, classes = self.predictor.logits_and_classes(images_BHW3)
+        expected_logits = self.reference.logits(images_BHW3)
+        expected_classes = classes_of(expected_logits, images_BHW3.shape[1:3])
+        self.difference = max(self.difference, float((logits - expected_logits).abs().max()))
+        self.scale = max(self.scale, float(expected_logits.abs().max()))
+        self.agreeing += int((classes == expected_classes).sum())
+        self.pixels += classes.numel()
+        return logits, classes
+
+    def metrics(self) -> dict:
+        """Return the largest difference of a logit, absolute and relative, and the share of equal pixels."""
+        return {
+            "max_logit_difference": self.difference,
+            "max_logit_difference_relative": self.difference / max(self.scale, 1e-12),
+            "class_agreement_with_torch": self.agreeing / self.pixels,
+        }

@@ -1,0 +1,1 @@
+"""Measures the latency of every network on every engine, interleaved."""

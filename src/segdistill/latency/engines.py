@@ -1,0 +1,112 @@
+"""A net on the engines it can be run by, each as two calls: forward only, and end to end.
+
+forward: normalised float32 pixels (1, 3, H, W) already in place -> logits. end_to_end: a uint8 frame (1, H, W, 3) in ->
+its class map uint8 (1, H, W) out, in main memory. Shapes: H/W frame in pixels.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from segdistill.data.transforms import normalize
+from segdistill.export.onnx_file import ForwardSession, OnnxPredictor
+from segdistill.latency.timing import interleaved_ms
+from segdistill.nets.device import Compute
+from segdistill.nets.resize import upsample
+from segdistill.scoring.evaluate import classes_of
+
+Call = Callable[[np.ndarray], object]
+Argmax = Callable[[torch.Tensor, tuple[int, int]], torch.Tensor]  # logits (1, C, h, w) to classes uint8 (1, H, W)
+
+
+class Engine(NamedTuple):
+    """A net on one engine; `how` says in words what was done to it."""
+
+    forward: Call
+    end_to_end: Call
+    how: str
+
+
+def full_size_argmax(logits_1Chw: torch.Tensor, size_px: tuple[int, int]) -> torch.Tensor:
+    """Classes uint8 (1, H, W) the usual way: upsample, then argmax."""
+    return upsample(logits_1Chw, size_px).argmax(1).to(torch.uint8)
+
+
+def torch_engine(
+    net: nn.Module, compute: Compute, how: str = "eager float32", argmax: Argmax = full_size_argmax
+) -> Engine:
+    """A net as torch runs it: `compute` gives device and precision.
+
+    Pixels are channels-last in memory, as frames are. With planar ones eager torch takes longer.
+    """
+
+    def finish() -> None:
+        if compute.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def logits(image_1HW3: np.ndarray) -> tuple[torch.Tensor, torch.Size]:
+        inputs = normalize(torch.from_numpy(image_1HW3).to(compute.device))
+        with compute.autocast():
+            return net(inputs).float(), inputs.shape[-2:]
+
+    pixels: dict[tuple, torch.Tensor] = {}
+
+    @torch.inference_mode()
+    def forward(image_1HW3: np.ndarray) -> torch.Tensor:
+        if image_1HW3.shape not in pixels:
+            pixels[image_1HW3.shape] = normalize(torch.from_numpy(image_1HW3).to(compute.device))
+        with compute.autocast():
+            result = net(pixels[image_1HW3.shape])
+        finish()
+        return result
+
+    @torch.inference_mode()
+    def end_to_end(image_1HW3: np.ndarray) -> np.ndarray:
+        found, size_px = logits(image_1HW3)
+        return argmax(found, size_px).cpu().numpy()
+
+    return Engine(forward, end_to_end, how)
+
+
+def best_torch_engine(net: nn.Module, compute: Compute, image_1HW3: np.ndarray) -> Engine:
+    """The fastest of what torch offers here without a compiler, found by trying: layouts, folding, bfloat16.
+
+    All of them with classes taken strip by strip, which is faster than at full size.
+    """
+    plain = compute.in_float32()
+    nets = {"channels-last float32": (compute.place(net), plain)}
+    if compute.dtype == torch.bfloat16:
+        nets["channels-last bfloat16 autocast"] = (compute.place(net), compute)
+    frozen = _frozen(net, plain, image_1HW3)
+    if frozen is not None:
+        nets["traced, frozen, batch norm folded, oneDNN layouts, float32"] = (frozen, plain)
+    candidates = {how: torch_engine(net, compute, how, classes_of) for how, (net, compute) in nets.items()}
+    calls = {how: (lambda _, engine=engine: engine.end_to_end(image_1HW3)) for how, engine in candidates.items()}
+    medians = {how: float(np.median(taken)) for how, taken in interleaved_ms(calls, rounds=7, warmup=3).items()}
+    best = min(medians, key=medians.get)
+    return candidates[best]
+
+
+def _frozen(net: nn.Module, compute: Compute, image_1HW3: np.ndarray) -> nn.Module | None:
+    if compute.device.type != "cpu":
+        return None
+    example = normalize(torch.from_numpy(image_1HW3))
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")
+        try:
+            return torch.jit.optimize_for_inference(torch.jit.trace(net, example, check_trace=False))
+        except RuntimeError:  # a net that cannot be traced simply has one candidate less
+            return None
+
+
+def onnx_engine(path: str | Path, threads: int) -> Engine:
+    """An ONNX file of ours on onnxruntime's CPU provider."""
+    whole, head = OnnxPredictor(path, threads), ForwardSession(path, threads)
+    return Engine(head.run, whole.classes, f"onnxruntime CPU, {Path(path).name}")

@@ -1,0 +1,156 @@
+"""How fast the teacher and the students are, on every engine, all of them interleaved in one process.
+
+Latency is a matter of the network, not of its weights: runs that share architecture and output stride share one
+measurement, so that no noise is taken for a difference between them.
+"""
+
+from __future__ import annotations
+
+import datetime
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from segdistill.core.files import write_json
+from segdistill.core.provenance import package_versions, processor
+from segdistill.data.prepared import PreparedData
+from segdistill.data.teacher_cache import is_ensemble
+from segdistill.export.onnx_file import write_float32, write_int8
+from segdistill.formats.header import read_header
+from segdistill.latency.engines import Engine, best_torch_engine, onnx_engine, torch_engine
+from segdistill.latency.timing import interleaved_ms, quantiles
+from segdistill.nets.device import Compute, resolve_device
+from segdistill.nets.weights import load_net
+from segdistill.params.model import Params
+from segdistill.paths import BENCHMARK, MODELS
+from segdistill.scoring.evaluate import classes_of, evenly_spaced
+from segdistill.teacher.model import open_teacher
+
+ENSEMBLE_NETWORK = "ensemble"  # stands where the name of a network does
+
+
+def benchmark(params: Params, models: Path = MODELS, out: Path = BENCHMARK) -> None:
+    """Time every distinct network of the sweep and the teacher, and write metrics/benchmark.json."""
+    frames = _frames(params)
+    compute = resolve_device("cpu", params.compute.precision, params.benchmark.threads)
+    networks = {name: _network(models, name) for name in ("teacher", *params.runs)}
+    first_of = {networks[name]: name for name in reversed(networks)}
+    made: dict[str, dict[str, Engine]] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        ensemble = _ensemble_engines(models / "teacher", compute)
+        # The students first: a file of theirs that cannot be read is told before the teacher's files are made.
+        for network, name in sorted(first_of.items(), key=lambda item: item[1] == "teacher"):
+            if name == "teacher" and ensemble:
+                made[network] = ensemble
+                continue
+            files = _onnx_files(params, name, models, Path(scratch), frames.shape[1:3])
+            made[network] = _engines(_weights(models, name), files, compute, params, frames[:1])
+        in_order = dict.fromkeys(networks.values())
+        engines = {(network, backend): made[network][backend] for network in in_order for backend in made[network]}
+        rows = _timed(engines, frames, params)
+    conditions = _conditions(params, compute, frames)
+    write_json(out, {"conditions": conditions, "networks": rows, "models": networks})
+
+
+def _ensemble_engines(folder: Path, compute: Compute) -> dict[str, Engine]:
+    """A teacher of several parts, as `teacher-logits` runs it: no other engine could run it whole. Else nothing."""
+    if not is_ensemble(folder):
+        return {}
+    teacher = open_teacher(folder, compute.in_float32())
+
+    def end_to_end(image_1HW3: np.ndarray) -> np.ndarray:
+        return classes_of(teacher.predict.logits(image_1HW3), image_1HW3.shape[1:3]).cpu().numpy()
+
+    backend = "onnx_float32" if teacher.of_onnx_only else "torch"
+    return {backend: Engine(teacher.predict.logits, end_to_end, teacher.description)}
+
+
+def _network(models: Path, name: str) -> str:
+    """What the network of a model is called: its latency is a matter of the network, not of the weights."""
+    if name == "teacher" and is_ensemble(models / "teacher"):
+        return ENSEMBLE_NETWORK
+    header = read_header(_weights(models, name))
+    return f"{header.arch}_os{header.output_stride}"
+
+
+def _weights(models: Path, name: str) -> Path:
+    if name == "teacher":
+        return models / "teacher" / "teacher.safetensors"
+    return models / "runs" / name / "finetuned.safetensors"
+
+
+def _frames(params: Params) -> np.ndarray:
+    """Up to 16 val frames uint8 (N, H, W, 3) in memory, at the size that is timed."""
+    val = PreparedData.open().val
+    frames = np.array(val.images[evenly_spaced(len(val), 16)])
+    size_px = params.benchmark.size_px
+    if size_px is None or tuple(size_px) == frames.shape[1:3]:
+        return frames
+    resized = torch.nn.functional.interpolate(
+        torch.from_numpy(frames).permute(0, 3, 1, 2).float(), size=size_px, mode="bilinear", align_corners=False
+    )
+    return np.ascontiguousarray(resized.round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
+
+
+def _onnx_files(params: Params, name: str, models: Path, scratch: Path, size_px: tuple[int, int]) -> dict[str, Path]:
+    """The ONNX files of a student as exported; the teacher's are made here, to be timed and forgotten."""
+    if name != "teacher":
+        folder = models / "runs" / name
+        return {"onnx_float32": folder / "student.onnx", "onnx_int8": folder / "student.int8.onnx"}
+    net, header = load_net(_weights(models, name))
+    files = {"onnx_float32": scratch / "teacher.onnx", "onnx_int8": scratch / "teacher.int8.onnx"}
+    write_float32(files["onnx_float32"], net, header, params.export.opset, size_px)
+    holdout = PreparedData.open().holdout
+    calibration = holdout.images[evenly_spaced(len(holdout), params.export.calibration_images)]
+    write_int8(files["onnx_int8"], net, header, params.export.opset, calibration)
+    return files
+
+
+def _engines(
+    weights: Path, files: dict[str, Path], compute: Compute, params: Params, frame: np.ndarray
+) -> dict[str, Engine]:
+    shipped = {backend: onnx_engine(file, compute.threads) for backend, file in files.items()}
+    eager = compute.in_float32()
+    engines = {
+        "torch": torch_engine(load_net(weights)[0], eager),
+        "torch_best": best_torch_engine(load_net(weights)[0], compute, frame),
+    }
+    if params.compute.device != "cpu" and torch.cuda.is_available():
+        on_gpu = resolve_device("cuda", params.compute.precision, params.benchmark.threads)
+        engines["torch_cuda"] = torch_engine(on_gpu.place(load_net(weights)[0]), on_gpu, f"CUDA, {on_gpu.dtype}")
+    return engines | shipped
+
+
+def _timed(engines: dict[tuple[str, str], Engine], frames: np.ndarray, params: Params) -> dict[str, dict]:
+    def at(call, number: int):
+        return call(frames[number % len(frames)][None])
+
+    calls = {}
+    for key, engine in engines.items():
+        calls[*key, "forward"] = lambda number, call=engine.forward: at(call, number)
+        calls[*key, "end_to_end"] = lambda number, call=engine.end_to_end: at(call, number)
+    taken_ms = interleaved_ms(calls, params.benchmark.frames, params.benchmark.warmup_frames)
+    rows: dict[str, dict] = {}
+    for (network, backend, what), taken in taken_ms.items():
+        row = rows.setdefault(network, {}).setdefault(backend, {"how": engines[network, backend].how})
+        row |= quantiles(taken, what)
+        if what == "end_to_end":
+            row["end_to_end_total_ms"] = float(taken.sum())
+    return rows
+
+
+def _conditions(params: Params, compute: Compute, frames: np.ndarray) -> dict:
+    return {
+        "processor": processor(),
+        "threads": compute.threads,
+        "device": "cpu",
+        "size_px": list(frames.shape[1:3]),
+        "batch": 1,
+        "frames": params.benchmark.frames,
+        "warmup_frames": params.benchmark.warmup_frames,
+        "interleaved": "one frame per network, backend and kind of call in every round",
+        "versions": package_versions("torch", "onnxruntime", "onnx", "numpy", "segdistill"),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }

@@ -1,0 +1,117 @@
+"""Where a network runs: device, precision of the forward pass, threads, memory that is kept.
+
+Shapes: B batch, C classes, H/W image in pixels, h/w the network's own grid.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import sys
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from segdistill.core.errors import UserError
+from segdistill.core.provenance import usable_cores
+from segdistill.data.transforms import normalize
+from segdistill.params.model import ComputeParams
+
+
+class Compute(NamedTuple):
+    """A device, the dtype of autocast (float32 is none) and the CPU threads in use."""
+
+    device: torch.device
+    dtype: torch.dtype
+    threads: int
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """Return the context of a forward pass."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def in_float32(self) -> Compute:
+        """Return the same without autocast: metrics on val are computed in float32, whatever a network was trained in."""
+        return self._replace(dtype=torch.float32)
+
+    def place(self, net: nn.Module) -> nn.Module:
+        """Return the network on the device, in the memory layout in which its convolutions are fastest."""
+        return net.to(self.device, memory_format=torch.channels_last)
+
+
+def resolve_device(device: str, precision: str, threads: int) -> Compute:
+    """Resolve the params section `compute` on this machine and set the threads.
+
+    Raises:
+        UserError: CUDA is asked for and not there.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("compute.device: found cuda; this machine has no CUDA device, allowed are auto and cpu")
+    use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    threads = threads or usable_cores()
+    torch.set_num_threads(threads)
+    if use_cuda:
+        # What runs on a CPU is repeatable as it is (tested). The same as torch.use_deterministic_algorithms(True,
+        # warn_only=True), which also imports torch's compiler, for seconds.
+        torch.set_deterministic_debug_mode("warn")
+        # Nothing here reads memory that it did not write, and filling it first would cost each step.
+        torch.utils.deterministic.fill_uninitialized_memory = False
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    if precision == "auto" and (use_cuda or _cpu_computes_bfloat16()):
+        dtype = torch.bfloat16
+    return Compute(torch.device("cuda" if use_cuda else "cpu"), dtype, threads)
+
+
+def device_of(params: ComputeParams) -> Compute:
+    """Resolve the params section `compute` for a stage that trains or evaluates; on a CPU, keep freed memory."""
+    compute = resolve_device(params.device, params.precision, params.threads)
+    if compute.device.type == "cpu":
+        keep_freed_memory()
+    return compute
+
+
+class TorchPredictor:
+    """A network in eval mode that takes uint8 images; a Predictor of `scoring.evaluate`."""
+
+    def __init__(self, net: nn.Module, compute: Compute) -> None:
+        self.net, self.compute = compute.place(net).eval(), compute
+
+    @torch.inference_mode()
+    def logits(self, images_BHW3: np.ndarray) -> Tensor:
+        """Return logits float32 (B, C, h, w) of images uint8 (B, H, W, 3)."""
+        inputs = normalize(torch.from_numpy(images_BHW3).to(self.compute.device))
+        with self.compute.autocast():
+            logits = self.net(inputs)
+        return logits.float()
+
+
+def _cpu_computes_bfloat16() -> bool:
+    """Return whether bfloat16 is faster than float32: it is with AMX or AVX512-BF16, and slower where it is emulated."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    avx512_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return amx or (capability == "AVX512" and avx512_bf16)
+
+
+# Parameters of mallopt (malloc.h of the GNU C library).
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+_NEVER = 2**31 - 1
+
+
+def keep_freed_memory() -> bool:
+    """Keep freed memory in the process from here on; return False where the C library is not GNU's.
+
+    glibc returns large blocks to the kernel after each free, and the next forward pays the page faults again: 1.05
+    times the training step, 1.54 times a forward over 1024x2048 (benchmarks/memory.py). Results stay the same to the
+    bit. The process does not grow beyond its largest use, except for gaps between blocks (4 to 13% in trainings).
+    """
+    if sys.platform != "linux":
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:  # musl has none
+        return False
+    # Give no block a mapping of its own, which free() would return to the kernel, and never trim the heap's end.
+    return bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, _NEVER))

@@ -1,0 +1,18 @@
+"""DeepLabV3 with ResNet-101."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from segdistill.nets.heads import V3Head, plain_conv3x3
+from segdistill.nets.registry import SegmentationNet
+from segdistill.nets.resnet import ResNetBackbone
+
+IMAGENET_BACKBONE = "resnet101"
+NATIVE_STRIDE = None  # input pixels per logit; None is the output stride
+
+
+def build(classes: int, output_stride: int) -> nn.Module:
+    """Return the network with fresh weights from torch's global generator."""
+    backbone = ResNetBackbone("resnet101", output_stride)
+    return SegmentationNet(backbone, V3Head(backbone, classes, output_stride, plain_conv3x3))

@@ -1,0 +1,18 @@
+"""DeepLabV3+ with depthwise-separable convolutions in the head, and MobileNetV2."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from segdistill.nets.heads import SeparableConv3x3, V3PlusHead
+from segdistill.nets.mobilenet import PaddedMobileNetV2
+from segdistill.nets.registry import SegmentationNet
+
+IMAGENET_BACKBONE = "mobilenet"
+NATIVE_STRIDE = 4  # input pixels per logit
+
+
+def build(classes: int, output_stride: int) -> nn.Module:
+    """Return the network with fresh weights from torch's global generator."""
+    backbone = PaddedMobileNetV2(output_stride)
+    return SegmentationNet(backbone, V3PlusHead(backbone, classes, output_stride, SeparableConv3x3))

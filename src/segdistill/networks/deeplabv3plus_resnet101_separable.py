@@ -1,0 +1,18 @@
+"""DeepLabV3+ with depthwise-separable convolutions in the head, and ResNet-101."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from segdistill.nets.heads import SeparableConv3x3, V3PlusHead
+from segdistill.nets.registry import SegmentationNet
+from segdistill.nets.resnet import ResNetBackbone
+
+IMAGENET_BACKBONE = "resnet101"
+NATIVE_STRIDE = 4  # input pixels per logit
+
+
+def build(classes: int, output_stride: int) -> nn.Module:
+    """Return the network with fresh weights from torch's global generator."""
+    backbone = ResNetBackbone("resnet101", output_stride)
+    return SegmentationNet(backbone, V3PlusHead(backbone, classes, output_stride, SeparableConv3x3))

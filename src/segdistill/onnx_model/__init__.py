@@ -1,1 +1,0 @@
-"""Students as ONNX files: written, quantised, checked and run."""

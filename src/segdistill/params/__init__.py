@@ -1,0 +1,1 @@
+"""params.yaml as typed, frozen models. DVC tracks the values, so no stage depends on this package."""

@@ -1,0 +1,292 @@
+"""params.yaml as frozen, typed models: every key, its unit and what is allowed.
+
+This is the one description of the parameters; `params_file` reads the file into it and words the faults.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from segdistill.params.archs import ARCHS, MIN_PX
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+SizePx = tuple[Count, Count]
+Triple = tuple[Finite, Finite, Finite]
+Arch = Literal[tuple(ARCHS)]
+OutputStride = Literal[8, 16]
+Schedule = Literal["constant", "step", "poly"]
+TeacherKind = Literal["views", "frame", "online"]
+
+
+class Section(BaseModel):
+    """A section of params.yaml: immutable, and no key beside the ones declared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+def section_of(annotation: object) -> type[Section] | None:
+    """The section that a field of this annotation holds, or may hold; None where it holds a value."""
+    parts = (annotation, *get_args(annotation))
+    return next((part for part in parts if isinstance(part, type) and issubclass(part, Section)), None)
+
+
+class SyntheticParams(Section):
+    train_frames: Count = Field(description="frames of the train split")
+    val_frames: Count = Field(description="frames of the val split")
+
+
+class DataParams(Section):
+    source: Literal["synthetic", "cityscapes", "folder"] = Field(
+        description="the built-in city, a Cityscapes folder or zips, or a folder of one's own"
+    )
+    root: str = Field(
+        description="cityscapes: folder with leftImg8bit/ and gtFine/, or with the two official zips; "
+        "folder: one with classes.yaml (own-data.md)"
+    )
+    size_px: SizePx | None = Field(description="[height, width] to resize to; null keeps the size of the files")
+    holdout_fraction: Fraction = Field(description="share of train frames held out for choices and calibration")
+    synthetic: SyntheticParams = Field(description="size of the built-in city, used when source is synthetic")
+
+
+class ComputeParams(Section):
+    device: Literal["auto", "cpu", "cuda"] = Field(description="auto takes CUDA where there is one")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        description="of the forward pass; auto takes bfloat16 where the processor computes in it"
+    )
+    threads: CountOrZero = Field(description="CPU threads of a training step; 0 takes all cores")
+
+
+class TrainingParams(Section):
+    """What any training of a net needs: the teacher's and the students' sections share it."""
+
+    output_stride: OutputStride = Field(description="input pixels per feature pixel at the end of the backbone")
+    init: str = Field(
+        description="random, imagenet (downloads torchvision's backbone weights), or a weights file, in checkpoints/ "
+        "for the teacher, in initial_weights/ for students"
+    )
+    steps: Count = Field(description="optimizer steps")
+    batch_size: Annotated[int, Field(ge=2)] = Field(description="crops per step; batch norm needs at least 2")
+    schedule: Schedule = Field(description="learning rate over the steps")
+    decay_every_steps: Count = Field(description="step schedule: steps between two decays")
+    gamma: Positive = Field(description="step schedule: factor of each decay")
+    poly_power: Positive = Field(description="poly schedule: exponent")
+    momentum: Fraction = Field(description="of SGD")
+    weight_decay: NotNegative = Field(description="of SGD")
+    backbone_lr_factor: Positive = Field(description="the backbone learns at lr times this")
+    label_loss: Literal["cross_entropy", "focal"] = Field(description="mean over valid pixels")
+    focal_gamma: NotNegative = Field(description="focusing exponent of the focal loss")
+    flip_probability: Fraction = Field(description="of a horizontal flip")
+    jitter: Fraction = Field(description="brightness, contrast and saturation vary by a factor in 1 +- this")
+    log_every_steps: Count = Field(description="steps between two points of the curves")
+    evaluate_every_steps: CountOrZero = Field(description="steps between two mIoU points on the holdout; 0 is never")
+    checkpoint_every_steps: Count = Field(description="steps between two resumable checkpoints")
+    compile: bool = Field(
+        default=False,
+        description="run the steps through torch's compiler (a C++ compiler on a CPU, Triton on CUDA): faster steps, "
+        "after a minute or two the first time",
+    )
+
+
+class TrainingSettings(TrainingParams):
+    """One training, fully resolved: what the training loop reads, for a teacher and for a student."""
+
+    lr: Positive = Field(description="learning rate")
+    crop_px: SizePx = Field(description=f"[height, width] of the training crops, from {MIN_PX}")
+    seed: CountOrZero = Field(description="of initial weights and batches")
+
+
+class TeacherParams(TrainingParams):
+    arch: Arch = Field(description="network of the teacher")
+    checkpoint: str | tuple[str, ...] | None = Field(
+        description="weights (.pth, .pt, .safetensors) or an ONNX file, or a list of them, whose predictions are "
+        "averaged; null trains the teacher"
+    )
+    flip: bool = Field(description="average the predictions with those on the mirrored image")
+    scales: Annotated[tuple[Positive, ...], Field(min_length=1)] = Field(
+        description="average the predictions on the image at these scales"
+    )
+    onnx_mean: Triple = Field(
+        description="an ONNX file of floats is fed (RGB in 0..1 - mean) / std; one of bytes, bytes"
+    )
+    onnx_std: tuple[Positive, Positive, Positive] = Field(description="see onnx_mean")
+    min_mean_iou: Fraction = Field(description="the pipeline stops when the teacher's val mIoU is lower")
+    lr: Positive = Field(description="learning rate")
+    crop_px: SizePx = Field(description=f"[height, width] of the training crops, from {MIN_PX}")
+
+    @property
+    def checkpoints(self) -> tuple[str, ...]:
+        """The files that are the teacher; none where it is trained."""
+        if self.checkpoint is None:
+            return ()
+        return (self.checkpoint,) if isinstance(self.checkpoint, str) else self.checkpoint
+
+    @property
+    def is_one_net(self) -> bool:
+        """Is it one torch net, asked once for each image? Then it can also be run in every step, and exported."""
+        files = self.checkpoints
+        return not self.flip and self.scales == (1.0,) and len(files) < 2 and not any(map(is_onnx, files))
+
+    @property
+    def described(self) -> str:
+        """The teacher in a few words: its network, or else its files and how they are asked."""
+        named = isinstance(self.checkpoint, tuple) or any(map(is_onnx, self.checkpoints))
+        parts = [" + ".join(PurePath(file).name for file in self.checkpoints) if named else self.arch]
+        parts += ["flipped"] if self.flip else []
+        parts += [f"at scales {' '.join(f'{scale:g}' for scale in self.scales)}"] if self.scales != (1.0,) else []
+        return ", ".join(parts)
+
+
+def is_onnx(file: str) -> bool:
+    """Is a checkpoint of that name an ONNX file?"""
+    return PurePath(file).suffix.lower() == ".onnx"
+
+
+class TeacherSettings(TeacherParams, TrainingSettings):
+    """The training of the teacher, fully resolved."""
+
+
+class ViewLimitParams(Section):
+    distill_steps: Count = Field(description="the most first steps of a run")
+    finetune_steps: CountOrZero = Field(description="the most further steps of a run")
+    batch_size: Annotated[int, Field(ge=2)] = Field(description="crops per step of all runs")
+
+    @property
+    def steps(self) -> dict[str, int]:
+        """Steps by phase of a training."""
+        return {"distill": self.distill_steps, "finetune": self.finetune_steps}
+
+
+class TeacherLogitsParams(Section):
+    kinds: tuple[TeacherKind, ...] = Field(description="what students of this sweep learn from, one folder each")
+    views: Count = Field(description="K crop views per train frame; every student draws its crops from them")
+    stride: Literal[4, 8, 16] = Field(description="input pixels per stored logit, each way")
+    dtype: Literal["float16", "uint8", "float32"] = Field(
+        description="stored precision; uint8 has a scale for each class of each row"
+    )
+    batch_size: Count = Field(description="crops per forward pass of the teacher")
+    limit_views_to: ViewLimitParams | None = Field(
+        default=None,
+        description="store only the views that runs of so many steps draw with the global seed; null stores all",
+    )
+
+
+class DistillParams(TrainingParams):
+    crop_px: SizePx = Field(description=f"[height, width] of the crop views, from {MIN_PX}, by teacher_logits.stride")
+    method: Literal["kl", "channel_kl", "sigmoid_kl"] = Field(description="distillation loss")
+    temperature: Positive = Field(description="T of the distillation loss")
+    kl_resolution: Literal["stride", "full"] = Field(description="compare on the stored grid, or upsampled to the crop")
+
+
+class FinetuneParams(Section):
+    """The further steps; null keeps what the run's first steps used."""
+
+    steps: CountOrZero = Field(description="optimizer steps; 0 hands the distilled student on")
+    schedule: Schedule = Field(description="learning rate over these steps")
+    decay_every_steps: Count = Field(description="step schedule: steps between two decays")
+    gamma: Positive = Field(description="step schedule: factor of each decay")
+    lr: Positive | None = Field(description="learning rate at the first of these steps; null is the run's")
+    alpha: Fraction | None = Field(description="weight of the distillation loss; null is the run's, a control's is 0")
+
+
+class ExportParams(Section):
+    opset: Annotated[int, Field(ge=18, le=23)] = Field(description="of the ONNX files")
+    calibration_images: Count = Field(description="holdout frames that set the ranges of the int8 file")
+
+
+class BenchmarkParams(Section):
+    frames: Count = Field(description="timed rounds; in each, every network runs one frame on every backend, in turn")
+    size_px: SizePx | None = Field(description="[height, width] of the timed frames; null is the prepared size")
+    warmup_frames: Count = Field(description="rounds before the timed ones that are not counted")
+    threads: CountOrZero = Field(description="CPU threads of each model; 0 takes all cores")
+
+
+class EvaluationParams(Section):
+    batch_size: Count = Field(description="frames per forward pass")
+    images: CountOrZero = Field(description="val frames, evenly spread, whose predictions are saved as images")
+
+
+class TrackingParams(Section):
+    experiment: Annotated[str, Field(min_length=1)] = Field(description="name of the MLflow experiment")
+    uri: str | None = Field(
+        description="tracking server, without a password; null is mlflow.db here. MLFLOW_TRACKING_URI goes first"
+    )
+    live: bool = Field(description="show the curves in MLflow while training goes on")
+    system_metrics: bool = Field(description="with live: CPU, memory and GPU of a training, every 10 s")
+    model: Annotated[str, Field(pattern=r"^[\w.-]+$")] | None = Field(
+        description="name of the champion in MLflow's model registry; null does not register it"
+    )
+
+
+class RunBase(Section):
+    student: Arch = Field(description="network of the student; the run's stages depend on its file")
+    alpha: Fraction = Field(description="loss = (1 - alpha) * label + alpha * T^2 * distillation")
+    lr: Positive = Field(description="learning rate")
+    teacher: Literal["views", "frame", "online", "none"] = Field(description="none is a control, with alpha 0")
+    seed: CountOrZero | None = Field(default=None, description="of initial weights and batches; null is the global one")
+    finetune: dict[str, Any] = Field(default={}, description="keys of finetune that differ for this run")
+    export: dict[str, Any] = Field(default={}, description="keys of export that differ for this run")
+
+
+# The views are cut once for all students, so their size is no business of a single run.
+_OVERRIDES = {
+    name: (field.annotation | None if not field.metadata else Annotated[field.annotation, *field.metadata] | None, None)
+    for name, field in DistillParams.model_fields.items()
+    if name != "crop_px"
+}
+RunParams = create_model("RunParams", __base__=RunBase, **_OVERRIDES)
+
+
+class StudentSettings(DistillParams, TrainingSettings):
+    """One training of one student, fully resolved: what `distill` or `steplr-finetune` reads."""
+
+    steps: CountOrZero = Field(description="optimizer steps; 0 hands the student on, in finetune only")
+    student: Arch
+    alpha: Fraction
+    teacher: Literal["views", "frame", "online", "none"]
+
+
+class Params(Section):
+    seed: CountOrZero = Field(description="of everything drawn: splits, views, weights, batches")
+    data: DataParams
+    compute: ComputeParams
+    evaluation: EvaluationParams
+    teacher: TeacherParams
+    teacher_logits: TeacherLogitsParams
+    distill: DistillParams
+    finetune: FinetuneParams
+    export: ExportParams
+    benchmark: BenchmarkParams
+    tracking: TrackingParams
+    runs: Annotated[dict[str, RunParams], Field(min_length=1)]
+
+    def teacher_settings(self) -> TeacherSettings:
+        """Return the settings of the teacher's training."""
+        return TeacherSettings(**self.teacher.model_dump(), seed=self.seed)
+
+    def distill_settings(self, run: str) -> StudentSettings:
+        """Return the settings of the first steps of `run`."""
+        entry = self.runs[run].model_dump(exclude={"finetune", "export"}, exclude_none=True)
+        return StudentSettings(**({"seed": self.seed} | self.distill.model_dump() | entry))
+
+    def finetune_settings(self, run: str) -> StudentSettings:
+        """Return the settings of the further steps of `run`; `steps` is 0 where there are none."""
+        own = self.finetune_params(run).model_dump(exclude_none=True)
+        if self.runs[run].teacher == "none":
+            own["alpha"] = 0.0
+        return self.distill_settings(run).model_copy(update=own)
+
+    def finetune_params(self, run: str) -> FinetuneParams:
+        """Return the section finetune with what `run` overrides."""
+        return FinetuneParams(**(self.finetune.model_dump() | self.runs[run].finetune))
+
+    def export_params(self, run: str) -> ExportParams:
+        """Return the section export with what `run` overrides."""
+        return ExportParams(**(self.export.model_dump() | self.runs[run].export))

@@ -1,0 +1,177 @@
+"""The one reader of params.yaml: parses it, checks it whole, and reports all faults together by their params path."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from segdistill.core.errors import UserError, passwords_in, raise_all, without_passwords
+from segdistill.core.yaml_file import MAX_SHOWN, read_mapping, shown
+from segdistill.params.archs import ARCHS, MIN_PX
+from segdistill.params.model import ExportParams, FinetuneParams, Params, RunParams, section_of
+
+# Keys of earlier versions, and what to write instead.
+RENAMED = {
+    "kl_at": "this key is named kl_resolution now",
+    "pictures": "this key is named images now",
+    "drawn_by": "this key is named limit_views_to now",
+    "student": "each run names its own network now; move this key into the entries of runs",
+}
+RUN_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+
+
+def load_params(path: str | Path = "params.yaml") -> Params:
+    """Read and check `path`.
+
+    Raises:
+        UserError: the file is missing or no YAML mapping, or any value is not allowed; all faults in one message.
+    """
+    raw = read_mapping(Path(path), "sections", "take one with: cp profiles/tiny.yaml params.yaml")
+    faults: list[str] = []
+    params = _validated(Params, raw, "", faults)
+    if params is not None:
+        faults += _cross_faults(params)
+    raise_all(map(without_passwords, faults), f"{path} has values that are not allowed")
+    return params
+
+
+def _validated(model: type[BaseModel], raw: dict, prefix: str, faults: list[str]) -> Any:
+    # Through JSON, because pydantic's strict mode takes a list for a tuple only there.
+    try:
+        return model.model_validate_json(json.dumps(raw, default=str))
+    except ValidationError as error:
+        faults += [_worded(model, prefix, fault) for fault in error.errors()]
+        return None
+
+
+def _worded(model: type[BaseModel], prefix: str, fault: dict) -> str:
+    path = ".".join([*filter(None, [prefix]), *map(shown, fault["loc"])])
+    if fault["type"] == "extra_forbidden":
+        if (key := str(fault["loc"][-1])) in RENAMED:
+            return f"{path}: {RENAMED[key]}"
+        return f"{path}: unknown key; allowed: {', '.join(_keys_beside(model, fault['loc']))}"
+    if fault["type"] == "missing":
+        return f"{path}: missing"
+    message = fault["msg"][0].lower() + fault["msg"][1:]
+    found = json.dumps(fault["input"], default=str)
+    return f"{path}: found {found[:MAX_SHOWN]}{'...' * (len(found) > MAX_SHOWN)}; {message}"
+
+
+def _keys_beside(model: type[BaseModel], location: tuple) -> list[str]:
+    here: type[BaseModel] = model
+    for part in location[:-1]:
+        field = here.model_fields.get(part) if isinstance(part, str) else None
+        section = section_of(field.annotation) if field is not None else None
+        if section is not None:
+            here = section
+        elif here is Params or part not in here.model_fields:
+            here = RunParams
+    return sorted(here.model_fields)
+
+
+def _cross_faults(params: Params) -> Iterator[str]:
+    yield from _data_faults(params)
+    yield from _teacher_faults(params)
+    yield from _stride_fault("teacher", params.teacher.arch, params.teacher.output_stride)
+    if params.tracking.system_metrics and not params.tracking.live:
+        yield "tracking.system_metrics: found true with tracking.live false; the process that live starts records them"
+    if not any(run.teacher == "none" for run in params.runs.values()):
+        yield "runs: no control; allowed is a sweep with at least one run of alpha 0 and teacher none"
+    if params.tracking.uri and passwords_in(params.tracking.uri):
+        yield (
+            "tracking.uri: holds a password, which git and dvc.lock would keep; allowed is a URI without, and in the "
+            "environment MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or all of it as MLFLOW_TRACKING_URI"
+        )
+    for name in params.runs:
+        yield from _run_faults(params, name)
+
+
+def _data_faults(params: Params) -> Iterator[str]:
+    size_px, stride = params.data.size_px, params.teacher_logits.stride
+    if params.data.source == "synthetic" and size_px is None:
+        yield "data.size_px: found null; the synthetic city needs [height, width]"
+    for section in ("teacher", "distill"):
+        crop_px = getattr(params, section).crop_px
+        if size_px is not None and (crop_px[0] > size_px[0] or crop_px[1] > size_px[1]):
+            yield f"{section}.crop_px: found {list(crop_px)}; at most the frame, data.size_px {list(size_px)}"
+        if min(crop_px) < MIN_PX:
+            yield f"{section}.crop_px: found {list(crop_px)}; at least {MIN_PX} pixels a side"
+    crop_px = params.distill.crop_px
+    if any(side % stride for side in crop_px):
+        nearest = [max(stride, round(side / stride) * stride) for side in crop_px]
+        yield f"distill.crop_px: found {list(crop_px)}; multiples of teacher_logits.stride {stride}, such as {nearest}"
+    if len(set(params.teacher_logits.kinds)) < len(params.teacher_logits.kinds):
+        yield f"teacher_logits.kinds: found {list(params.teacher_logits.kinds)}; each kind at most once"
+
+
+def _teacher_faults(params: Params) -> Iterator[str]:
+    teacher = params.teacher
+    for key in ("checkpoint", "scales"):
+        found = getattr(teacher, key)
+        if isinstance(found, tuple) and (not found or len(set(found)) < len(found)):
+            yield f"teacher.{key}: found {list(found)}; allowed are one or more, each once"
+    if "online" in params.teacher_logits.kinds and not teacher.is_one_net:
+        yield (
+            f"teacher_logits.kinds: found online with the teacher {teacher.described}; online runs the teacher in "
+            "every step, and allowed for that is one torch network: no list, no ONNX file, no flip, no scales"
+        )
+
+
+def _stride_fault(path: str, arch: str, output_stride: int) -> Iterator[str]:
+    if output_stride not in ARCHS[arch].output_strides:
+        allowed = " or ".join(map(str, ARCHS[arch].output_strides))
+        yield f"{path}.output_stride: found {output_stride}; {arch} can be built at {allowed}"
+
+
+def _run_faults(params: Params, name: str) -> Iterator[str]:
+    path, run = f"runs.{shown(name)}", params.runs[name]
+    if not RUN_NAME.fullmatch(name):
+        yield f"{path}: a run is named by lower-case letters, digits and single dashes between them"
+    if name == "teacher":
+        yield f"{path}: this name is taken, by the teacher's own row; any other will do"
+    if (run.alpha == 0) != (run.teacher == "none"):
+        yield f"{path}: found alpha {run.alpha} with teacher {run.teacher}; a control has alpha 0 and teacher none"
+    if run.teacher != "none" and run.teacher not in params.teacher_logits.kinds:
+        kinds = list(params.teacher_logits.kinds)
+        yield f"{path}.teacher: found {run.teacher}; teacher_logits.kinds builds {kinds}"
+    nested: list[str] = []
+    _validated(FinetuneParams, params.finetune.model_dump() | run.finetune, f"{path}.finetune", nested)
+    _validated(ExportParams, params.export.model_dump() | run.export, f"{path}.export", nested)
+    yield from nested
+    if not nested:
+        yield from _drawn_faults(params, name, path)
+    if run.finetune.get("alpha") and run.teacher == "none":
+        yield f"{path}.finetune.alpha: found {run.finetune['alpha']}; a control has no teacher to learn from"
+    yield from _stride_fault(path, run.student, run.output_stride or params.distill.output_stride)
+
+
+def _drawn_faults(params: Params, name: str, path: str) -> Iterator[str]:
+    """A run must not draw views whose logits are not stored."""
+    stored, run = params.teacher_logits.limit_views_to, params.runs[name]
+    if stored is None or run.teacher != "views":
+        return
+    first, further = params.distill_settings(name), params.finetune_settings(name)
+    steps = {"distill": first.steps, "finetune": further.steps if further.alpha > 0 else 0}
+    fits = all(steps[phase] <= most for phase, most in stored.steps.items())
+    if not fits or (first.seed, first.batch_size) != (params.seed, stored.batch_size):
+        yield (
+            f"{path}: found {steps} steps with batches of {first.batch_size} and seed {first.seed}; "
+            f"teacher_logits.limit_views_to stores what up to {stored.steps} with batches of {stored.batch_size} and seed "
+            f"{params.seed} draw, and null stores all views"
+        )
+
+
+def known_run(params: Params, name: str) -> str:
+    """`name`, when params.yaml has a run of that name.
+
+    Raises:
+        UserError: it has none.
+    """
+    if name not in params.runs:
+        raise UserError(f"runs: no run is named {name!r}; params.yaml has {', '.join(params.runs)}")
+    return name

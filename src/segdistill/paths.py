@@ -1,0 +1,26 @@
+"""Where the artifacts of a project are, relative to its root: the same paths that dvc.yaml names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PARAMS = Path("params.yaml")
+PREPARED = Path("data/prepared")
+TEACHER_LOGITS = Path("data/teacher_logits")
+CHECKPOINTS, INITIAL_WEIGHTS = Path("checkpoints"), Path("initial_weights")
+MODELS, METRICS = Path("models"), Path("metrics")
+TEACHER = MODELS / "teacher"
+TEACHER_WEIGHTS = "teacher.safetensors"  # in TEACHER, of a teacher that is one network
+REPORT = Path("reports/index.html")
+BENCHMARK = METRICS / "benchmark.json"
+SCRATCH = Path("scratch")  # unfinished trainings; ignored by git and DVC
+
+
+def run_models(run: str, models: Path = MODELS) -> Path:
+    """Return the folder of the weights and ONNX files of `run`."""
+    return models / "runs" / run
+
+
+def run_metrics(run: str, metrics: Path = METRICS) -> Path:
+    """Return the folder of the metrics, curves and images of `run`."""
+    return metrics / "runs" / run

@@ -1,0 +1,1 @@
+"""From raw frames to arrays: what the stage prepare runs."""

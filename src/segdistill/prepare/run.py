@@ -1,0 +1,277 @@
+"""Decode every frame once: from image files or the synthetic city to flat arrays that training maps into memory.
+
+Each frame is read, checked and stored by one worker, which writes the frame's own rows of the arrays: the bytes do not
+depend on the number of workers, and memory does not grow with the number of frames. N frames, H x W stored pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from segdistill.core.errors import UserError, raise_all
+from segdistill.core.files import atomic_directory, write_json
+from segdistill.core.progress import Progress
+from segdistill.formats.classes import IGNORE, ClassTable
+from segdistill.prepare.sources import DataParams, Frame, FrameError, FrameSource, names_by_group
+
+SOURCES = ("synthetic", "cityscapes", "folder")
+CHUNK_FRAMES = 4  # small, so that the last worker at work is not alone for long
+
+
+def prepare(data: DataParams, seed: int, out: Path, workers: int | None = None) -> dict:
+    """Write `out`/{train,holdout,val}/{images,labels}.npy and `out`/index.json, all at once, and return the index.
+
+    images uint8 (N, H, W, 3) RGB; labels uint8 (N, H, W) classes, 255 = ignore. `seed` decides which train frames are
+    held out, and draws the synthetic city. `workers` processes, by default one for each core that may be used.
+
+    Raises:
+        UserError: all faults of the source together, each with its path. An earlier `out` is then left as it was.
+    """
+    source = open_source(data, seed)
+    frames, faults = _assign_splits(source, data.holdout_fraction, seed)
+    listed = [frame for split in frames.values() for frame in split]
+    size_px = tuple(data.size_px) if data.size_px else _first_size(source, listed)
+    with atomic_directory(out) as folder:
+        # Faults known by now already forbid a result; the frames are still read, to report all faults at once.
+        keep = folder if size_px and not faults else None
+        if keep:
+            for split, members in frames.items():
+                allocate(folder / split, len(members), size_px)
+        chunks = [
+            Chunk(split, first, members[first : first + CHUNK_FRAMES])
+            for split, members in frames.items()
+            for first in range(0, len(members), CHUNK_FRAMES)
+        ]
+        processes = max(1, min(workers or len(os.sched_getaffinity(0)), len(chunks)))
+        read: dict[str, list[FrameFacts]] = {split: [] for split in frames}
+        writer = FrameWriter(source, size_px, data.size_px is not None, keep)
+        progress = Progress("prepare", len(listed), unit="frame")
+        with progress, _mapped(writer, chunks, processes) as results:
+            for chunk, facts in zip(chunks, results, strict=True):
+                read[chunk.split] += facts
+                progress.advance(len(facts))
+        faults += [fault for facts in read.values() for frame in facts for fault in frame.faults]
+        raise_all(faults, "the frames cannot be prepared")
+        index = _index(data.source, source.table, size_px, frames, read)
+        write_json(folder / "index.json", index)
+    return index
+
+
+def open_source(data: DataParams, seed: int) -> FrameSource:
+    """The source that `data` asks for; UserError names the params path of what is wrong with it."""
+    # Imported here, so that a source loads what it needs and no more.
+    if data.source == "synthetic":
+        from segdistill.prepare.synthetic.source import SyntheticFrames
+
+        if data.size_px is None:
+            raise UserError("data.size_px: null; the synthetic city needs a size [height, width] in pixels")
+        counts = {"train": data.synthetic.train_frames, "val": data.synthetic.val_frames}
+        return SyntheticFrames(seed, counts, tuple(data.size_px))
+    if data.source == "cityscapes":
+        from segdistill.prepare.cityscapes import open_cityscapes
+
+        return open_cityscapes(data.root)
+    if data.source == "folder":
+        from segdistill.prepare.folder import open_folder
+
+        return open_folder(data.root)
+    raise UserError(f"data.source: '{data.source}'; allowed: {', '.join(SOURCES)}")
+
+
+def _assign_splits(source: FrameSource, holdout_fraction: float, seed: int) -> tuple[dict[str, list[Frame]], list[str]]:
+    """Frames of train, holdout and val, and what is wrong with their listing."""
+    train, faults = source.list_frames("train")
+    val, more = source.list_frames("val")
+    faults += more
+    faults += [f"the {split} split has no frames" for split, found in (("train", train), ("val", val)) if not found]
+    if len(train) == 1:
+        faults.append(
+            f"data.holdout_fraction: {holdout_fraction} of 1 train frame ({source.path_of(train[0])}); "
+            "at least 2 are needed, one to train on and one to hold out"
+        )
+    held_out = names_by_group(train, holdout_fraction, seed)
+    splits = {
+        "train": [frame for frame in train if frame.name not in held_out],
+        "holdout": [frame for frame in train if frame.name in held_out],
+        "val": val,
+    }
+    return splits, faults
+
+
+def _first_size(source: FrameSource, frames: list[Frame]) -> tuple[int, int] | None:
+    """(H, W) that all frames have to have: that of the first one with a readable header."""
+    for frame in frames:
+        try:
+            return source.size_px(frame)
+        except FrameError:  # reported when the frame is read
+            continue
+    return None
+
+
+def _index(
+    source: str,
+    table: ClassTable,
+    size_px: tuple[int, int],
+    frames: dict[str, list[Frame]],
+    read: dict[str, list[FrameFacts]],
+) -> dict:
+    """The content of index.json; UserError when a split has no pixel of any class, so nothing to learn or score."""
+    splits, fingerprinted, faults = {}, [list(size_px)], []
+    for split, members in frames.items():
+        pixels = sum(facts.pixels for facts in read[split])
+        if pixels.sum() == 0:
+            faults.append(f"the {split} split: every pixel of its {len(members)} frames is ignored ({IGNORE})")
+            continue
+        rows = [
+            {"name": frame.name, "city": frame.city, "sequence": frame.sequence, "checksum": facts.checksum}
+            for frame, facts in zip(members, read[split], strict=True)
+        ]
+        splits[split] = {"frames": rows, "class_frequency": (pixels / pixels.sum()).tolist()}
+        fingerprinted.append([split, [[row["name"], row["checksum"]] for row in rows]])
+    raise_all(faults, "labels without any evaluated class")
+    facts = table.facts()
+    return {
+        "source": source,
+        "size_px": list(size_px),
+        "classes": facts["class_names"],
+        "label_ids": facts["label_ids"],
+        "colors": facts["colors"],
+        "fingerprint": hashlib.sha256(json.dumps(fingerprinted).encode()).hexdigest(),
+        "splits": splits,
+    }
+
+
+_writer: FrameWriter | None = None  # of this worker process: sent once, not with every chunk
+
+
+@contextmanager
+def _mapped(writer: FrameWriter, chunks: list[Chunk], processes: int) -> Iterator[Iterator[list[FrameFacts]]]:
+    """Yield the results of `writer` for all `chunks`, in order, computed in this process or in several others."""
+    if processes == 1:
+        yield map(writer, chunks)
+        return
+    # spawn: a fork would copy the locks of whatever threads the calling program runs (the progress bar is one).
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker, (writer,))
+    try:
+        yield pool.map(_run_chunk, chunks)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(writer: FrameWriter) -> None:
+    global _writer
+    _writer = writer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends the others
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    """A killed parent cannot end its workers, which would wait for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _run_chunk(chunk: Chunk) -> list[FrameFacts]:
+    return _writer(chunk)
+
+
+def allocate(folder: Path, frames: int, size_px: tuple[int, int]) -> None:
+    """Create both arrays of one split. OSError when the disk cannot hold them: now, not after hours of decoding."""
+    folder.mkdir()
+    for name, shape in (("images", (frames, *size_px, 3)), ("labels", (frames, *size_px))):
+        path = folder / f"{name}.npy"
+        np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+        if not hasattr(os, "posix_fallocate"):  # macOS has none
+            continue
+        with path.open("r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            except OSError as error:
+                raise OSError(error.errno, f"{error.strerror} ({path.stat().st_size} bytes)", str(path)) from None
+
+
+def _write_row(stored: np.memmap, row: int, values: np.ndarray) -> None:
+    """`stored[row] = values`, written to the file: through the map it would wait for a page fault every 4 KiB."""
+    with Path(stored.filename).open("r+b") as file:
+        start = stored.offset + row * values.nbytes
+        file.seek(start)
+        file.write(np.ascontiguousarray(values))
+        file.flush()
+        if hasattr(os, "posix_fadvise"):
+            # Linux begins to write these pages to the disk now, while the next frame is decoded, and not at the sync.
+            os.posix_fadvise(file.fileno(), start, values.nbytes, os.POSIX_FADV_DONTNEED)
+
+
+class Chunk(NamedTuple):
+    """Frames whose rows follow one another in the arrays of `split`."""
+
+    split: str
+    first_row: int
+    frames: list[Frame]
+
+
+class FrameFacts(NamedTuple):
+    """What one frame adds to the index: its checksum and valid pixels per class (C,), or its faults."""
+
+    checksum: str
+    pixels: np.ndarray | int
+    faults: list[str]
+
+
+@dataclass(frozen=True)
+class FrameWriter:
+    """Reads frames and stores them; the part of the work that is handed to other processes."""
+
+    source: FrameSource
+    size_px: tuple[int, int] | None  # (H, W) to store; None when no frame is readable
+    resize: bool  # else a frame of another size is a fault
+    folder: Path | None  # None checks the frames and stores nothing
+
+    def __call__(self, chunk: Chunk) -> list[FrameFacts]:
+        if self.folder:
+            images, labels = (
+                np.load(self.folder / chunk.split / f"{name}.npy", mmap_mode="r") for name in ("images", "labels")
+            )
+        facts = []
+        for row, frame in enumerate(chunk.frames, chunk.first_row):
+            try:
+                image, classes, checksum = self._fitted(frame)
+            except FrameError as error:
+                facts.append(FrameFacts("", 0, error.faults))
+                continue
+            if self.folder:
+                _write_row(images, row, image)
+                _write_row(labels, row, classes)
+            # Pillow counts bytes in C; np.bincount widens them to 64 bits first.
+            counts = Image.fromarray(classes).histogram()[: len(self.source.table)]
+            facts.append(FrameFacts(checksum, np.array(counts), []))
+        return facts
+
+    def _fitted(self, frame: Frame) -> tuple[np.ndarray, np.ndarray, str]:
+        """Image, classes and checksum of `frame` at the size to store; raises FrameError."""
+        image, classes, checksum = self.source.read(frame)
+        if image.shape[:2] == self.size_px:
+            return image, classes, checksum
+        if not self.resize:
+            found, first = list(image.shape[:2]), list(self.size_px)
+            sizes = f"size {found}, but the first frame has {first}; data.size_px can resize all"
+            raise FrameError([f"{self.source.path_of(frame)}: {sizes}"])
+        width_height = self.size_px[::-1]
+        # Pillow widens the bilinear filter when it reduces, so that every pixel of the source counts.
+        image = np.asarray(Image.fromarray(image).resize(width_height, Image.Resampling.BILINEAR))
+        classes = np.asarray(Image.fromarray(classes).resize(width_height, Image.Resampling.NEAREST))
+        return image, classes, checksum

@@ -1,0 +1,1 @@
+"""The one reader of metrics/: rows, gains, the champion, stale results, comparisons."""

@@ -1,0 +1,228 @@
+"""What one finished model did on val, frame by frame, so that it can be shown without its weights or the data.
+
+A record is a folder:
+
+    confusion.csv    pixel counts of all frames: a row for each true class, a column for each predicted one
+    frames.csv       the mIoU of each frame alone
+    thumbnails.zip   small images of every frame: its class map as PNG; in the teacher's, photograph and truth as well
+
+All frames are kept because which of them are worth a look is known only when the models are compared.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from segdistill.core.errors import UserError
+from segdistill.core.files import atomic_directory, atomic_file, write_json
+from segdistill.formats.classes import ClassTable
+
+WIDTH_PX = 448  # of a thumbnail at most: 500 frames of Cityscapes then weigh a few MB
+CONFUSION, FRAMES, THUMBNAILS = "confusion.csv", "frames.csv", "thumbnails.zip"
+_ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the same bytes whenever it is written
+
+
+def frame_mean_iou(counts_CC: np.ndarray) -> float | None:
+    """Mean IoU of one frame over the classes that occur in it; None where nothing is labelled.
+
+    A class that is predicted but does not occur lowers the IoU of those that it covers, and is not one of the mean: one
+    stray pixel would cost as much there as a whole missed class.
+    """
+    hits, truth, predicted = counts_CC.diagonal(), counts_CC.sum(1), counts_CC.sum(0)
+    occurs = truth > 0
+    if not occurs.any():
+        return None
+    return float((hits[occurs] / (truth + predicted - hits)[occurs]).mean())
+
+
+class ValRecorder:
+    """Takes what `evaluate` hands on of each frame; in memory stay only the small images, compressed."""
+
+    def __init__(self, table: ClassTable, frame_names: tuple[str, ...]) -> None:
+        self.table, self.frame_names = table, frame_names
+        self.counts_CC = np.zeros((len(table), len(table)), np.int64)
+        self.mean_iou: dict[int, float | None] = {}
+        self._images: dict[str, bytes] = {}
+
+    def add(self, index: int, classes_HW: np.ndarray, counts_CC: np.ndarray) -> None:
+        """Frame `index`: its predicted classes uint8 (H, W) and its pixel counts int64 (C, C)."""
+        self.counts_CC += counts_CC
+        self.mean_iou[index] = frame_mean_iou(counts_CC)
+        self.add_image(index, "classes", classes_HW)
+
+    def add_image(self, index: int, kind: str, pixels: np.ndarray) -> None:
+        """A further image of a frame: a class map uint8 (H, W), or a photograph uint8 (H, W, 3)."""
+        self._images[_image_name(index, kind)] = _small(pixels, self.table)
+
+    def write(self, folder: Path) -> None:
+        """Write the record, atomically as a folder."""
+        with atomic_directory(folder) as temporary:
+            names = self.table.names
+            rows = [[name, *map(int, counts)] for name, counts in zip(names, self.counts_CC, strict=True)]
+            _write_csv(temporary / CONFUSION, ["class", *names], rows)
+            frames = [
+                [index, self.frame_names[index], "" if iou is None else iou] for index, iou in self.mean_iou.items()
+            ]
+            _write_csv(temporary / FRAMES, ["frame", "name", "mean_iou"], frames)
+            # Stored as they are: PNG and JPEG are compressed already.
+            with zipfile.ZipFile(temporary / THUMBNAILS, "w", zipfile.ZIP_STORED) as archive:
+                for name, content in self._images.items():
+                    archive.writestr(zipfile.ZipInfo(name, _ZIP_DATE), content)
+
+
+class ValRecord:
+    """Reads what a ValRecorder wrote.
+
+    class_names: of the C classes; counts_CC: int64, row = true class; frame_names and mean_iou: by index of the frame.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Read the record in `folder`.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        self._thumbnails = folder / THUMBNAILS
+        header, *rows = _read_csv(folder / CONFUSION)
+        self.class_names = header[1:]
+        self.counts_CC = np.array([[int(cell) for cell in row[1:]] for row in rows], np.int64)
+        frames = _read_csv(folder / FRAMES)[1:]
+        self.frame_names = {int(index): name for index, name, _ in frames}
+        self.mean_iou = {int(index): float(iou) if iou else None for index, _, iou in frames}
+
+    def image(self, index: int, kind: str) -> bytes:
+        """The file of a thumbnail: PNG of "classes" and "truth", JPEG of "image"."""
+        with zipfile.ZipFile(self._thumbnails) as archive:
+            return archive.read(_image_name(index, kind))
+
+    def classes(self, index: int, kind: str = "classes") -> np.ndarray:
+        """A class map of the size of a thumbnail, uint8 (h, w)."""
+        with Image.open(io.BytesIO(self.image(index, kind))) as image:
+            return np.asarray(image)
+
+
+def _image_name(index: int, kind: str) -> str:
+    return f"{index:05d}_{kind}.{'jpg' if kind == 'image' else 'png'}"
+
+
+def _small(pixels: np.ndarray, table: ClassTable) -> bytes:
+    image, stream, is_class_map = as_image(pixels, table), io.BytesIO(), pixels.ndim == 2
+    if image.width > WIDTH_PX:
+        size = (WIDTH_PX, max(1, round(image.height * WIDTH_PX / image.width)))
+        # Class numbers must not be mixed with their neighbours.
+        image = image.resize(size, Image.Resampling.NEAREST if is_class_map else Image.Resampling.LANCZOS)
+    if is_class_map:
+        image.save(stream, "PNG")
+    else:
+        image.save(stream, "JPEG", quality=85)
+    return stream.getvalue()
+
+
+def _write_csv(path: Path, header: list, rows: list[list]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream, lineterminator="\n").writerows([header, *rows])
+
+
+def _read_csv(path: Path) -> list[list[str]]:
+    with path.open(newline="", encoding="utf-8") as stream:
+        return list(csv.reader(stream))
+
+
+MAX_MAP_BYTES = Image.MAX_IMAGE_PIXELS  # what no frame outgrows; keeps a crafted archive from filling the memory
+
+
+def write_archive(path: str | Path, class_maps: dict[int, np.ndarray]) -> None:
+    """Write class maps uint8 (H, W) by frame index. They compress about fifty times; the bytes are repeatable."""
+    with atomic_file(path) as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(stream, **{str(index): classes for index, classes in class_maps.items()})
+
+
+class ClassMapArchive:
+    """Reads what `write_archive` wrote: `archive(index)` is uint8 (H, W).
+
+    Raises:
+        UserError: the file is no such archive, or the class map asked for is missing or damaged.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = path
+        try:
+            self._archive = zipfile.ZipFile(path)
+        except Exception as error:  # a damaged zip surfaces as nearly any type
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"{path}: no readable archive of class maps ({reason})") from None
+
+    def __call__(self, index: int) -> np.ndarray:
+        try:
+            with self._archive.open(f"{index}.npy") as member:
+                return _class_map(member.read(MAX_MAP_BYTES + 1))
+        except KeyError:
+            raise UserError(f"{self.path}: has no class map of frame {index}; it is of other data") from None
+        except Exception as error:
+            raise UserError(f"{self.path}: no readable class map of frame {index} ({error})") from None
+
+
+def _class_map(content: bytes) -> np.ndarray:
+    """The uint8 (H, W) array of a .npy file, whose header is not believed before it is checked."""
+    if len(content) > MAX_MAP_BYTES:
+        raise ValueError(f"larger than the {MAX_MAP_BYTES} bytes that are read")
+    stream = io.BytesIO(content)
+    np.lib.format.read_magic(stream)
+    shape, by_columns, dtype = np.lib.format.read_array_header_1_0(stream)
+    if dtype != np.uint8 or len(shape) != 2:
+        raise ValueError(f"holds {dtype} {list(shape)}; a class map is uint8 of two dimensions")
+    return np.frombuffer(bytearray(content[stream.tell() :]), np.uint8).reshape(shape, order="F" if by_columns else "C")
+
+
+def as_image(pixels: np.ndarray, table: ClassTable) -> Image.Image:
+    """RGB uint8 (H, W, 3) as a photograph, a class map uint8 (H, W) in its colours."""
+    image = Image.fromarray(pixels)
+    if pixels.ndim == 2:
+        image.putpalette(table.palette.tobytes())
+    return image
+
+
+def write_images(folder: str | Path, images: dict[str, np.ndarray], table: ClassTable) -> None:
+    """Write images as PNG by name, atomically as a folder: RGB (H, W, 3), or class maps (H, W) in their colours.
+
+    Beside them lies the legend, so that whoever shows them need not know the data set.
+    """
+    with atomic_directory(folder) as temporary:
+        for name, pixels in images.items():
+            as_image(pixels, table).save(temporary / f"{name}.png", optimize=True)
+        write_json(temporary / LEGEND, table.facts())
+
+
+def write_class_map(path: str | Path, classes_HW: np.ndarray, table: ClassTable) -> None:
+    """Write one class map uint8 (H, W) as a PNG in its colours, atomically."""
+    with atomic_file(path) as temporary:
+        as_image(classes_HW, table).save(temporary, "PNG", optimize=True)
+
+
+LEGEND = "classes.json"  # in a folder of images: names, label ids and colours of the classes, in their order
+
+
+def metrics_on_disk(metrics: dict, class_names: Sequence[str]) -> dict:
+    """Return the metrics of an evaluation as a metrics file has them: class_iou by class name, undefined ones None.
+
+    Raises:
+        UserError: the mean loss is not finite, so neither are the logits that were scored.
+    """
+    loss = metrics["mean_loss"]
+    if loss is not None and not math.isfinite(loss):
+        raise UserError(f"mean_loss on val is {loss}: its logits are not finite; take other weights")
+    by_class = {class_key(name): iou for name, iou in zip(class_names, metrics["class_iou"], strict=True)}
+    return {key: value for key, value in metrics.items() if key != "class_iou"} | {"class_iou": by_class}
+
+
+def class_key(name: str) -> str:
+    """The name of a class as a key of class_iou."""
+    return name.replace(" ", "_")

@@ -1,0 +1,1 @@
+"""The procedure of the students and the losses that distilling adds."""

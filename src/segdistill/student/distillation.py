@@ -1,0 +1,110 @@
+"""What distilling adds to a training: the losses, and the teacher's logits of each batch.
+
+Shapes: B batch, C classes, H/W pixels of the crop, h/w cells of the logits' own grid.
+All losses are means, so that their scale depends neither on the batch nor on the crop.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segdistill.data.teacher_cache import stored_grid
+from segdistill.nets.device import Compute
+from segdistill.nets.resize import upsample
+from segdistill.params.model import StudentSettings
+from segdistill.training.batches import CropBatch
+
+
+def kl(student_BChw: Tensor, teacher_BChw: Tensor, temperature: float) -> Tensor:
+    """KL(teacher || student) of the class distribution of each pixel at temperature T, mean over pixels.
+
+    Hinton et al., arXiv:1503.02531, applied pixel by pixel (Liu et al., arXiv:1903.04197).
+    """
+    student = F.log_softmax(student_BChw.float() / temperature, dim=1)
+    teacher = F.log_softmax(teacher_BChw.float() / temperature, dim=1)
+    pixels = student.numel() // student.shape[1]
+    return F.kl_div(student, teacher, reduction="sum", log_target=True) / pixels
+
+
+def channel_kl(student_BChw: Tensor, teacher_BChw: Tensor, temperature: float) -> Tensor:
+    """KL of each class map, taken as a distribution over places, mean over classes (Shu et al., arXiv:2011.13256)."""
+    student = F.log_softmax(student_BChw.float().flatten(2) / temperature, dim=2)
+    teacher = F.log_softmax(teacher_BChw.float().flatten(2) / temperature, dim=2)
+    return F.kl_div(student, teacher, reduction="sum", log_target=True) / (student.shape[0] * student.shape[1])
+
+
+def sigmoid_kl(student_BChw: Tensor, teacher_BChw: Tensor, temperature: float, clamp: float = 10.0) -> Tensor:
+    """KL between softmaxes over all classes and places of an image, of the sigmoid of the clamped logits.
+
+    The loss of the light-student source, which used T = 0.01; mean over images.
+    """
+
+    def log_distribution(logits: Tensor) -> Tensor:
+        score = torch.sigmoid(logits.float().clamp(-clamp, clamp))
+        return F.log_softmax(score.flatten(1) / temperature, dim=1)
+
+    student, teacher = log_distribution(student_BChw), log_distribution(teacher_BChw)
+    return F.kl_div(student, teacher, reduction="sum", log_target=True) / student.shape[0]
+
+
+DISTILLATION_LOSSES = {"kl": kl, "channel_kl": channel_kl, "sigmoid_kl": sigmoid_kl}
+
+
+def combine_losses(label: Tensor, distillation: Tensor, alpha: float, temperature: float) -> Tensor:
+    """Return (1 - alpha) * label + alpha * T^2 * distillation."""
+    return (1 - alpha) * label + alpha * temperature**2 * distillation
+
+
+class Distillation:
+    """Adds the distillation loss to the label loss of a batch; the training loop calls it after the forward pass.
+
+    Args:
+        settings: alpha, method, temperature and kl_resolution of the run.
+        compute: where the training runs.
+        live_teacher: a network that runs in every step, for `online`; None where the batch has cached logits.
+    """
+
+    def __init__(self, settings: StudentSettings, compute: Compute, live_teacher: nn.Module | None = None) -> None:
+        self.settings, self.compute, self.live_teacher = settings, compute, live_teacher
+
+    def __call__(
+        self, label: Tensor, logits_BChw: Tensor, pixels_BCHW: Tensor, inputs_B3HW: Tensor, batch: CropBatch
+    ) -> tuple[Tensor, Tensor]:
+        """Return (total loss, distillation loss) of a batch.
+
+        Args:
+            label: the label loss.
+            logits_BChw: of the student, on its own grid.
+            pixels_BCHW: the same, float32, upsampled to the crop.
+            inputs_B3HW: what the student was fed.
+        """
+        settings = self.settings
+        if self.live_teacher is None:
+            teacher = batch.teacher_logits(self.compute.device).float()
+        else:
+            with torch.no_grad(), self.compute.autocast():
+                teacher = self.live_teacher(inputs_B3HW).float()
+        size = pixels_BCHW.shape[-2:] if settings.kl_resolution == "full" else teacher.shape[-2:]
+        # The upsampled logits are at hand, where they are what is compared.
+        student = pixels_BCHW if size == pixels_BCHW.shape[-2:] else _on_grid(logits_BChw.float(), size)
+        loss = DISTILLATION_LOSSES[settings.method](student, _on_grid(teacher, size), settings.temperature)
+        return combine_losses(label, loss, settings.alpha, settings.temperature), loss
+
+
+class OnStoredGrid(nn.Module):
+    """A live teacher whose logits are resized as the cache stores them, so that students of all kinds compare alike."""
+
+    def __init__(self, net: nn.Module, stride: int) -> None:
+        super().__init__()
+        self.net, self.stride = net, stride
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """images_BCHW -> logits_BChw, float32."""
+        height_px, width_px = images_BCHW.shape[-2:]
+        return _on_grid(self.net(images_BCHW).float(), stored_grid((height_px, width_px), self.stride))
+
+
+def _on_grid(logits_BChw: Tensor, size: tuple[int, int]) -> Tensor:
+    return logits_BChw if tuple(logits_BChw.shape[-2:]) == tuple(size) else upsample(logits_BChw, size)

@@ -1,0 +1,113 @@
+"""The students: distilled first, then finetuned. A control goes the same way without a teacher."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from segdistill.core.files import write_json
+from segdistill.core.provenance import file_sha256, git_revision
+from segdistill.data.prepared import PreparedData
+from segdistill.data.sampling import ViewSpec
+from segdistill.data.teacher_cache import VAL_CLASSES, TeacherCache
+from segdistill.formats.curve import write_curve
+from segdistill.formats.header import Header
+from segdistill.nets.device import TorchPredictor, device_of
+from segdistill.nets.weights import load_net, save_net
+from segdistill.params.model import Params, StudentSettings
+from segdistill.paths import INITIAL_WEIGHTS, TEACHER_WEIGHTS, run_metrics, run_models
+from segdistill.scoring.evaluate import LabelLoss, evaluate, evenly_spaced
+from segdistill.scoring.record import ClassMapArchive, ValRecorder, metrics_on_disk, write_images
+from segdistill.student.distillation import Distillation, OnStoredGrid
+from segdistill.training.checkpoint import Checkpointer
+from segdistill.training.holdout import HoldoutEvaluator, keep_images
+from segdistill.training.job import Training, init_fingerprint, initial_net, run_training, warn_if_unseen
+
+
+def distill(params: Params, run: str) -> None:
+    """Train the student of `run` for its first steps; write models/runs/RUN/distilled.safetensors and its metrics."""
+    settings, data = params.distill_settings(run), PreparedData.open()
+    data.check_crop("distill.crop_px", settings.crop_px)
+    net = initial_net(settings.student, len(data.table), settings, settings.seed, f"runs.{run}.init")
+    start = init_fingerprint(settings.init)
+    if start != settings.init:
+        warn_if_unseen(f"runs.{run}.init", settings.init, INITIAL_WEIGHTS)
+    _train_and_write(params, run, "distill", settings, data, net, start)
+
+
+def finetune(params: Params, run: str) -> None:
+    """Train the distilled student of `run` further; write models/runs/RUN/finetuned.safetensors and its metrics."""
+    settings, data = params.finetune_settings(run), PreparedData.open()
+    distilled = run_models(run) / "distilled.safetensors"
+    net, _ = load_net(distilled, Header.of_net(settings.student, len(data.table), settings.output_stride))
+    _train_and_write(params, run, "finetune", settings, data, net, file_sha256(distilled))
+
+
+def _train_and_write(
+    params: Params, run: str, phase: str, settings: StudentSettings, data: PreparedData, net: nn.Module, start: str
+) -> None:
+    """Train one phase of a run, evaluate it on val, and write its weights, curve, metrics and images."""
+    is_last, metrics, compute = phase == "finetune", run_metrics(run), device_of(params.compute)
+    logits = params.teacher_logits
+    views = ViewSpec.of(data, settings.crop_px, logits.views, logits.stride, params.seed)
+    cache = None if settings.teacher == "none" else TeacherCache(settings.teacher, views)
+    # Opened now, because it would be late to miss the archive after the training.
+    teacher_classes = None if cache is None else ClassMapArchive(cache.folder / VAL_CLASSES)
+
+    curve: list[dict] = []
+    checkpointer: Checkpointer | None = None
+    if settings.steps:
+        distillation = None
+        # With alpha 0 in finetune a run continues as a control would.
+        if cache is not None and settings.alpha > 0:
+            live_teacher = None
+            if cache.kind == "online":
+                teacher, _ = load_net(cache.folder / TEACHER_WEIGHTS)
+                live_teacher = OnStoredGrid(compute.place(teacher), views.stride).eval()
+            distillation = Distillation(settings, compute, live_teacher)
+        taught_by = cache if distillation else None
+        training = Training(f"{phase}/{run}", net, settings, views, start, taught_by, distillation)
+        curve, checkpointer = run_training(training, params, data)
+
+    def save_given(folder: Path) -> None:
+        HoldoutEvaluator(params, data, settings, folder).save_start(net)
+
+    keep_images(checkpointer and checkpointer.folder, metrics / f"{phase}_images", save_given)
+
+    recorder = ValRecorder(data.table, data.val.names) if is_last else None
+    evaluation = evaluate(
+        TorchPredictor(net, compute.in_float32()),
+        data.val,
+        len(data.table),
+        params.evaluation.batch_size,
+        loss=LabelLoss(settings.label_loss, settings.focal_gamma),
+        # A control depends on no teacher, so export-onnx measures its agreement later.
+        teacher_classes=teacher_classes,
+        keep=evenly_spaced(len(data.val), params.evaluation.images) if recorder else None,
+        on_frame=recorder.add if recorder else None,
+    )
+    header = replace(
+        Header.of_net(settings.student, data.table, settings.output_stride),
+        params=settings.model_dump(mode="json"),
+        seed=settings.seed,
+        step=settings.steps,
+        teacher_sha256=cache.manifest.teacher_sha256 if cache else None,
+        git_revision=git_revision(),
+    )
+    weights = run_models(run) / ("finetuned.safetensors" if is_last else "distilled.safetensors")
+    save_net(weights, net, header)
+    write_curve(metrics / f"{phase}_curve.csv", curve)
+    if recorder:
+        images = {f"{index:05d}_student": classes_HW for index, classes_HW in evaluation.classes.items()}
+        write_images(metrics / "images", images, data.table)
+        recorder.write(metrics / "val")
+    facts = {
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "weights_sha256": file_sha256(weights),
+        "data_fingerprint": data.fingerprint,
+    }
+    write_json(metrics / f"{phase}.json", metrics_on_disk(evaluation.metrics, data.table.names) | facts)
+    if checkpointer:
+        checkpointer.clear()

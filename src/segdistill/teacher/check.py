@@ -1,0 +1,169 @@
+"""The teacher: given or trained, checked against val, stored with the class maps by which agreement is measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from segdistill.core.errors import UserError
+from segdistill.core.files import atomic_directory, write_json
+from segdistill.core.provenance import git_revision
+from segdistill.data.prepared import PreparedData
+from segdistill.data.sampling import ViewSpec
+from segdistill.data.teacher_cache import VAL_CLASSES, teacher_sha256
+from segdistill.formats.classes import ClassTable
+from segdistill.formats.curve import write_curve
+from segdistill.formats.header import Header, header_if_any
+from segdistill.nets.device import device_of
+from segdistill.nets.registry import build_uninitialized
+from segdistill.nets.weights import check_values, load_state, read_weights
+from segdistill.params.model import Params, is_onnx
+from segdistill.paths import CHECKPOINTS, METRICS, MODELS
+from segdistill.scoring.evaluate import LabelLoss, evaluate, evenly_spaced
+from segdistill.scoring.record import ValRecorder, metrics_on_disk, write_archive, write_images
+from segdistill.teacher.model import TorchMember, open_teacher, write_members
+from segdistill.training.checkpoint import Checkpointer
+from segdistill.training.holdout import HoldoutEvaluator, keep_images
+from segdistill.training.job import Training, init_fingerprint, initial_net, run_training, warn_if_unseen
+
+# Places per frame from which the teacher's own crops are drawn; nothing is stored for them.
+CROPS_PER_FRAME = 1024
+
+
+def check_teacher(params: Params, models: Path = MODELS, metrics: Path = METRICS) -> None:
+    """Load or train the teacher, score it on val, and write it with its metrics, curve, class maps and images.
+
+    Raises:
+        UserError: a checkpoint does not fit or gives logits that are not finite, or val mIoU is under
+            `teacher.min_mean_iou`. Nothing was replaced by then.
+    """
+    data, teacher = PreparedData.open(), params.teacher
+    curve: list[dict] = []
+    checkpointer: Checkpointer | None = None
+    if teacher.checkpoints:
+        members = [_given_member(params, data.table, file) for file in teacher.checkpoints]
+        for file in teacher.checkpoints:
+            warn_if_unseen("teacher.checkpoint", file, CHECKPOINTS)
+    else:
+        member, curve, checkpointer = _train(params, data)
+        members = [member]
+
+    shown = evenly_spaced(len(data.val), params.evaluation.images)
+    class_maps: dict[int, np.ndarray] = {}
+    recorder = ValRecorder(data.table, data.val.names)
+
+    def keep(index: int, classes_HW: np.ndarray, counts_CC: np.ndarray) -> None:
+        class_maps[index] = classes_HW
+        recorder.add(index, classes_HW, counts_CC)
+        # Photograph and truth are in the teacher's record only, once for all models.
+        recorder.add_image(index, "image", np.asarray(data.val.images[index]))
+        recorder.add_image(index, "truth", np.asarray(data.val.labels[index]))
+
+    with atomic_directory(models / "teacher") as folder:
+        write_members(folder, members, len(data.table), teacher)
+        # Opened from disk, so that what is scored is what `teacher-logits` opens.
+        opened = open_teacher(folder, device_of(params.compute).in_float32())
+        evaluation = evaluate(
+            opened.predict,
+            data.val,
+            len(data.table),
+            params.evaluation.batch_size,
+            loss=LabelLoss(teacher.label_loss, teacher.focal_gamma),
+            on_frame=keep,
+        )
+        on_disk = metrics_on_disk(evaluation.metrics, data.table.names)
+        _stop_if_weak(evaluation.metrics, data.table.names, teacher.min_mean_iou)
+        write_archive(folder / VAL_CLASSES, class_maps)
+
+    write_curve(metrics / "teacher_curve.csv", curve)
+
+    def save_given(folder: Path) -> None:
+        HoldoutEvaluator(params, data, teacher, folder).save_given(opened.predict)
+
+    keep_images(checkpointer and checkpointer.folder, metrics / "teacher_images", save_given)
+    images = {}
+    for index in shown:
+        images[f"{index:05d}_image"] = np.asarray(data.val.images[index])
+        images[f"{index:05d}_truth"] = np.asarray(data.val.labels[index])
+        images[f"{index:05d}_teacher"] = class_maps[index]
+    write_images(metrics / "images", images, data.table)
+    recorder.write(metrics / "val")
+    facts = {
+        "arch": opened.description,
+        "parameters": opened.parameters,
+        "weights_sha256": teacher_sha256(models / "teacher"),
+        "data_fingerprint": data.fingerprint,
+    }
+    write_json(metrics / "teacher.json", on_disk | facts)
+    if checkpointer:
+        checkpointer.clear()
+
+
+def _given_member(params: Params, table: ClassTable, file: str) -> TorchMember | Path:
+    """Return a file of `teacher.checkpoint` as a member, checked to give logits for the classes of the data."""
+    teacher = params.teacher
+    if is_onnx(file):
+        from segdistill.teacher.onnx_teacher import OnnxTeacher  # here: only ONNX teachers need onnxruntime
+
+        header = OnnxTeacher(file, len(table), 1, teacher.onnx_mean, teacher.onnx_std).header
+        _check_classes(file, header, table)
+        return Path(file)
+    state, header = read_weights(file, "teacher.checkpoint"), header_if_any(file)
+    _check_classes(file, header, table)
+    arch, output_stride = teacher.arch, teacher.output_stride
+    if isinstance(teacher.checkpoint, tuple) and header:  # networks of a list may differ; our files name theirs
+        arch, output_stride = header.arch, header.output_stride
+    net = build_uninitialized(arch, len(table), output_stride)
+    load_state(net, state, source=file)
+    check_values(state, source=file)
+    return TorchMember(net, _header(params, table, arch, output_stride))
+
+
+def _check_classes(file: str, header: Header | None, table: ClassTable) -> None:
+    """Refuse a file whose header names other classes; most files name none."""
+    if header and header.table and header.table.names != table.names:
+        raise UserError(
+            f"teacher.checkpoint: {file}: found the classes {', '.join(header.table.names)}; "
+            f"allowed are those of the data, in their order: {', '.join(table.names)}"
+        )
+
+
+def _header(params: Params, table: ClassTable, arch: str, output_stride: int) -> Header:
+    teacher = params.teacher
+    return replace(
+        Header.of_net(arch, table, output_stride),
+        # A lower min_mean_iou must not change the teacher's file.
+        params=teacher.model_dump(mode="json", exclude={"min_mean_iou"}),
+        seed=params.seed,
+        step=0 if teacher.checkpoints else teacher.steps,
+        # A given teacher does not come from this code: with a revision in it, any commit would change the file, and
+        # the logits would be computed again.
+        git_revision=None if teacher.checkpoints else git_revision(),
+    )
+
+
+def _train(params: Params, data: PreparedData) -> tuple[TorchMember, list[dict], Checkpointer]:
+    settings = params.teacher_settings()
+    data.check_crop("teacher.crop_px", settings.crop_px)
+    net = initial_net(settings.arch, len(data.table), settings, settings.seed, "teacher.init")
+    start = init_fingerprint(settings.init)
+    if start != settings.init:
+        warn_if_unseen("teacher.init", settings.init, CHECKPOINTS)
+    views = ViewSpec.of(data, settings.crop_px, CROPS_PER_FRAME, stride=1, seed=settings.seed)
+    curve, checkpointer = run_training(Training("teacher", net, settings, views, start), params, data)
+    return TorchMember(net, _header(params, data.table, settings.arch, settings.output_stride)), curve, checkpointer
+
+
+def _stop_if_weak(metrics: dict, class_names: tuple[str, ...], least: float) -> None:
+    found = metrics["mean_iou"] or 0.0
+    if found >= least:
+        return
+    rows = [
+        f"  {name:<16} {'-' if iou is None else f'{iou:.3f}'}"
+        for name, iou in zip(class_names, metrics["class_iou"], strict=True)
+    ]
+    remedy = "  train it longer, give a better teacher.checkpoint, or lower teacher.min_mean_iou"
+    weak = f"teacher.min_mean_iou: the teacher's val mIoU is {found:.4f}, at least {least} is required"
+    raise UserError("\n".join([weak, *rows, remedy]))

@@ -1,0 +1,211 @@
+"""The teacher as one model: written to `models/teacher` once, opened wherever its predictions are needed.
+
+teacher.safetensors    a teacher that is one torch network, run once per image
+teacher.json, 0.*, ... any other: an ensemble, how its members run, and the members in order, as safetensors or ONNX
+val_classes.npz        its class maps of val
+
+An ensemble has members of any kind, and each may run at several scales and on the flipped image. It averages the
+softmax of each prediction, not the logits: the usual way of multi-scale and flipped evaluation in segmentation, and of
+ensembles to distil from, in which no member counts for more because its logits are larger. The students' losses need
+logits, so the mean is given as logits again: its logarithm, raised by the mean level (logsumexp) of the predictions. Of
+a single prediction that is its own logits.
+
+Shapes: B batch, H/W image in pixels, C classes, h/w a grid of logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segdistill.core.errors import UserError
+from segdistill.core.files import read_json, write_json
+from segdistill.core.provenance import file_sha256
+from segdistill.data.teacher_cache import ENSEMBLE, is_ensemble
+from segdistill.formats.header import Header
+from segdistill.nets.device import Compute, TorchPredictor
+from segdistill.nets.resize import upsample
+from segdistill.nets.weights import load_net, save_net
+from segdistill.params.model import TeacherParams, is_onnx
+from segdistill.paths import TEACHER_WEIGHTS
+
+CELL_PX = 4  # of the grid on which predictions of different grids are averaged: the finest that our networks have
+
+
+class TorchMember(NamedTuple):
+    """A torch network of a teacher, with the header of its file."""
+
+    net: nn.Module
+    header: Header
+
+
+class Teacher(NamedTuple):
+    """An opened teacher: a Predictor of `scoring.evaluate`, and facts about it."""
+
+    predict: EnsembleTeacher | TorchPredictor
+    classes: int
+    parameters: int | None  # None where an ONNX file is part of it
+    description: str
+    of_onnx_only: bool = False
+
+
+def write_members(folder: Path, members: Sequence[TorchMember | Path], classes: int, teacher: TeacherParams) -> None:
+    """Write the teacher made of `members`, torch networks and paths of ONNX files, into an empty folder."""
+    if teacher.is_one_net:
+        save_net(folder / TEACHER_WEIGHTS, *members[0])
+        return
+    rows = []
+    for number, member in enumerate(members):
+        file = folder / f"{number}{'.onnx' if isinstance(member, Path) else '.safetensors'}"
+        if isinstance(member, Path):
+            from segdistill.teacher.onnx_teacher import write_in_one_file
+
+            write_in_one_file(member, file)
+        else:
+            save_net(file, *member)
+        rows.append({"file": file.name, "sha256": file_sha256(file)})
+    how = teacher.model_dump(mode="json", include={"flip", "scales", "onnx_mean", "onnx_std"})
+    write_json(folder / ENSEMBLE, {"described": teacher.described, "classes": classes, "members": rows} | how)
+
+
+def open_teacher(folder: Path, compute: Compute) -> Teacher:
+    """Open the teacher in `folder`; ONNX files run on the CPU, with the threads of `compute`.
+
+    Raises:
+        UserError: a file is missing, or is not the one that was written.
+    """
+    if not is_ensemble(folder):
+        net, header = load_net(folder / TEACHER_WEIGHTS)
+        return Teacher(TorchPredictor(net, compute), header.classes, _parameters(net), header.arch)
+    facts = read_json(folder / ENSEMBLE)
+    members, parameters = [], 0
+    for row in facts["members"]:
+        file = folder / row["file"]
+        if not file.is_file() or file_sha256(file) != row["sha256"]:
+            raise UserError(f"{file}: not the file that {ENSEMBLE} names; run: dvc repro teacher-check")
+        if is_onnx(row["file"]):
+            from segdistill.teacher.onnx_teacher import OnnxTeacher
+
+            given = (facts["onnx_mean"], facts["onnx_std"])
+            members.append(OnnxTeacher(file, facts["classes"], compute.threads, *given))
+            parameters = None
+        else:
+            net, _ = load_net(file)
+            members.append(TorchPredictor(net, compute))
+            parameters = None if parameters is None else parameters + _parameters(net)
+    predict = EnsembleTeacher(members, facts["flip"], facts["scales"], compute.device)
+    of_onnx_only = all(is_onnx(row["file"]) for row in facts["members"])
+    return Teacher(predict, facts["classes"], parameters, facts["described"], of_onnx_only)
+
+
+def _parameters(net: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+class Member(Protocol):
+    """One network: uint8 images (B, H, W, 3) in, logits float32 (B, C, h, w) on its own grid out."""
+
+    def logits(self, images_BHW3: np.ndarray) -> Tensor: ...
+
+
+class EnsembleTeacher:
+    """Run the members as one Predictor. The logits of a single member that runs once are passed on unchanged."""
+
+    def __init__(self, members: Sequence[Member], flip: bool, scales: Sequence[float], device: torch.device) -> None:
+        self.members, self.flip, self.scales, self.device = members, flip, scales, device
+
+    @torch.inference_mode()
+    def logits(self, images_BHW3: np.ndarray) -> Tensor:
+        """Return the logits of the ensemble, float32 (B, C, h, w)."""
+        predictions = len(self.members) * len(self.scales) * (1 + self.flip)
+        if predictions == 1 and self.scales[0] == 1:
+            return sliding_window_logits(self.members[0], images_BHW3).to(self.device)
+        grid = _cells(images_BHW3)
+        mean = SoftmaxMean()
+        for logits in self._predictions(images_BHW3):
+            mean.add(logits if tuple(logits.shape[-2:]) == grid else upsample(logits, grid))
+        return mean.logits()
+
+    def _predictions(self, images_BHW3: np.ndarray) -> Iterator[Tensor]:
+        for scale in self.scales:
+            scaled = resized(images_BHW3, scale)
+            for member in self.members:
+                yield sliding_window_logits(member, scaled).to(self.device)
+                if self.flip:
+                    mirrored = np.ascontiguousarray(scaled[:, :, ::-1])
+                    yield sliding_window_logits(member, mirrored).to(self.device).flip(-1)
+
+
+class SoftmaxMean:
+    """The mean of the softmax of logits (B, C, h, w) added one after another, as logits."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def add(self, logits_BChw: Tensor) -> None:
+        level_B1hw = logits_BChw.logsumexp(1, keepdim=True)
+        log_shares_BChw = logits_BChw - level_B1hw
+        if self._count:
+            log_shares_BChw, level_B1hw = torch.logaddexp(self._log_sum, log_shares_BChw), self._level + level_B1hw
+        self._log_sum, self._level, self._count = log_shares_BChw, level_B1hw, self._count + 1
+
+    def logits(self) -> Tensor:
+        return self._log_sum - float(np.log(self._count)) + self._level / self._count
+
+
+def resized(images_BHW3: np.ndarray, scale: float) -> np.ndarray:
+    """The uint8 images at another scale, each side rounded to whole pixels; all pixels count, as in prepare."""
+    if scale == 1:
+        return images_BHW3
+    size_px = [max(1, round(side * scale)) for side in images_BHW3.shape[1:3]]
+    planes = torch.from_numpy(images_BHW3).permute(0, 3, 1, 2).float()
+    planes = F.interpolate(planes, size=size_px, mode="bilinear", align_corners=False, antialias=True)
+    return planes.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def sliding_window_logits(member: Member, images_BHW3: np.ndarray) -> Tensor:
+    """The member's logits; where it takes one size only, and the images have another, window by window.
+
+    Windows overlap where they do not divide the image; there, as usual, their logits are averaged.
+
+    Raises:
+        UserError: the images are smaller than the one size that the member takes.
+    """
+    size_px = getattr(member, "size_px", None)
+    if size_px is None or size_px == images_BHW3.shape[1:3]:
+        return member.logits(images_BHW3)
+    found = list(images_BHW3.shape[1:3])
+    if any(side % CELL_PX for side in size_px) or any(np.less(found, size_px)):
+        raise UserError(
+            f"teacher.checkpoint: {member.name}: takes images of {list(size_px)} pixels only, and got {found}; allowed "
+            f"are sides of at least its own, which are to be multiples of {CELL_PX} (distill.crop_px, teacher.scales)"
+        )
+    rows, columns = (-side % CELL_PX for side in found)  # windows lie on whole cells
+    padded = np.pad(images_BHW3, ((0, 0), (0, rows), (0, columns), (0, 0)), "edge")
+    (high, wide), window = _cells(padded), tuple(side // CELL_PX for side in size_px)
+    sums, counts = torch.zeros(()), torch.zeros(())
+    for top_px in _starts(padded.shape[1], size_px[0]):
+        for left_px in _starts(padded.shape[2], size_px[1]):
+            part = padded[:, top_px : top_px + size_px[0], left_px : left_px + size_px[1]]
+            top, left = top_px // CELL_PX, left_px // CELL_PX
+            around = (left, wide - left - window[1], top, high - top - window[0])
+            sums = sums + F.pad(upsample(member.logits(np.ascontiguousarray(part)), window), around)
+            counts = counts + F.pad(torch.ones(window), around)
+    return sums / counts
+
+
+def _starts(side_px: int, window_px: int) -> list[int]:
+    """Where windows begin that cover a side, evenly spread on whole cells."""
+    steps = -(-side_px // window_px) - 1
+    room = (side_px - window_px) // CELL_PX
+    return sorted({room * step // max(steps, 1) * CELL_PX for step in range(steps + 1)})
+
+
+def _cells(images_BHW3: np.ndarray) -> tuple[int, int]:
+    return tuple(-(-side // CELL_PX) for side in images_BHW3.shape[1:3])

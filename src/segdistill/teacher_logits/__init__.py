@@ -1,0 +1,1 @@
+"""Builds the cache of teacher logits."""

@@ -1,1 +1,0 @@
-"""Teachers of every kind: networks, ONNX files, several of them as one."""

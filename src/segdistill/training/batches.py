@@ -1,0 +1,131 @@
+"""The batches of a training, cropped out of mapped arrays one step ahead of the arithmetic.
+
+Shapes: B batch, H/W crop in pixels, h/w crop in logit cells (H / stride), C classes, K views per frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segdistill.data.arrays import drop_pages, prefetch
+from segdistill.data.prepared import Split
+from segdistill.data.sampling import BatchIndices, BatchSampler
+from segdistill.data.teacher_cache import StoredCrops, StoredLogits
+from segdistill.data.transforms import crop, normalize
+
+# Drop mapped pages after this many bytes, to bound resident memory; so rarely that it costs nothing.
+DROP_AFTER_BYTES = 64 * 2**20
+_LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, as torchvision's rgb_to_grayscale
+
+
+class CropBatch(NamedTuple):
+    """images uint8 (B, H, W, 3), labels uint8 (B, H, W), stored logits or None, and what was drawn."""
+
+    images: Tensor
+    labels: Tensor
+    logits: StoredCrops | None
+    indices: BatchIndices
+
+    def inputs(self, device: torch.device) -> Tensor:
+        """Return what the network is fed: jittered and normalised floats (B, 3, H, W) on `device`."""
+        images = self.images.to(device, non_blocking=True)
+        # With jitter 0 every factor is exactly 1, and the crop stays what the teacher saw.
+        return normalize(color_jitter(images, self.indices.colour) if (self.indices.colour != 1).any() else images)
+
+    def targets(self, device: torch.device) -> Tensor:
+        """Return the class of each pixel, int64 (B, H, W)."""
+        return self.labels.to(device, non_blocking=True).long()
+
+    def teacher_logits(self, device: torch.device) -> Tensor | None:
+        """Return the stored logits, float32 (B, C, h, w) on `device`; None without."""
+        return None if self.logits is None else self.logits.floats(device)
+
+
+class CropLoader:
+    """Batch after batch of crops of a split.
+
+    Args:
+        split: the frames.
+        batches: what goes into batch number `step`.
+        origins: top-left corners of the views, int (N, K, 2) in pixels.
+        crop_px: height and width of a crop.
+        cached: stored teacher logits, or None.
+        pinned: whether to stage batches in page-locked memory, for a GPU.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        batches: BatchSampler,
+        origins: np.ndarray,
+        crop_px: tuple[int, int],
+        cached: StoredLogits | None = None,
+        pinned: bool = False,
+    ) -> None:
+        self.split, self.batches, self.origins, self.crop_px = split, batches, origins, crop_px
+        self.cached, self.pinned = cached, pinned
+        self._bytes_read = 0
+
+    def load(self, step: int) -> CropBatch:
+        """Return batch number `step`."""
+        indices = self.batches.indices(step)
+        origins = self.origins[indices.frames, indices.views]
+        # Start all reads, then wait.
+        for source in (self.split.images, self.split.labels):
+            self._bytes_read += prefetch(source, indices.frames, origins[:, 0], self.crop_px[0])
+        if self.cached is not None:
+            self._bytes_read += self.cached.prefetch(indices, origins)
+        images = torch.empty((len(origins), *self.crop_px, 3), dtype=torch.uint8, pin_memory=self.pinned)
+        labels = torch.empty((len(origins), *self.crop_px), dtype=torch.uint8, pin_memory=self.pinned)
+        for source, out in ((self.split.images, images), (self.split.labels, labels)):
+            crop(source, indices.frames, origins, indices.flips, self.crop_px, out.numpy())
+        logits = None if self.cached is None else self.cached.crop(indices, origins)
+        if self._bytes_read > DROP_AFTER_BYTES:
+            self.drop_pages()
+        return CropBatch(images, labels, logits.pinned() if logits and self.pinned else logits, indices)
+
+    def drop_pages(self) -> None:
+        """Give back the memory of the pages that were read."""
+        drop_pages(self.split.images)
+        drop_pages(self.split.labels)
+        if self.cached:
+            self.cached.drop_pages()
+        self._bytes_read = 0
+
+    def names(self, step: int) -> list[str]:
+        """Return the names of the frames in batch number `step`."""
+        return [self.split.names[frame] for frame in self.batches.indices(step).frames]
+
+    def steps(self, first: int, end: int) -> Iterator[tuple[int, CropBatch]]:
+        """Yield (step, batch) for steps `first` to `end` - 1; the next batch loads while the caller uses this one."""
+        if first >= end:
+            return
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="crops") as pool:
+            upcoming = pool.submit(self.load, first)
+            for step in range(first, end):
+                batch = upcoming.result()
+                if step + 1 < end:
+                    upcoming = pool.submit(self.load, step + 1)
+                yield step, batch
+
+
+def color_jitter(images_BHW3: Tensor, colour_B3: np.ndarray) -> Tensor:
+    """Change brightness, then contrast, then saturation of uint8 RGB (B, H, W, 3) by the factors in `colour_B3`.
+
+    torchvision's adjust_brightness, adjust_contrast and adjust_saturation on floats in 0..255, in this fixed order;
+    rounded back to uint8 once, at the end.
+    """
+    factors = torch.as_tensor(colour_B3, dtype=torch.float32, device=images_BHW3.device)
+    brightness, contrast, saturation = (factors[:, i].view(-1, 1, 1, 1) for i in range(3))
+    luma = torch.tensor(_LUMA, device=images_BHW3.device)
+    images = (images_BHW3.float() * brightness).clamp_(0, 255)
+    mean = (images @ luma).mean(dim=(1, 2)).view(-1, 1, 1, 1)
+    images = torch.lerp(mean, images, contrast).clamp_(0, 255)
+    grey = (images @ luma).unsqueeze(-1)
+    return torch.lerp(grey, images, saturation).clamp_(0, 255).round_().to(torch.uint8)

@@ -1,0 +1,161 @@
+"""From params to a training: what every training, of a teacher or a student, is put together from."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from segdistill.core.errors import UserError
+from segdistill.core.log import logger
+from segdistill.core.provenance import code_hash, file_sha256, package_versions, settings_hash
+from segdistill.data.prepared import PreparedData
+from segdistill.data.sampling import BatchSampler, ViewSpec, generator
+from segdistill.data.teacher_cache import TeacherCache
+from segdistill.nets.device import device_of
+from segdistill.nets.registry import build
+from segdistill.nets.weights import check_values, imagenet_backbone_state, load_state, read_weights
+from segdistill.params.model import Params, TrainingParams, TrainingSettings
+from segdistill.training.batches import CropLoader
+from segdistill.training.checkpoint import Checkpointer
+from segdistill.training.holdout import IMAGES, HoldoutEvaluator
+from segdistill.training.loop import AddedLoss, Job, train
+
+# Settings that do not change a training. `init` enters the key by the content of its file.
+_WITHOUT_EFFECT = {
+    *("init", "checkpoint_every_steps", "min_mean_iou"),
+    *("checkpoint", "flip", "scales", "onnx_mean", "onnx_std"),  # how a trained teacher is run
+}
+
+
+@dataclass(frozen=True)
+class Training:
+    """What one training starts from and draws from.
+
+    Attributes:
+        name: PHASE/RUN, or teacher; PHASE also names the draws of the batches.
+        net: trained in place.
+        settings: resolved, with lr, seed, and alpha of a student.
+        views: the crops that are drawn from.
+        start: what `net` starts from, see `init_fingerprint`.
+        cache: the teacher logits that batches carry; None for a teacher and for a control.
+        distillation: the loss that is added; None likewise.
+    """
+
+    name: str
+    net: nn.Module
+    settings: TrainingSettings
+    views: ViewSpec
+    start: str
+    cache: TeacherCache | None = None
+    distillation: AddedLoss | None = None
+
+
+def run_training(training: Training, params: Params, data: PreparedData) -> tuple[list[dict], Checkpointer]:
+    """Train `training.net` in place, continuing from an unfinished training of the same settings.
+
+    Returns:
+        The curve, and the checkpointer, whose folder has images of the holdout. The caller clears it after writing the
+        outputs; until then it is locked.
+    """
+    name, settings, views, compute = training.name, training.settings, training.views, device_of(params.compute)
+    batches = BatchSampler(
+        settings.seed,
+        name.split("/")[0],
+        views.frames,
+        views.views,
+        settings.batch_size,
+        settings.flip_probability,
+        settings.jitter,
+    )
+    stored = None
+    if training.cache is not None:
+        training.cache.check_holds(name, batches, settings.steps)
+        stored = training.cache.stored
+    pinned = compute.device.type == "cuda"
+    crops = CropLoader(data.train, batches, views.origins(), views.crop_px, stored, pinned)
+
+    # The key of the checkpoint covers all that the result depends on, the code itself too: its version does not change
+    # with an edit, and half a training by each would be neither's.
+    key = settings_hash(
+        settings.model_dump(exclude=_WITHOUT_EFFECT),
+        views.facts(),
+        training.start,
+        training.cache and training.cache.manifest.facts(),
+        params.evaluation.images > 0,
+        # Frames of another batch may be rounded otherwise.
+        settings.evaluate_every_steps and params.evaluation.batch_size,
+        (package_versions("torch", "numpy"), code_hash()),
+        (str(compute.device), str(compute.dtype), compute.threads),
+    )
+    with contextlib.ExitStack() as held:
+        checkpointer = held.enter_context(Checkpointer(name, key))
+        evaluator = HoldoutEvaluator(params, data, settings, checkpointer.folder / IMAGES)
+        evaluator.save_start(training.net)
+        section = "teacher" if name == "teacher" else "distill"
+        forward = compiled(training.net, name, f"{section}.compile") if settings.compile else None
+        job = Job(name, training.net, crops, settings, compute, training.distillation, evaluator, forward)
+        curve = train(job, checkpointer)
+        held.pop_all()  # the caller releases the lock after writing the outputs
+    return curve, checkpointer
+
+
+def initial_net(arch: str, classes: int, settings: TrainingParams, seed: int, params_path: str) -> nn.Module:
+    """Return a network before its first step: random weights from `seed`, then ImageNet's backbone or a weights file.
+
+    `params_path` is the path that a message about `init` names.
+    """
+    torch.manual_seed(int(generator(seed, "initial weights").integers(2**63)))
+    net = build(arch, classes, settings.output_stride)
+    if settings.init == "imagenet":
+        load_state(net.backbone, imagenet_backbone_state(arch), source="torchvision's ImageNet weights")
+    elif settings.init != "random":
+        state = read_weights(settings.init, params_path)
+        load_state(net, state, source=settings.init)
+        check_values(state, source=settings.init)
+    return net
+
+
+def init_fingerprint(init: str) -> str:
+    """Return what a network starts from, for the key of a checkpoint: a file by its content, which may be replaced."""
+    return init if init in ("random", "imagenet") else file_sha256(init)
+
+
+def warn_if_unseen(params_path: str, file: str, folder: Path) -> None:
+    """Warn when `file`, named by a params path, is outside the `folder` that the running stage depends on."""
+    if not Path(os.path.abspath(file)).is_relative_to(os.path.abspath(folder)):  # noqa: PTH100 - DVC follows links
+        remedy = f"put it into {folder}/, or force the stage (dvc repro -f -s) when it has changed"
+        logger.warning("%s: DVC does not see changes to %s; %s", params_path, file, remedy)
+
+
+def compiled(net: nn.Module, name: str, params_path: str) -> Callable[[Tensor], Tensor]:
+    """Return `net` as a function that torch's compiler makes at its first call: the same up to rounding, with dropout.
+
+    It shares the weights of `net`, which itself stays as it is. torch keeps what it compiled for later processes.
+
+    Raises:
+        UserError: (the function) torch cannot compile here.
+    """
+    fast = torch.compile(net, dynamic=False, options={"fallback_random": True})
+    is_first_call = True
+
+    def forward(images_BCHW: Tensor) -> Tensor:
+        nonlocal is_first_call
+        if is_first_call:
+            logger.info("%s: torch compiles the network, for a minute or two where it has not done so before", name)
+            is_first_call = False
+        try:
+            return fast(images_BCHW)
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            cause = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{params_path}: found true; torch cannot compile here ({cause}); allowed is false, "
+                "or true where a C++ compiler (CPU) or Triton (CUDA) is installed"
+            ) from None
+
+    return forward
