@@ -26,11 +26,10 @@ from segdistill.data.prepared import Split, open_split
 from segdistill.data.sampling import BatchSampler, view_origins
 from segdistill.data.teacher_cache import quantised
 from segdistill.data.transforms import crop
-from segdistill.nets.device import Compute
+from segdistill.nets.device import Compute, TorchPredictor
 from segdistill.nets.registry import build
 from segdistill.nets.weights import load_net
 from segdistill.prepare.cityscapes import CLASSES
-from segdistill.scoring.evaluate import TorchPredictor
 from segdistill.teacher_logits.build import logits_on_grid
 from segdistill.training.batches import CropLoader
 from segdistill.training.checkpoint import Checkpointer

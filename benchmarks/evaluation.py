@@ -20,10 +20,10 @@ from torch import nn
 from segdistill.data.prepared import Split
 from segdistill.data.transforms import normalize
 from segdistill.formats.header import MEAN, STD
-from segdistill.nets.device import Compute
+from segdistill.nets.device import Compute, TorchPredictor
 from segdistill.nets.registry import build
 from segdistill.prepare.cityscapes import CLASSES, IGNORE
-from segdistill.scoring.evaluate import TorchPredictor, evaluate
+from segdistill.scoring.evaluate import evaluate
 from segdistill.scoring.record import ClassMapArchive, write_archive
 
 NET = "deeplabv3plus_mobilenet"

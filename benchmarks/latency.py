@@ -25,13 +25,12 @@ from usual_loop import AsPublished
 
 from segdistill.core.provenance import package_versions
 from segdistill.data.transforms import normalize
-from segdistill.formats.header import MEAN, STD
 from segdistill.export.onnx_file import OnnxPredictor, write_float32, write_int8
+from segdistill.formats.header import MEAN, STD, Header
 from segdistill.latency.timing import interleaved_ms
 from segdistill.nets.device import resolve_device
 from segdistill.nets.registry import build
 from segdistill.nets.resize import upsample
-from segdistill.nets.weights import net_facts
 from segdistill.prepare.cityscapes import CLASSES
 
 STUDENT, LIGHT = "deeplabv3plus_mobilenet", "deeplabv3_mobilenet_lite"
@@ -109,7 +108,7 @@ def mixed_blocks(classes_NHW: np.ndarray) -> float:
 
 def _calls(net: nn.Module, arch: str, frames: np.ndarray, folder: Path, threads: int) -> tuple[dict[str, Call], dict]:
     """Every engine of one network by its name, and its ONNX files by precision."""
-    facts = net_facts(arch, CLASSES, 16)
+    facts = Header.of_net(arch, CLASSES, 16)
     files = {"float32": folder / "float32.onnx", "int8": folder / "int8.onnx"}
     write_float32(files["float32"], net, facts, OPSET, frames.shape[1:3])
     write_int8(files["int8"], net, facts, OPSET, frames)

@@ -26,9 +26,8 @@ from segdistill.core.errors import exit_on_user_error
 from segdistill.core.provenance import processor
 from segdistill.data.sampling import view_origins
 from segdistill.data.teacher_cache import LogitsWriter, stored_shape
-from segdistill.nets.device import resolve_device
+from segdistill.nets.device import TorchPredictor, resolve_device
 from segdistill.prepare.cityscapes import CLASSES
-from segdistill.scoring.evaluate import TorchPredictor
 from segdistill.teacher_logits.build import logits_on_grid
 
 PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"

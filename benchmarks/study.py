@@ -15,10 +15,12 @@ from segdistill.data.prepared import PREPARED, Split
 from segdistill.data.sampling import BatchSampler, view_origins
 from segdistill.data.teacher_cache import Teaching, geometry, origins_of
 from segdistill.data.transforms import normalize
+from segdistill.formats.header import Header
+from segdistill.nets.device import TorchPredictor
 from segdistill.nets.registry import build
-from segdistill.nets.weights import load_net, net_facts, save_net
+from segdistill.nets.weights import load_net, save_net
 from segdistill.params.model import Params, RunSettings
-from segdistill.scoring.evaluate import TorchPredictor, evaluate
+from segdistill.scoring.evaluate import evaluate
 from segdistill.scoring.label_losses import kl
 from segdistill.scoring.record import ClassMapArchive
 from segdistill.teacher_logits.build import build_cache
@@ -63,7 +65,7 @@ class Study:
 
     def __init__(self, params: Params, alpha: float, every: int, caches: Path) -> None:
         self.params, self.alpha, self.caches = params, alpha, caches
-        self.data, self.compute = Data(PREPARED), device_of(params)
+        self.data, self.compute = Data(PREPARED), device_of(params.compute)
         train = self.data.train
         self.teacher = self.compute.place(load_net(TEACHER / "teacher.safetensors")[0]).eval()
         self.data.train = Split(train.images[::every], train.labels[::every], train.names[::every])
@@ -99,7 +101,7 @@ class Study:
             net = initial_net(settings.student, classes, settings.output_stride, "random", self.params.seed, "start")
             job = {"lr": settings.lr, "seed": self.params.seed, "params": self.params, "data": self.data}
             train_net("distill/start", net, settings, self.facts(arm), start="random", **job)
-            save_net(weights, net, net_facts(settings.student, classes, settings.output_stride))
+            save_net(weights, net, Header.of_net(settings.student, classes, settings.output_stride))
         return weights
 
     def live_over_cached(self, rounds: int = 15, stretch_steps: int = 3) -> float:

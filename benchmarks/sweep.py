@@ -22,7 +22,7 @@ from rows import Row, ratio_row, seconds_in_turn
 from streets import ON_CPU, QUICK, STRIDE, streets_on_disk
 
 from segdistill.data.sampling import BatchSampler
-from segdistill.scoring.evaluate import TorchPredictor
+from segdistill.nets.device import TorchPredictor
 from segdistill.teacher_logits.build import logits_on_grid
 
 RUNS, STEPS, VIEWS, MOST = 8, 500, 8, 1.10

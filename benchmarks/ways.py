@@ -34,7 +34,7 @@ from streets import ON_CPU, QUICK, Sizes, streets_on_disk
 from torch import Tensor, nn
 from usual_loop import AsPublished
 
-from segdistill.nets.device import resolve_device, keep_freed_memory
+from segdistill.nets.device import keep_freed_memory, resolve_device
 from segdistill.nets.registry import build
 from segdistill.prepare.cityscapes import CLASSES
 from segdistill.training.loop import Job, sgd, update

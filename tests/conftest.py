@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from segdistill.nets import device as freed_memory
-
-sys.path.insert(0, str(Path(__file__).parent))
-from png_decoders import DECODERS, decoding_with  # noqa: E402 - which lies beside this file
+from support.png_decoders import DECODERS, decoding_with
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +47,6 @@ def decoder(request):
 @pytest.fixture(scope="session")
 def small_models(tmp_path_factory):
     """The files of one small random net, for tests that only read them."""
-    from model_files import ModelFiles
+    from support.model_files import ModelFiles
 
     return ModelFiles(tmp_path_factory.mktemp("models"))

@@ -1,2 +1,1 @@
 """segdistill: one heavy segmentation teacher, many light students, and which of them to ship."""
-__version__ = "0.1.0"

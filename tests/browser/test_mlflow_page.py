@@ -10,10 +10,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from fake_metrics import sweep_params, write_metrics
-from scripts_as_modules import load_script
 from segdistill.core.files import write_text
 from segdistill.tracking import track
+from support.fake_metrics import sweep_params, write_metrics
+from support.scripts_as_modules import load_script
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]

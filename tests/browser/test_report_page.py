@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fake_metrics import sweep_params, write_metrics
 from segdistill.report import write_report
 from segdistill.results.summary import summarise
+from support.fake_metrics import sweep_params, write_metrics
 
 pytestmark = pytest.mark.slow
 OFFLINE = ("file:", "data:", "blob:")

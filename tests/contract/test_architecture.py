@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scripts_as_modules import load_script
 from segdistill.params.model import Params
+from support.scripts_as_modules import load_script
 
 ROOT = Path(__file__).parents[2]
 

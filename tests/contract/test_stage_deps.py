@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scripts_as_modules import load_script
+from support.scripts_as_modules import load_script
 
 ROOT = Path(__file__).parents[2]
 stage_deps = load_script(ROOT / "tools" / "stage_deps.py")

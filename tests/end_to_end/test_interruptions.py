@@ -11,7 +11,7 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from checkout import Checkout
+from support.checkout import Checkout
 
 pytestmark = pytest.mark.slow
 STAGE = "distill@vanilla"

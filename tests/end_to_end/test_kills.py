@@ -15,7 +15,7 @@ from segdistill.core.provenance import file_sha256
 from segdistill.nets.weights import load_net
 from segdistill.student.run import distill, finetune
 from segdistill.teacher.check import check_teacher
-from tiny_city import build_city, tinier_params
+from support.tiny_city import build_city, tinier_params
 
 pytestmark = pytest.mark.slow
 KILLS = 7  # of each phase

@@ -15,7 +15,7 @@ from segdistill.prepare.cityscapes import CLASSES
 from segdistill.prepare.run import prepare
 from segdistill.prepare.synthetic.render import write_city
 from segdistill.scoring.evaluate import evaluate
-from tiny_city import tinier_params
+from support.tiny_city import tinier_params
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 official = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")

@@ -10,21 +10,22 @@ import pytest
 import torch
 from PIL import Image
 
-from folder_on_disk import describe, pixels, write_image
-from onnx_models import weights, write_model
 from segdistill.core.files import read_json
 from segdistill.export.onnx_file import OnnxPredictor, read_metadata
 from segdistill.export.run import export_run
+from segdistill.formats.header import Header
 from segdistill.latency.run import benchmark
 from segdistill.nets.registry import build
-from segdistill.nets.weights import net_facts, read_facts, save_net
+from segdistill.nets.weights import save_net
 from segdistill.params.model import Params
 from segdistill.report import write_report
 from segdistill.report.terminal import markdown
 from segdistill.results.summary import summarise, write_summary
 from segdistill.student.run import distill, finetune
 from segdistill.tracking.rows import rows_on_disk
-from tiny_city import ARCH, build_city, tinier_params
+from support.folder_on_disk import describe, pixels, write_image
+from support.onnx_models import weights, write_model
+from support.tiny_city import ARCH, build_city, tinier_params
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 TABLE = {
@@ -57,7 +58,7 @@ def done(tmp_path_factory):
         write_image(folder / "my-data" / "shots" / f"{name}.jpg", image, quality=95)
         write_image(folder / "my-data" / "masks" / f"{name}.png", label_ids)
     torch.manual_seed(0)
-    save_net(folder / "own.safetensors", build(ARCH, 3, 16), net_facts(ARCH, 3, 16))
+    save_net(folder / "own.safetensors", build(ARCH, 3, 16), Header.of_net(ARCH, 3, 16))
     write_model(folder / "foreign.onnx", weights(3), (1, 3, 32, 32))
     params = own_params()
     with pytest.MonkeyPatch.context() as patch:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from checkout import RUNNING, Checkout
+from support.checkout import RUNNING, Checkout
 
 pytestmark = pytest.mark.slow
 QUEUE_S = 600

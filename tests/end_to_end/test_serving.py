@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from fake_metrics import sweep_params, write_metrics
-from scripts_as_modules import load_script
 from segdistill.export.onnx_file import OnnxPredictor, write_float32
+from segdistill.formats.header import Header
 from segdistill.nets.registry import build
-from segdistill.nets.weights import net_facts
 from segdistill.tracking import track
+from support.fake_metrics import sweep_params, write_metrics
+from support.scripts_as_modules import load_script
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +44,7 @@ def test_the_champion_answers_a_picture_sent_as_json(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")  # it calls uvicorn
     write_metrics(Path("metrics"))
     torch.manual_seed(0)
-    write_float32(CHAMPION, build(ARCH, 19), net_facts(ARCH, 19, 16) | {"weights_sha256": "0"}, 18, (32, 64))
+    write_float32(CHAMPION, build(ARCH, 19), Header.of_net(ARCH, 19, 16) | {"weights_sha256": "0"}, 18, (32, 64))
     assert track(sweep_params(), Path("metrics"))
     port = screenshots.free_port()
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/segdistill-student@champion"]

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from city_on_disk import write_city
-from finished_project import (
+from support.city_on_disk import write_city
+from support.finished_project import (
     CONTROL,
     FINISHING,
     PASSWORD,

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from city_on_disk import write_city
-from finished_project import Project
 from segdistill.core.provenance import file_sha256
 from segdistill.nets.registry import build
 from segdistill.scoring.record import write_archive
-from tiny_city import ARCH
+from support.city_on_disk import write_city
+from support.finished_project import Project
+from support.tiny_city import ARCH
 
 CACHE = "data/teacher_logits/views"
 TEACHER = "models/teacher/teacher.safetensors"

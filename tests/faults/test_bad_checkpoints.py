@@ -14,10 +14,11 @@ import torch
 from onnx import TensorProto, helper, save
 from safetensors.torch import load_file, save_file
 
-from finished_project import Project
+from segdistill.formats.header import Header
 from segdistill.nets.registry import build_uninitialized
-from segdistill.nets.weights import net_facts, save_net
-from tiny_city import ARCH
+from segdistill.nets.weights import save_net
+from support.finished_project import Project
+from support.tiny_city import ARCH
 
 CLASSES = 19
 State = dict[str, torch.Tensor]
@@ -120,7 +121,7 @@ def test_a_start_that_does_not_fit_is_refused(project, refused, state):
 
 def replaced_by_5_classes(project: Project, name: str) -> None:
     project.path(name).unlink()
-    save_net(project.path(name), build_uninitialized(ARCH, 5), net_facts(ARCH, 5, 16))
+    save_net(project.path(name), build_uninitialized(ARCH, 5), Header.of_net(ARCH, 5, 16))
 
 
 def with_stranger_weights(project: Project, name: str) -> None:

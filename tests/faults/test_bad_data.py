@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from city_on_disk import random_frame, write_frame
-from finished_project import IMAGE, LABEL, SIZE_PX, TRAIN, VAL, Project
+from support.city_on_disk import random_frame, write_frame
+from support.finished_project import IMAGE, LABEL, SIZE_PX, TRAIN, VAL, Project
 
 STEM = TRAIN[1]
 PHOTOGRAPH, LABEL_IDS = random_frame(9, SIZE_PX)

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from city_on_disk import random_frame, write_frame, zip_city
-from finished_project import IMAGE, LABEL, Project
-from hostile_files import GREYSCALE, RGB, RunsCode, chunk, png_of, zeros_compressed
 from segdistill.nets.registry import build_uninitialized
 from segdistill.prepare import cityscapes
 from segdistill.prepare.file_tree import MAX_RATIO
-from tiny_city import ARCH
+from support.city_on_disk import random_frame, write_frame, zip_city
+from support.finished_project import IMAGE, LABEL, Project
+from support.hostile_files import GREYSCALE, RGB, RunsCode, chunk, png_of, zeros_compressed
+from support.tiny_city import ARCH
 
 MIB = 2**20
 MEMBER = LABEL.removeprefix("raw/")

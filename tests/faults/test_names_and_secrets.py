@@ -17,9 +17,6 @@ import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
-from fake_metrics import sweep_params, write_metrics
-from finished_project import PASSWORD
-from folder_on_disk import describe, settings, write_frames
 from segdistill import cli
 from segdistill.data.prepared import open_split
 from segdistill.prepare.run import prepare
@@ -28,7 +25,10 @@ from segdistill.report.terminal import markdown, print_summary
 from segdistill.results.summary import of_rows, summarise
 from segdistill.tracking.rows import row_of
 from segdistill.tracking.store import cause, check_reachable, find_store
-from stage_calls import ROOT
+from support.fake_metrics import sweep_params, write_metrics
+from support.finished_project import PASSWORD
+from support.folder_on_disk import describe, settings, write_frames
+from support.stage_calls import ROOT
 
 EVIL = "<script>alert(1)</script>"
 CALLS = (

@@ -14,8 +14,8 @@ import pytest
 
 from segdistill.params.model import Params
 from segdistill.student.run import distill, finetune
-from stage_calls import Done, call_stage
-from tiny_city import build_city, save_params, tinier_params
+from support.stage_calls import Done, call_stage
+from support.tiny_city import build_city, save_params, tinier_params
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 RUN, CONTROL = "a03-lr01", "vanilla"

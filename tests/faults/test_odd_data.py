@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from city_on_disk import image_path, label_path, zip_city
-from finished_project import IMAGE, LABEL, VAL, Project
 from segdistill.core.files import read_json
 from segdistill.prepare import cityscapes
+from support.city_on_disk import image_path, label_path, zip_city
+from support.finished_project import IMAGE, LABEL, VAL, Project
 
 IMAGE_ZIP, LABEL_ZIP = f"zips/{cityscapes.IMAGE_ZIP}", f"zips/{cityscapes.LABEL_ZIP}"
 MEMBER = IMAGE.removeprefix("raw/")

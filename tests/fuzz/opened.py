@@ -13,15 +13,15 @@ from unittest.mock import patch
 import numpy as np
 import seeds as valid
 import torch
+from segdistill.predict.classes import class_table
 
 from segdistill.core.errors import UserError
 from segdistill.data.arrays import open_array
 from segdistill.data.sampling import BatchSampler
 from segdistill.data.teacher_cache import Teaching, origins_of
 from segdistill.export.onnx_file import read_metadata
-from segdistill.nets.weights import load_net, load_state, read_facts, read_state, read_torch_checkpoint
+from segdistill.nets.weights import load_net, load_state, read_state, read_torch_checkpoint
 from segdistill.params.read import load_params
-from segdistill.predict.classes import class_table
 from segdistill.prepare import images as png_file
 from segdistill.prepare.cityscapes import CityscapesFrames
 from segdistill.prepare.file_tree import ZipTree

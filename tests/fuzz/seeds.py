@@ -16,11 +16,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from segdistill.formats.classes import ClassTable
 from segdistill.data.prepared import Split
 from segdistill.data.teacher_cache import VAL_CLASSES, LogitsWriter, geometry, stored_shape
+from segdistill.formats.classes import ClassTable
+from segdistill.formats.header import Header
 from segdistill.nets.registry import build_uninitialized
-from segdistill.nets.weights import net_facts, save_net
+from segdistill.nets.weights import save_net
 from segdistill.scoring.record import write_archive
 
 PROFILES = Path(__file__).resolve().parents[2] / "profiles"
@@ -102,7 +103,7 @@ class Tiny(nn.Module):
 
 def safetensors() -> list[bytes]:
     with tempfile.TemporaryDirectory() as folder:
-        save_net(Path(folder) / "a.safetensors", Tiny(), net_facts("deeplabv3_mobilenet_lite", TABLE, 16))
+        save_net(Path(folder) / "a.safetensors", Tiny(), Header.of_net("deeplabv3_mobilenet_lite", TABLE, 16))
         return [(Path(folder) / "a.safetensors").read_bytes()]
 
 
@@ -110,7 +111,7 @@ def safetensors() -> list[bytes]:
 def _net_header() -> bytes:
     arch = "deeplabv3_mobilenet_lite"
     with tempfile.TemporaryDirectory() as folder:
-        save_net(Path(folder) / "a.safetensors", build_uninitialized(arch, CLASSES), net_facts(arch, TABLE, 16))
+        save_net(Path(folder) / "a.safetensors", build_uninitialized(arch, CLASSES), Header.of_net(arch, TABLE, 16))
         with (Path(folder) / "a.safetensors").open("rb") as stream:
             return stream.read(struct.unpack("<Q", stream.read(8))[0])
 
@@ -182,7 +183,7 @@ def onnx_models() -> list[bytes]:
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-    facts = net_facts("deeplabv3_mobilenet_lite", TABLE, 16)
+    facts = Header.of_net("deeplabv3_mobilenet_lite", TABLE, 16)
     helper.set_model_props(model, {"segdistill": json.dumps(facts, sort_keys=True)})
     return [model.SerializeToString()]
 

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from png_decoders import DECODERS, decoding_with
 from segdistill.core.errors import UserError
 from segdistill.prepare.cityscapes import CLASSES, CODING, LABEL_ID_OF_TRAIN_ID, LABELS, TRAIN_ID_OF_LABEL_ID
 from segdistill.prepare.images import decoded_label_ids
 from segdistill.prepare.label_coding import SHOWN
 from segdistill.scoring.confusion import Confusion
 from segdistill.scoring.evaluate import classes_of
+from support.png_decoders import DECODERS, decoding_with
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 VOID = 255

@@ -10,7 +10,7 @@ import pytest
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with params and metrics of a small sweep, to be tracked from."""
-    from sweep_on_disk import enter_sweep
+    from support.sweep_on_disk import enter_sweep
 
     return enter_sweep(tmp_path, monkeypatch)
 
@@ -24,6 +24,6 @@ def files(small_models):
 @pytest.fixture
 def street(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with two pictures to predict."""
-    from predicting import make_street
+    from support.predicting import make_street
 
     return make_street(tmp_path, monkeypatch)

@@ -101,13 +101,13 @@ def _strip(choice: Choice, teacher: ValRecord, control: tuple[str, ValRecord], s
     truth = teacher.classes(index, "truth")
     states = pixel_states(truth, ours.classes(index), controls.classes(index))
     shown = [
-        _figure("image", "", "jpeg", teacher.picture(index, "image")),
-        _figure("truth", "", "png", teacher.picture(index, "truth")),
-        _figure("teacher", _percent(teacher.mean_iou.get(index)), "png", teacher.picture(index, "classes")),
+        _figure("image", "", "jpeg", teacher.image(index, "image")),
+        _figure("truth", "", "png", teacher.image(index, "truth")),
+        _figure("teacher", _percent(teacher.mean_iou.get(index)), "png", teacher.image(index, "classes")),
         _figure(
-            f"{control_run} (control)", _percent(controls.mean_iou[index]), "png", controls.picture(index, "classes")
+            f"{control_run} (control)", _percent(controls.mean_iou[index]), "png", controls.image(index, "classes")
         ),
-        _figure(run, _percent(ours.mean_iou[index]), "png", ours.picture(index, "classes")),
+        _figure(run, _percent(ours.mean_iou[index]), "png", ours.image(index, "classes")),
         _figure("where they differ", _shares(states), "png", _states_png(states)),
     ]
     gain = f"{100 * choice.gain:+.1f}".replace("-", "\N{MINUS SIGN}")

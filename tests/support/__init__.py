@@ -1,0 +1,1 @@
+"""What tests share: small cities, nets, sweeps, servers and files."""

@@ -1,0 +1,147 @@
+"""Stage scripts and the command line, called as a user calls them, each in a fork of this process.
+
+A fork has torch imported already, so that a call costs milliseconds. It runs on one core and one thread: `prepare` then
+starts no further processes, and nothing waits for a thread that a fork does not have.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import resource
+import runpy
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import torch
+
+from segdistill.cli import app
+
+ROOT = Path(__file__).resolve().parents[2]
+# What the stages import, loaded here once and not in every fork.
+for _name in ("benchmark", "export", "prepare", "report", "student", "teacher", "teacher_logits", "tracking"):
+    importlib.import_module(f"segdistill.{_name}")
+LIMIT_S = 120.0  # a fork that is not over by then hangs
+
+
+class Done(NamedTuple):
+    """How a call ended; a negative exit code is the signal that ended it."""
+
+    exit_code: int
+    out: str
+    err: str
+
+
+def call_stage(
+    folder: Path,
+    stage: str,
+    *arguments: str,
+    headroom_bytes: int | None = None,
+    first: Callable[[], object] = lambda: None,
+    **environment,
+) -> Done:
+    """Run stages/STAGE.py in `folder`, after `first` in its process.
+
+    With `headroom_bytes` it gets no more memory than that on top of ours.
+    """
+    script = str(ROOT / "stages" / f"{stage}.py")
+
+    def work() -> None:
+        first()
+        runpy.run_path(script, run_name="__main__")
+
+    return _forked(folder, work, [script, *arguments], environment, headroom_bytes)
+
+
+def call_command(folder: Path, *arguments: str, **environment) -> Done:
+    """Run `segdistill ARGUMENTS` in `folder`."""
+    return _forked(folder, app, ["segdistill", *arguments], environment, None)
+
+
+def _forked(folder: Path, work: Callable, argv: list[str], environment: dict, headroom_bytes: int | None) -> Done:
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        child = os.fork()
+        if child == 0:
+            _be_the_call(folder, work, argv, environment, headroom_bytes, (out, err))
+        exit_code = _waited_for(child)
+        for stream in (out, err):
+            stream.seek(0)
+        return Done(exit_code, *(stream.read().decode("utf-8") for stream in (out, err)))
+
+
+def _waited_for(child: int) -> int:
+    until = time.monotonic() + LIMIT_S
+    while True:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > until:
+            os.kill(child, 9)
+            os.waitpid(child, 0)
+            raise TimeoutError(f"not over after {LIMIT_S} s")
+        time.sleep(0.002)
+
+
+def _be_the_call(
+    folder: Path, work: Callable, argv: list[str], environment: dict, headroom_bytes: int | None, streams: tuple[IO, IO]
+) -> None:
+    """Become an interpreter that has just been started with `argv`, and end as one does; never returns."""
+    exit_code = 1
+    try:
+        gc.freeze()  # what was there before would be copied page by page as soon as the collector looks at it
+        _take_streams(*streams)
+        os.chdir(folder)
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+        os.environ.update(environment)
+        sys.argv = argv
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        torch.set_num_threads(1)
+        if headroom_bytes:
+            most = _address_space_bytes() + headroom_bytes
+            resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        exit_code = _exit_code_of(work)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(exit_code)
+
+
+def _take_streams(out: IO, err: IO) -> None:
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for number, descriptor in enumerate((nothing, out.fileno(), err.fileno())):
+        os.dup2(descriptor, number)
+    sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+
+
+def _exit_code_of(work: Callable) -> int:
+    """What the interpreter would exit with after `work`."""
+    try:
+        work()
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            return end.code or 0
+        print(end.code, file=sys.stderr)
+        return 1
+    except BaseException:  # noqa: BLE001 - what it does with the others too
+        sys.excepthook(*sys.exc_info())
+        return 1
+    threads = [
+        thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()
+    ]
+    for thread in threads:
+        thread.join()
+    return 0
+
+
+def _address_space_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -1,0 +1,201 @@
+"""The command line and the tools, as a user calls them."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from segdistill.cli import app
+from segdistill.core.errors import UserError
+from segdistill.nets.weights import save_net
+from segdistill.params import read as params_file
+from segdistill.prepare.synthetic.render import render_frame
+from segdistill.results.stale import changed_runs
+from segdistill.results.summary import summarise, write_summary
+from support.fake_metrics import sweep_params, write_metrics
+from support.scripts_as_modules import load_script
+
+ROOT = Path(__file__).resolve().parents[3]
+SHARED = ROOT.parent / "shared" / "data" / "camvid"
+
+
+def tool(name: str):
+    return load_script(ROOT / "tools" / f"{name}.py")
+
+
+def call(*arguments: str):
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_synthesize_writes_a_city_that_prepare_reads(tmp_path):
+    out = tmp_path / "city"
+    done = call(
+        "synthesize", str(out), "--train-frames", "2", "--val-frames", "1", "--height-px", "48", "--width-px", "64"
+    )
+    assert done.exit_code == 0, done.output
+    assert "drawing: frame 3/3" in done.stderr
+    (image,) = (out / "leftImg8bit/val").glob("*/*.png")
+    assert np.array_equal(np.asarray(Image.open(image)), render_frame(0, "val", 0, (48, 64))[0])
+
+
+def test_synthesize_overwrites_nothing(tmp_path):
+    (tmp_path / "mine.txt").write_text("kept")
+    done = call("synthesize", str(tmp_path))
+    assert done.exit_code == 1
+    assert (tmp_path / "mine.txt").read_text() == "kept"
+
+
+def test_show_prints_every_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    params = sweep_params()
+    write_metrics(tmp_path / "metrics")
+    monkeypatch.setattr(params_file, "load_params", lambda *_: params)
+    done = call("show")
+    assert done.exit_code == 0, done.output
+    assert all(run in done.output for run in params.runs)
+
+
+def test_figures_of_other_settings_are_not_passed_off_as_those_of_params(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    params, metrics = sweep_params(), write_metrics(tmp_path / "metrics")
+    write_summary(summarise(params, metrics), metrics)
+    monkeypatch.setattr(params_file, "load_params", lambda *_: params)
+    assert "warning" not in call("show").stderr
+    changed = params.runs["a03"].model_copy(update={"alpha": 0.9})
+    edited = params.model_copy(update={"runs": params.runs | {"a03": changed}})
+    monkeypatch.setattr(params_file, "load_params", lambda *_: edited)
+    for arguments in (["show"], ["show", "--markdown"], ["compare", "vanilla", "a03"]):
+        done = call(*arguments)
+        assert done.exit_code == 0, done.output
+        assert "params.yaml was changed since the figures of a03 were computed" in done.stderr
+    assert "warning" not in call("compare", "vanilla", "light").stderr
+    done = call("track")
+    assert done.exit_code == 1
+    assert "figures of a03" in done.stderr
+    assert not (tmp_path / "mlflow.db").exists(), "no row with settings that its figures are not of"
+
+
+def test_weights_tell_what_the_figures_of_an_unfinished_sweep_were_computed_with(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    params, _ = sweep_params(), write_metrics(tmp_path / "metrics")
+    for run in params.runs:
+        for name, settings in (
+            ("distilled", params.distill_settings(run)),
+            ("finetuned", params.finetune_settings(run)[0]),
+        ):
+            facts = {"params": settings.model_dump(mode="json")}
+            save_net(f"models/runs/{run}/{name}.safetensors", torch.nn.Linear(1, 1), facts)
+    metrics, runs = Path("metrics"), list(params.runs)
+    assert not (metrics / "summary.json").exists()
+    assert changed_runs(params, metrics, runs) is None
+    for change in ({"alpha": 0.9}, {"finetune": {"lr": 0.5}}):
+        changed = params.runs["a03"].model_copy(update=change)
+        edited = params.model_copy(update={"runs": params.runs | {"a03": changed}})
+        monkeypatch.setattr(params_file, "load_params", lambda *_, edited=edited: edited)
+        done = call("track")
+        assert done.exit_code == 1
+        assert "since the figures of a03 were computed" in done.stderr
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_a_port_in_use_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(params_file, "load_params", lambda *_: sweep_params())
+    (tmp_path / "mlflow.db").touch()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = call("ui", "--port", str(taken.getsockname()[1]))
+    assert done.exit_code == 1
+    assert "which is in use on 127.0.0.1" in done.stderr
+
+
+def camvid(folder: Path, classes: int = 11) -> None:
+    for split in ("train", "val"):
+        for kind in (split, f"{split}annot"):
+            (folder / kind).mkdir(parents=True)
+        labels = np.arange(classes + 1, dtype=np.uint8).reshape(1, -1).repeat(4, 0)
+        Image.fromarray(labels).save(folder / f"{split}annot" / "0016E5_00390.png")
+        Image.fromarray(np.full((*labels.shape, 3), 7, np.uint8)).save(folder / split / "0016E5_00390.png")
+
+
+def test_camvid_becomes_a_cityscapes_tree(tmp_path):
+    camvid(tmp_path / "camvid")
+    assert tool("camvid_to_cityscapes").convert(tmp_path / "camvid", tmp_path / "out") == {"train": 1, "val": 1}
+    label = tmp_path / "out/gtFine/val/cam0016e5/cam0016e5_000000_000390_gtFine_labelIds.png"
+    assert np.asarray(Image.open(label))[0].tolist() == [23, 11, 17, 7, 8, 21, 20, 13, 26, 24, 25, 0]
+
+
+def test_camvid_with_an_unknown_class_is_refused(tmp_path):
+    camvid(tmp_path / "camvid", classes=12)
+    with pytest.raises(UserError, match=r"0016E5_00390\.png: holds class 12; allowed are 0 to 11"):
+        tool("camvid_to_cityscapes").convert(tmp_path / "camvid", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real street frames are not beside this checkout")
+def test_our_camvid_names_are_those_of_the_shared_converter(tmp_path):
+    shared = SHARED.parent.parent / "tools" / "camvid_as_cityscapes.py"
+    subprocess.run([sys.executable, shared, tmp_path / "theirs", "--limit", "2"], check=True, capture_output=True)
+    source = tmp_path / "png"
+    for split in ("train", "val"):
+        for kind in (split, f"{split}annot"):
+            (source / kind).mkdir(parents=True)
+        for photograph in sorted((SHARED / split).glob("*.jpg"))[:2]:
+            Image.open(photograph).save(source / split / f"{photograph.stem}.png")
+            Image.open(photograph.with_suffix(".png")).save(source / f"{split}annot" / f"{photograph.stem}.png")
+    tool("camvid_to_cityscapes").convert(source, tmp_path / "ours")
+    names = [
+        sorted(p.relative_to(tmp_path / who) for p in (tmp_path / who).rglob("*.png")) for who in ("ours", "theirs")
+    ]
+    assert names[0] == names[1]
+    for name in names[0]:
+        ours, theirs = (np.asarray(Image.open(tmp_path / who / name)) for who in ("ours", "theirs"))
+        assert np.array_equal(ours, theirs)
+
+
+def test_the_page_of_params_is_up_to_date():
+    page = tool("params_doc")
+    assert page.PAGE.read_text(encoding="utf-8") == page.page()
+
+
+def test_files_that_the_docs_name_exist():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name} links {link}"
+
+
+def test_the_default_profile_is_what_a_clone_starts_with():
+    assert (ROOT / "params.yaml").read_text() == (ROOT / "profiles/default.yaml").read_text()
+
+
+def test_the_two_cityscapes_profiles_differ_in_the_teacher_alone():
+    one, other = (
+        params_file.load_params(ROOT / f"profiles/{name}.yaml") for name in ("cityscapes", "cityscapes-resnet50")
+    )
+    assert one.teacher.arch == "deeplabv3plus_resnet101"
+    assert other.teacher.arch == "deeplabv3plus_resnet50"
+    assert one.model_copy(update={"teacher": other.teacher}) == other
+    assert one.teacher.model_copy(update={"arch": other.teacher.arch}) == other.teacher
+
+
+def test_show_as_markdown_is_a_table_of_every_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    params = sweep_params()
+    write_metrics(tmp_path / "metrics")
+    monkeypatch.setattr(params_file, "load_params", lambda *_: params)
+    lines = call("show", "--markdown").output.splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:6]] == ["teacher", *params.runs]
+    assert len({line.count("|") for line in lines[:6]}) == 1

@@ -1,0 +1,310 @@
+"""What `prepare` stores, what it refuses, and which frames it holds out; on tiny PNGs in the official layout."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segdistill.core.errors import UserError
+from segdistill.core.files import read_json
+from segdistill.prepare import cityscapes
+from segdistill.prepare import images as png_file
+from segdistill.prepare.run import prepare as prepare_in_processes
+from segdistill.prepare.sources import Frame, names_by_group
+from support.city_on_disk import image_path, label_path, random_frame, write_city, write_frame, zip_city
+
+TRAIN = ("aachen_000000_000019", "aachen_000001_000019", "bochum_000000_000313", "bochum_000000_000885")
+VAL = ("ulm_000000_000019", "ulm_000001_000019")
+SPLITS = ("train", "holdout", "val")
+
+
+def settings(root: Path | str | None, **changed) -> SimpleNamespace:
+    return SimpleNamespace(
+        **{"source": "cityscapes", "root": str(root), "size_px": None, "holdout_fraction": 0.25} | changed
+    )
+
+
+def prepare(data: SimpleNamespace, seed: int, out: Path, workers: int = 1) -> dict:
+    return prepare_in_processes(data, seed, out, workers)  # starting processes takes longer than tiny frames do
+
+
+def stored_bytes(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "cityscapes"
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "prepared"
+
+
+def test_arrays_and_index_hold_every_frame(root, out):
+    written = write_city(root, TRAIN, VAL)
+    index = prepare(settings(root), 0, out)
+    assert index == read_json(out / "index.json")
+    assert index["size_px"] == [8, 16]
+    assert index["classes"] == list(cityscapes.CLASS_NAMES)
+    assert (index["label_ids"][0], index["colors"][0]) == (7, [128, 64, 128])  # road
+    names = {split: [frame["name"] for frame in index["splits"][split]["frames"]] for split in SPLITS}
+    assert sorted(names["train"] + names["holdout"]) == list(TRAIN)
+    assert names["val"] == list(VAL)
+    assert len(names["holdout"]) == 1
+    for split in SPLITS:
+        images, labels = np.load(out / split / "images.npy"), np.load(out / split / "labels.npy")
+        assert images.dtype == labels.dtype == np.uint8
+        folder = "val" if split == "val" else "train"
+        for row, frame in enumerate(index["splits"][split]["frames"]):
+            image, label_ids = written[frame["name"]]
+            np.testing.assert_array_equal(images[row], image)
+            np.testing.assert_array_equal(labels[row], cityscapes.TRAIN_ID_OF_LABEL_ID[label_ids])
+            paths = image_path(root, folder, frame["name"]), label_path(root, folder, frame["name"])
+            assert frame["checksum"] == hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+            assert frame["name"].startswith(f"{frame['city']}_{frame['sequence']}_")
+
+
+@pytest.mark.parametrize("archived", ["both", "labels only"])
+def test_zips_give_the_same_bytes_as_the_folder(root, out, tmp_path, archived):
+    write_city(root, TRAIN, VAL)
+    zip_city(root, tmp_path / "zips")
+    if archived == "labels only":
+        (tmp_path / "zips" / cityscapes.IMAGE_ZIP).unlink()
+        (tmp_path / "zips" / "leftImg8bit").symlink_to(root / "leftImg8bit")
+    prepare(settings(root), 0, out)
+    prepare(settings(tmp_path / "zips"), 0, tmp_path / "from_zips")
+    assert stored_bytes(out) == stored_bytes(tmp_path / "from_zips")
+
+
+def test_bytes_do_not_depend_on_workers(root, out, tmp_path):
+    write_city(root, tuple(f"aachen_{sequence:06d}_000019" for sequence in range(11)), VAL)
+    zip_city(root, tmp_path / "zips")
+    prepare(settings(root), 0, out)
+    prepare(settings(tmp_path / "zips"), 0, tmp_path / "by_two", workers=2)
+    assert stored_bytes(out) == stored_bytes(tmp_path / "by_two")
+
+
+def test_resizing_is_pillows(root, out):
+    written = write_city(root, TRAIN, VAL, (32, 64))
+    write_frame(root, "val", "ulm_000001_000019", *random_frame(7, (20, 20)))  # of another size, which is fine here
+    index = prepare(settings(root, size_px=(10, 24)), 0, out)
+    assert index["size_px"] == [10, 24]
+    image, label_ids = written[VAL[0]]
+    image = Image.fromarray(image).resize((24, 10), Image.Resampling.BILINEAR)
+    label_ids = Image.fromarray(label_ids).resize((24, 10), Image.Resampling.NEAREST)
+    np.testing.assert_array_equal(np.load(out / "val" / "images.npy")[0], np.asarray(image))
+    train_ids = cityscapes.TRAIN_ID_OF_LABEL_ID[np.asarray(label_ids)]
+    np.testing.assert_array_equal(np.load(out / "val" / "labels.npy")[0], train_ids)
+
+
+def test_class_frequencies_are_of_valid_pixels(root, out):
+    write_city(root, TRAIN, VAL)
+    road, car, unlabeled = 7, 26, 0
+    for stem, row in zip(VAL, ([road, road, road, unlabeled], [car, unlabeled, unlabeled, unlabeled]), strict=True):
+        write_frame(root, "val", stem, random_frame(0)[0], np.tile(np.array(row, np.uint8), (8, 4)))
+    frequency = prepare(settings(root), 0, out)["splits"]["val"]["class_frequency"]
+    assert frequency == [0.75 if name == "road" else 0.25 if name == "car" else 0.0 for name in cityscapes.CLASS_NAMES]
+
+
+def test_palette_labels_linked_folders_and_other_files_are_fine(root, out, tmp_path):
+    written = write_city(tmp_path / "elsewhere", TRAIN, VAL)
+    root.mkdir()
+    for top in ("leftImg8bit", "gtFine"):
+        (root / top / "train").mkdir(parents=True)
+        for city in ("aachen", "bochum"):
+            (root / top / "train" / city).symlink_to(tmp_path / "elsewhere" / top / "train" / city)
+        (root / top / "val").symlink_to(tmp_path / "elsewhere" / top / "val")
+        (root / top / "test" / "berlin").mkdir(parents=True)
+        (root / top / "test" / "berlin" / "no_official_name.png").touch()
+        (root / top / "val" / "ulm" / "._hidden.png").touch()
+    label_path(root, "val", VAL[0]).with_name(f"{VAL[0]}_gtFine_color.png").touch()
+    palette = Image.fromarray(written[VAL[0]][1])
+    palette.putpalette([value for color in cityscapes.PALETTE.tolist() for value in color])
+    palette.save(label_path(root, "val", VAL[0]))
+    prepare(settings(root), 0, out)
+    train_ids = cityscapes.TRAIN_ID_OF_LABEL_ID[written[VAL[0]][1]]
+    np.testing.assert_array_equal(np.load(out / "val" / "labels.npy")[0], train_ids)
+
+
+def test_fingerprint_changes_with_any_frame_and_with_the_split(root, out, tmp_path):
+    write_city(root, TRAIN, VAL)
+    fingerprints = [prepare(settings(root), 0, out)["fingerprint"]]
+    assert prepare(settings(root), 0, out)["fingerprint"] == fingerprints[0]
+    fingerprints.append(prepare(settings(root, size_px=(4, 8)), 0, out)["fingerprint"])
+    fingerprints.append(prepare(settings(root, holdout_fraction=0.5), 0, out)["fingerprint"])
+    write_frame(root, "train", "aachen_000002_000019", *random_frame(50))
+    fingerprints.append(prepare(settings(root), 0, out)["fingerprint"])
+    write_frame(root, "train", "aachen_000002_000019", *random_frame(51))
+    fingerprints.append(prepare(settings(root), 0, out)["fingerprint"])
+    assert len(set(fingerprints)) == len(fingerprints)
+
+
+def test_all_faults_are_told_together_and_nothing_is_left(root, out):
+    write_city(root, TRAIN, VAL)
+    before = stored_bytes(prepare(settings(root), 0, out) and out)
+    image, label_ids = random_frame(9)
+    faults = {}
+
+    def broken(sequence: int, said: str, write: bool = True) -> str:
+        stem = f"jena_{sequence:06d}_000019"
+        if write:
+            write_frame(root, "train", stem, image, label_ids)
+        faults[stem] = said
+        return stem
+
+    label_path(root, "train", broken(0, "image without a label")).unlink()
+    image_path(root, "train", broken(1, "label without an image")).unlink()
+    path = image_path(root, "train", broken(2, "truncated"))
+    path.write_bytes(path.read_bytes()[:-200])
+    image_path(root, "train", broken(3, "no readable PNG (5 bytes)")).write_bytes(b"hello")
+    write_frame(root, "train", broken(4, "size [8, 15], but its image has [8, 16]"), image, label_ids[:, :15])
+    write_frame(root, "train", broken(5, "size [6, 16], but the first frame has [8, 16]"), image[:6], label_ids[:6])
+    write_frame(root, "train", broken(6, "label ids 34, 255 are not in the table"), image, label_ids + 1)
+    odd = label_ids.copy()
+    odd[0, :2] = 34, 255
+    write_frame(root, "train", "jena_000006_000019", image, odd)
+    for sequence, mode in enumerate(("L", "P", "RGBA"), 7):
+        stem = broken(sequence, f"mode {mode}, 8 bit; a photograph has to be RGB, 8 bit")
+        Image.fromarray(image).convert(mode).save(image_path(root, "train", stem))
+    stem = broken(10, "mode I;16, 16 bit; labels have to be 8-bit")
+    Image.fromarray(label_ids.astype(np.uint16)).save(label_path(root, "train", stem))
+    stem = broken(11, "mode RGB, 8 bit; labels have to be 8-bit")
+    Image.fromarray(image).save(label_path(root, "train", stem))
+    image_path(root, "train", broken(12, "a PNG here is named")).rename(
+        root / "leftImg8bit" / "train" / "jena" / "jena_000012_000019.png"
+    )
+    faults["JENA_1_1_leftImg8bit"] = "does not follow <city>_<sequence>_<frame>"
+    Image.fromarray(image).save(root / "leftImg8bit" / "train" / "jena" / "JENA_1_1_leftImg8bit.png")
+    faults["ulm_000009_000019_gtFine"] = "another city, 'jena'"
+    Image.fromarray(label_ids).save(root / "gtFine" / "train" / "jena" / "ulm_000009_000019_gtFine_labelIds.png")
+
+    with pytest.raises(UserError) as error:
+        prepare(settings(root), 0, out, workers=2)
+    lines = str(error.value).splitlines()
+    for stem, said in faults.items():
+        assert any(str(root) in line and stem in line and said in line for line in lines), f"{stem}: {said}\n{lines}"
+    assert len(lines) == len(faults) + 2, lines  # a heading, and the label whose image was misnamed
+    assert stored_bytes(out) == before
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_faults_of_zips_name_archive_and_member(root, out, tmp_path):
+    write_city(root, TRAIN, VAL)
+    image_path(root, "train", TRAIN[0]).write_bytes(b"hello")
+    zip_city(root, tmp_path / "zips")
+    path = tmp_path / "zips" / cityscapes.IMAGE_ZIP
+    with pytest.raises(
+        UserError, match=f"{path}: leftImg8bit/train/aachen/{TRAIN[0]}_leftImg8bit.png: no readable PNG"
+    ):
+        prepare(settings(tmp_path / "zips"), 0, out)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("../outside.png", b"")
+        archive.writestr("/tmp/outside.png", b"")
+    (tmp_path / "zips" / cityscapes.LABEL_ZIP).write_bytes(b"no zip")
+    with pytest.raises(UserError) as error:
+        prepare(settings(tmp_path / "zips"), 0, out)
+    for said in (f"{path}: ../outside.png", f"{path}: /tmp/outside.png", f"{cityscapes.LABEL_ZIP}: no readable zip"):
+        assert said in str(error.value)
+    assert not out.parent.exists() or not list(out.parent.iterdir())
+
+
+def test_absurd_sizes_are_refused(root, out, monkeypatch):
+    write_city(root, TRAIN, VAL)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # frames have 128
+    with pytest.raises(UserError, match=r"(?s)aachen.*exceeds limit of 100 pixels.*ulm"):
+        prepare(settings(root), 0, out)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    monkeypatch.setattr(png_file, "MAX_FILE_BYTES", 50)
+    with pytest.raises(UserError, match="larger than the 50 bytes"):
+        prepare(settings(root), 0, out)
+
+
+def test_what_is_no_data_set_names_data_root(root, out):
+    for given, said in ((root, "does not exist"), ("", "is not set")):
+        with pytest.raises(UserError, match=rf"data\.root: .*{said}; allowed: .*gtFine_trainvaltest\.zip"):
+            prepare(settings(given), 0, out)
+    (root / "gtFine").mkdir(parents=True)
+    (root / "notes.txt").touch()
+    with pytest.raises(UserError, match=r"data\.root: .*holds gtFine/, notes\.txt; allowed"):
+        prepare(settings(root), 0, out)
+    with pytest.raises(UserError, match=r"data\.source: 'kitti'; allowed: synthetic, cityscapes, folder"):
+        prepare(settings(root, source="kitti"), 0, out)
+
+
+def test_empty_splits_and_a_single_train_frame(root, out):
+    write_city(root, TRAIN[:1], ())
+    with pytest.raises(UserError, match=r"(?s)the val split has no frames.*data\.holdout_fraction: 0\.25 of 1 train"):
+        prepare(settings(root), 0, out)
+    (root / "leftImg8bit" / "train").rename(root / "leftImg8bit" / "val")
+    (root / "gtFine" / "train").rename(root / "gtFine" / "val")
+    with pytest.raises(UserError, match="the train split has no frames"):
+        prepare(settings(root), 0, out)
+
+
+def test_a_split_without_any_class_is_a_fault(root, out):
+    write_city(root, TRAIN, VAL)
+    for stem in VAL:
+        write_frame(root, "val", stem, random_frame(0)[0], np.zeros((8, 16), np.uint8))
+    with pytest.raises(UserError, match="the val split: every pixel of its 2 frames is ignored"):
+        prepare(settings(root), 0, out)
+
+
+def train_frames(sequence_lengths: dict[tuple[str, str], int]) -> list[Frame]:
+    stems = (f"{city}_{run}_{i:06d}" for (city, run), length in sequence_lengths.items() for i in range(length))
+    return [Frame("train", *stem.split("_")[:2], stem, index) for index, stem in enumerate(sorted(stems))]
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.05, 0.1, 0.33, 0.5, 0.97, 1.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_holdout_takes_whole_sequences_and_one_stretch(fraction, seed):
+    lengths = {(city, f"{run:06d}"): 3 * run + 2 for city in ("aachen", "bochum", "jena") for run in range(5)}
+    frames = train_frames(lengths)
+    held_out = names_by_group(frames, fraction, seed)
+    assert len(held_out) == min(max(round(fraction * len(frames)), 1), len(frames) - 1)
+    assert held_out == names_by_group(frames[::-1], fraction, seed)
+    partly = 0
+    for group in lengths:
+        flags = [frame.name in held_out for frame in frames if (frame.city, frame.sequence) == group]
+        assert flags == sorted(flags)  # what is held out of a sequence is its end
+        partly += any(flags) and not all(flags)
+    assert partly <= 1
+
+
+def test_holdout_follows_the_seed_and_leaves_one_frame():
+    frames = train_frames({(f"city{number}", "000000"): 1 for number in range(40)})
+    assert len({frozenset(names_by_group(frames, 0.1, seed)) for seed in range(10)}) > 5
+    assert names_by_group(frames[:2], 1.0, 0) < {frame.name for frame in frames[:2]}
+    assert names_by_group(frames[:1], 0.5, 0) == names_by_group([], 0.5, 0) == set()
+
+
+def test_synthetic_city(out, tmp_path, monkeypatch):
+    city = ModuleType("segdistill.prepare.synthetic.render")
+    city.frame_name = lambda split, index: ("synthetic", f"synthetic_{index // 3:06d}_{index:06d}")
+    city.render_frame = lambda seed, split, index, size_px: random_frame(seed + index + 100 * (split == "val"), size_px)
+    monkeypatch.setitem(sys.modules, "segdistill.prepare.synthetic.render", city)
+    monkeypatch.setattr("segdistill.prepare.synthetic.render", city, raising=False)
+    counts = SimpleNamespace(train_frames=5, val_frames=2)
+    index = prepare(settings("", source="synthetic", size_px=(16, 24), synthetic=counts), 3, out)
+    image, label_ids = random_frame(3 + 101, (16, 24))
+    np.testing.assert_array_equal(np.load(out / "val" / "images.npy")[1], image)
+    np.testing.assert_array_equal(np.load(out / "val" / "labels.npy")[1], cityscapes.TRAIN_ID_OF_LABEL_ID[label_ids])
+    checksum = hashlib.sha256(image.tobytes() + label_ids.tobytes()).hexdigest()
+    assert index["splits"]["val"]["frames"][1]["checksum"] == checksum
+    with pytest.raises(UserError, match=r"data\.size_px"):
+        prepare(settings("", source="synthetic", synthetic=counts), 3, out)
+
+
+def test_starting_it_loads_nothing_heavy():
+    heavy = ("torch", "torchvision", "mlflow", "pydantic", "onnx", "rich", "dvc", "plotly")
+    code = f"import segdistill.prepare, sys; sys.exit(' '.join(name for name in {heavy} if name in sys.modules) or 0)"
+    subprocess.run([sys.executable, "-c", code], check=True)

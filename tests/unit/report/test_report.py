@@ -1,0 +1,230 @@
+"""The report: self-contained, escaped, and whole also where figures, curves or pictures are missing."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+from plotly.offline import get_plotlyjs
+
+from segdistill.core.files import write_text
+from segdistill.params.read import load_params
+from segdistill.report import write_report
+from segdistill.report.curves import MAX_POINTS, curves_figure
+from segdistill.report.styles import line_styles
+from segdistill.report.tiles import tiles
+from segdistill.report.tradeoff import tradeoff_figure
+from segdistill.results.summary import Summary, of_rows, summarise
+from support.fake_metrics import HEADER, sweep_params, write_metrics, write_record
+
+EVIL = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_metrics(tmp_path_factory.mktemp("sweep") / "metrics")
+
+
+@pytest.fixture
+def metrics(written: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(written, tmp_path / "metrics"))
+
+
+@pytest.fixture
+def summary(metrics: Path) -> Summary:
+    return summarise(sweep_params(), metrics)
+
+
+def page(summary: Summary, metrics: Path) -> str:
+    """The written report without plotly.js."""
+    out = metrics.parent / "reports" / "index.html"
+    write_report(summary, metrics, out)
+    text = out.read_text(encoding="utf-8")
+    assert text.count(get_plotlyjs()) == 1
+    return text.replace(get_plotlyjs(), "")
+
+
+class _Outline(HTMLParser):
+    """Collects the opened elements, checks that they are closed in order."""
+
+    VOID = {"meta", "img", "link", "br", "input"}
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.opened, self.links, self.scripts = [], [], 0
+        self.feed(text)
+        assert not self.opened
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.links += [value for name, value in attrs if name in ("src", "href")]
+        self.scripts += tag == "script"
+        if tag not in self.VOID:
+            self.opened.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.opened.pop() == tag
+
+
+def test_page_asks_for_nothing_outside_itself(summary: Summary, metrics: Path) -> None:
+    text = page(summary, metrics)
+    assert not re.search(r"https?://", text)
+    outline = _Outline(text)
+    assert outline.scripts == 3
+    assert outline.links
+    assert all(link.startswith(("data:image/", "#")) for link in outline.links)
+    assert "default-src 'none'" in text
+    assert not re.search(r"@import|url\(|fetch\(", text)
+    assert "{{" not in text
+
+
+def test_names_are_escaped(summary: Summary, metrics: Path) -> None:
+    rows = [
+        replace(row, run=EVIL if row.run == "a03" else row.run, class_iou={EVIL: 0.5, "{{figures}}": 0.25})
+        for row in summary.rows
+    ]
+    text = page(of_rows(rows, summary.benchmark), metrics)
+    assert EVIL not in text
+    assert "&lt;script&gt;" in text
+    assert "a &lt;fast&gt; one" in text
+    assert "{{figures}}" in text  # data is no template
+    assert _Outline(text).scripts == 3
+
+
+def test_names_in_charts_are_escaped(summary: Summary, metrics: Path) -> None:
+    rows = [replace(row, run=EVIL) if row.run == "a03" else row for row in summary.rows]
+    evil = of_rows(rows, summary.benchmark)
+    folder = metrics / "runs" / EVIL
+    for curve in ("distill", "finetune"):
+        write_text(folder / f"{curve}_curve.csv", (metrics / "runs" / "a03" / f"{curve}_curve.csv").read_text())
+    charts = json.dumps([tradeoff_figure(evil), curves_figure(evil, metrics)])
+    assert "<script>" not in charts
+    assert "&lt;script&gt;" in charts
+
+
+def test_answer_comes_first(summary: Summary, metrics: Path) -> None:
+    text = page(summary, metrics)
+    assert "<h1>Ship a03 as int8 ONNX</h1>" in text
+    assert text.index("3.5 points above the control vanilla") < text.index('<h2 id="runs">')
+    assert "dvc repro" in text
+
+
+def test_missing_figures_are_dashes(summary: Summary, metrics: Path) -> None:
+    text = page(summary, metrics)
+    assert "None" not in text
+    light = re.search(r'data-value="light".*?</tr>', text)[0]
+    assert light.count("–") == 3  # int8: no mIoU, no size, no latency
+    assert re.search(r"IoU, %.*<td class=\"none\">–</td>", text)  # the class "train" does not occur
+
+
+def test_nothing_measured_still_gives_a_page(summary: Summary, tmp_path: Path) -> None:
+    blank = {"mean_iou": None, "float32_mean_iou": None, "int8_mean_iou": None, "class_iou": {}, "float32_mb": None}
+    rows = [replace(row, **blank, onnx_float32_p50_ms=None) for row in summary.rows]
+    text = page(of_rows(rows, {}), tmp_path / "empty" / "metrics")
+    assert "No student can be recommended" in text
+    assert "no distilled run with a score" in text
+    assert "No confusion matrix was kept" in text
+    _Outline(text)
+
+
+def test_curves_go_on_where_distilling_ended(summary: Summary, metrics: Path) -> None:
+    figure = curves_figure(summary, metrics)
+    loss = [trace for trace in figure["data"] if trace["yaxis"] == "y"]
+    assert [trace["name"] for trace in loss] == ["vanilla", "a03", "light"]  # the teacher's curve is only a header
+    assert (loss[0]["x"], loss[0]["y"]) == ([5, 10, 16], [2.0, 1.0, 0.5])
+    assert loss[2]["x"] == [5, 10]
+    iou = [trace for trace in figure["data"] if trace["yaxis"] == "y3"]
+    assert (iou[0]["x"], iou[0]["y"]) == ([10, 16], [25, 50])
+    assert [shape["x0"] for shape in figure["layout"]["shapes"]] == [10]
+    assert [trace["showlegend"] for trace in figure["data"][:3]] == [True, False, False]
+
+
+def test_header_only_and_diverged_curves(summary: Summary, metrics: Path) -> None:
+    for path in metrics.rglob("*_curve.csv"):
+        write_text(path, HEADER)
+    assert curves_figure(summary, metrics)["data"] == []
+    page(summary, metrics)
+    write_text(metrics / "runs" / "a03" / "distill_curve.csv", HEADER + "1,0.1,nan,1.0,,\n2,0.1,inf,2.0,,\n")
+    (trace,) = curves_figure(summary, metrics)["data"]
+    assert (trace["yaxis"], trace["y"], trace["showlegend"]) == ("y2", [1.0, 2.0], True)
+    page(summary, metrics)
+
+
+def test_long_curves_are_thinned(summary: Summary, metrics: Path) -> None:
+    lines = "".join(f"{step},0.1,{1 / step},1.0,,\n" for step in range(1, 5001))
+    write_text(metrics / "runs" / "vanilla" / "distill_curve.csv", HEADER + lines)
+    first = curves_figure(summary, metrics)["data"][0]
+    assert len(first["x"]) == MAX_POINTS
+    assert (first["x"][0], first["x"][-2]) != (1, 1)
+    assert first["x"][0] == 1
+
+
+def test_a_teacher_that_is_not_one_network_is_shown_and_named_as_it_was_timed(summary: Summary, metrics: Path) -> None:
+    assert "its latency in float32 ONNX." in page(summary, metrics)
+    rows = [replace(summary.teacher, onnx_float32_p50_ms=None, torch_p50_ms=103.0), *summary.runs]
+    composite = of_rows(rows, summary.benchmark)
+    teacher = tradeoff_figure(composite)["data"][1]
+    assert (teacher["x"], teacher["customdata"]) == ([103], ["<b>teacher</b> PyTorch: 72.00% mIoU, 103.00 ms"])
+    text = page(composite, metrics)
+    assert "its latency in PyTorch, the one form in which it was timed whole." in text
+    assert "</i>teacher, PyTorch</li>" in text
+    assert "the teacher: 103.0 ms in PyTorch</dd>" in text
+
+
+def test_the_tiles_say_what_each_figure_is_of(summary: Summary) -> None:
+    rows = [replace(summary.teacher, onnx_int8_p50_ms=45.0), *summary.runs]
+    shown = tiles(of_rows(rows, summary.benchmark))
+    assert "end to end; the teacher: 45.0 ms in int8 ONNX, 90.0 ms in float32 ONNX" in shown
+    assert "p50 per 64x128 frame, 2 threads" in shown
+    assert "+3.5 points against vanilla (both int8)" in shown
+
+
+def test_the_sweep_can_be_repeated_from_its_page(summary: Summary, metrics: Path) -> None:
+    params = sweep_params(tracking={"uri": "http://mlflow.example.org"})
+    text = page(replace(summary, params=params), metrics)
+    written = html.unescape(re.search(r"<pre>(seed: 0.*?)</pre>", text, re.DOTALL)[1])
+    tracking = yaml.safe_dump({"tracking": params.tracking.model_dump()})
+    write_text(metrics.parent / "params.yaml", f"{written}\n{tracking}")
+    assert load_params(metrics.parent / "params.yaml") == params
+    assert "mlflow.example.org" not in text
+    assert re.search(r"<dt>git revision</dt><dd>\w+", text)
+    assert "trained here: 8 steps of 4 crops of 64x64, from random weights" in text
+
+
+def test_runs_can_be_told_apart(summary: Summary) -> None:
+    many = of_rows([replace(summary.run("a03"), run=f"run-{n}") for n in range(16)], {})
+    assert len({(style["color"], style["dash"]) for style in line_styles(many).values()}) == 16
+
+
+def test_headings_go_down_one_level_at_a_time(summary: Summary, metrics: Path) -> None:
+    text = page(summary, metrics)
+    levels = [int(level) for level in re.findall(r"<h([1-6])", text)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(later <= earlier + 1 for earlier, later in zip(levels, levels[1:], strict=False))
+    for link in re.findall(r'href="#(\w+)"', text):
+        assert text.count(f'id="{link}"') == 1
+    ids = re.findall(r' id="([\w-]+)"', text)
+    assert len(ids) == len(set(ids))
+
+
+def test_a_sweep_of_16_runs_stays_under_8_mb(summary: Summary, metrics: Path) -> None:
+    long = HEADER + "".join(f"{step},0.01,{1 / step},{2 / step},{3 / step},{step / 4e4}\n" for step in range(1, 3001))
+    names = [f"run-{number:02d}" for number in range(14)]
+    for run in [*names, "vanilla", "a03"]:
+        for curve in ("distill", "finetune"):
+            write_text(metrics / "runs" / run / f"{curve}_curve.csv", long)
+    # Noise does not compress: no street weighs as much.
+    for seed, model in enumerate(("teacher", "vanilla", "a03")):
+        folder = metrics if model == "teacher" else metrics / "runs" / model
+        write_record(folder / "val", model, size_px=(512, 1024), seed=seed)
+    rows = [*summary.rows, *(replace(summary.run("a03"), run=run) for run in names)]
+    assert len(rows) - 1 >= 16
+    write_report(of_rows(rows, summary.benchmark), metrics, metrics / "index.html")
+    assert (metrics / "index.html").stat().st_size < 8e6

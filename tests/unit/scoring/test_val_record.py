@@ -1,0 +1,79 @@
+"""The record of a model on val: hand-counted scores, exact counts, the same bytes twice, and small pictures."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segdistill.formats.classes import ClassTable
+from segdistill.scoring.record import WIDTH_PX, ValRecord, ValRecorder, frame_mean_iou
+
+NAMES = ["road", 'a "quoted", name', "sky"]
+TABLE = ClassTable(tuple(NAMES), (7, 8, 23), ((128, 64, 128), (244, 35, 232), (70, 130, 180)))
+
+
+def test_frame_mean_iou_by_hand() -> None:
+    # road: 6 of 8 right, one false alarm: 6 / 9. sky does not occur; its 2 false alarms only make road worse.
+    assert frame_mean_iou(np.array([[6, 0, 2], [1, 3, 0], [0, 0, 0]])) == pytest.approx((6 / 9 + 3 / 4) / 2)
+    assert frame_mean_iou(np.zeros((3, 3), np.int64)) is None
+    assert frame_mean_iou(np.array([[0, 5], [0, 0]])) == 0.0
+
+
+def recorder_of(size_px: tuple[int, int]) -> ValRecorder:
+    recorder = ValRecorder(TABLE, ("first", "second, third"))
+    for frame, counts in enumerate(([[2**40, 1, 0], [0, 1, 0], [0, 0, 0]], np.zeros((3, 3)))):
+        recorder.add(frame, class_map(size_px, frame), np.array(counts, np.int64))
+    return recorder
+
+
+def class_map(size_px: tuple[int, int], seed: int) -> np.ndarray:
+    classes = np.random.default_rng(seed).integers(0, 3, size_px).astype(np.uint8)
+    classes[0, 0] = 255
+    return classes
+
+
+def test_what_was_recorded_comes_back(tmp_path: Path) -> None:
+    recorder_of((8, 16)).write(tmp_path / "val")
+    record = ValRecord(tmp_path / "val")
+    assert record.class_names == NAMES
+    assert record.counts_CC.tolist() == [[2**40, 1, 0], [0, 1, 0], [0, 0, 0]]  # exact beyond what a float32 holds
+    assert record.frame_names == {0: "first", 1: "second, third"}
+    assert record.mean_iou == {0: pytest.approx((2**40 / (2**40 + 1) + 1 / 2) / 2), 1: None}
+    assert np.array_equal(record.classes(1), class_map((8, 16), 1))
+    with pytest.raises(KeyError):
+        record.picture(0, "image")
+
+
+def test_the_same_bytes_twice(tmp_path: Path) -> None:
+    written = []
+    for name in ("one", "two"):
+        recorder_of((8, 16)).write(tmp_path / name)
+        written.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
+    assert written[0] == written[1]
+    assert sorted(written[0]) == ["confusion.csv", "frames.csv", "thumbnails.zip"]
+
+
+def test_large_frames_are_made_small_and_classes_stay_exact(tmp_path: Path) -> None:
+    stripes = np.repeat(np.array([[0, 13, 255]], np.uint8), 512, axis=1).repeat(300, axis=0)
+    recorder = ValRecorder(TABLE, ("first",))
+    recorder.add(0, stripes, np.eye(3, dtype=np.int64))
+    recorder.add_image(0, "image", np.full((300, 1536, 3), (200, 100, 50), np.uint8))
+    recorder.write(tmp_path / "val")
+    record = ValRecord(tmp_path / "val")
+    classes = record.classes(0)
+    assert classes.shape == (round(300 * WIDTH_PX / 1536), WIDTH_PX)
+    assert set(np.unique(classes)) == {0, 13, 255}
+    with Image.open(io.BytesIO(record.picture(0, "image"))) as picture:
+        assert picture.format == "JPEG"
+        assert np.abs(np.asarray(picture, int)[10, 10] - (200, 100, 50)).max() < 4
+    with Image.open(io.BytesIO(record.picture(0, "classes"))) as picture:
+        assert picture.convert("RGB").getpixel((0, 0)) == (128, 64, 128)  # road, as Cityscapes paints it
+
+
+def test_no_record_is_told(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        ValRecord(tmp_path / "val")

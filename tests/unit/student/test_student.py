@@ -1,0 +1,257 @@
+"""distill and steplr-finetune: what a student learns from, what a control does without, and the same bytes twice."""
+
+from __future__ import annotations
+
+import csv
+import math
+import shutil
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from segdistill.core.errors import UserError
+from segdistill.core.files import read_json
+from segdistill.core.provenance import file_sha256
+from segdistill.data.prepared import open_split
+from segdistill.export.run import export_run
+from segdistill.nets.weights import load_net
+from segdistill.scoring.record import ValRecord
+from segdistill.student.run import distill, finetune
+from segdistill.training import job as training_job
+from segdistill.training.checkpoint import Checkpointer
+from support.tiny_city import build_city, build_logits, tinier_params
+
+KINDS = ("views", "frame", "online")
+RUNS = {"vanilla": {"alpha": 0.0, "lr": 0.01, "teacher": "none"}} | {
+    kind: {"alpha": 0.5, "lr": 0.01, "teacher": kind} for kind in KINDS
+}
+
+
+def params_of(**changed):
+    return tinier_params(teacher_logits={"kinds": KINDS}, runs=RUNS | changed)
+
+
+def params_in(precision: str):
+    params = params_of()
+    return params.model_copy(update={"compute": params.compute.model_copy(update={"precision": precision})})
+
+
+@pytest.fixture(scope="module")
+def city(tmp_path_factory):
+    """A folder in which prepare, teacher-check and teacher-logits have run."""
+    folder = tmp_path_factory.mktemp("city")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        build_city(params_of())
+    return folder
+
+
+@pytest.fixture
+def here(city, tmp_path, monkeypatch):
+    for name in ("data", "models", "metrics"):
+        shutil.copytree(city / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def weights(run: str, name: str = "distilled") -> str:
+    return file_sha256(f"models/runs/{run}/{name}.safetensors")
+
+
+def curve(run: str, phase: str = "distill") -> list[dict]:
+    with Path(f"metrics/runs/{run}/{phase}_curve.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_student_learns_from_every_kind_of_teacher(here, kind):
+    distill(params_of(), kind)
+    assert [row["step"] for row in curve(kind)] == ["1", "2", "3"]
+    for row in curve(kind):
+        loss = 0.5 * float(row["label_loss"]) + 0.5 * float(row["distill_loss"])
+        assert float(row["loss"]) == pytest.approx(loss, rel=1e-5)
+        assert float(row["distill_loss"]) > 0
+    assert 0 <= read_json(f"metrics/runs/{kind}/distill.json")["teacher_agreement"] <= 1
+
+
+def test_a_control_needs_no_teacher_at_all(here):
+    shutil.rmtree("data/teacher_logits")
+    shutil.rmtree("models/teacher")
+    distill(params_of(), "vanilla")
+    finetune(params_of(), "vanilla")
+    assert all(float(row["distill_loss"]) == 0 for row in curve("vanilla"))
+    assert "teacher_agreement" not in read_json("metrics/runs/vanilla/finetune.json")
+
+
+def test_a_student_without_its_logits_is_told_so(here):
+    shutil.rmtree("data/teacher_logits/views")
+    with pytest.raises(UserError, match=r"data/teacher_logits/views: no readable manifest"):
+        distill(params_of(), "views")
+
+
+def test_the_first_batch_of_control_and_student_is_the_same(here):
+    # The same net sees the same crops in step 1, so the label losses agree to the bit; later the nets differ.
+    distill(params_of(), "vanilla")
+    distill(params_of(), "views")
+    first, other = curve("vanilla"), curve("views")
+    assert first[0]["label_loss"] == other[0]["label_loss"]
+    assert first[2]["label_loss"] != other[2]["label_loss"]
+
+
+def test_cached_views_teach_what_the_live_teacher_teaches(here):
+    # Without flips, in float32: the first distillation loss is the same number but for float16 storage.
+    still = {kind: RUNS[kind] | {"flip_probability": 0.0} for kind in ("views", "online")}
+    for kind in still:
+        distill(params_of(**still), kind)
+    stored, live = (float(curve(kind)[0]["distill_loss"]) for kind in still)
+    # The live teacher is compared on its own grid of stride 16, the stored logits on theirs of stride 4.
+    assert stored == pytest.approx(live, rel=0.2)
+
+
+def test_the_same_bytes_twice_and_others_with_another_seed(here):
+    distill(params_of(), "views")
+    finetune(params_of(), "views")
+    first = weights("views"), weights("views", "finetuned"), Path("metrics/runs/views/finetune.json").read_bytes()
+    distill(params_of(), "views")
+    finetune(params_of(), "views")
+    assert first == (
+        weights("views"),
+        weights("views", "finetuned"),
+        Path("metrics/runs/views/finetune.json").read_bytes(),
+    )
+    distill(params_of(views=RUNS["views"] | {"seed": 5}), "views")
+    assert weights("views") != first[0]
+
+
+def test_a_state_that_other_code_has_saved_is_not_gone_on_with(here, monkeypatch):
+    keys, edited = [], here / "edited.py"
+
+    class Seen(Checkpointer):
+        def __init__(self, job: str, key: str) -> None:
+            keys.append(key)
+            super().__init__(job, key)
+
+    module = types.ModuleType("segdistill.edited")
+    module.__file__ = str(edited)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(training_job, "Checkpointer", Seen)
+    for code in ("before", "before", "after"):
+        edited.write_text(code)
+        distill(params_of(), "vanilla")
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_a_finetuned_student_leaves_its_record_of_val(here):
+    distill(params_of(), "vanilla")
+    assert not Path("metrics/runs/vanilla/val").exists()
+    finetune(params_of(), "vanilla")
+    record, figures = ValRecord(Path("metrics/runs/vanilla/val")), read_json("metrics/runs/vanilla/finetune.json")
+    val = open_split("val")
+    assert record.frame_names == dict(enumerate(val.names))
+    assert record.counts_CC.sum() == np.count_nonzero(val.labels != 255)
+    assert record.counts_CC.trace() / record.counts_CC.sum() == figures["overall_acc"]
+    right = sum(np.count_nonzero(record.classes(index) == val.labels[index]) for index in range(len(val)))
+    assert right == record.counts_CC.trace(), "frames of 64 pixels are kept as they are"
+
+
+def test_finetune_goes_on_from_the_distilled_student(here):
+    distill(params_of(), "views")
+    finetune(params_of(views=RUNS["views"] | {"finetune": {"steps": 0}}), "views")
+    assert curve("views", "finetune") == []
+    distilled, finetuned = (read_json(f"metrics/runs/views/{name}.json") for name in ("distill", "finetune"))
+    assert distilled["class_iou"] == finetuned["class_iou"]
+    finetune(params_of(), "views")
+    assert [float(row["lr"]) for row in curve("views", "finetune")] == pytest.approx([0.01, 0.001])
+    assert read_json("metrics/runs/views/finetune.json")["mean_loss"] != distilled["mean_loss"]
+
+
+def names_of_pictures(phase: str) -> list[str]:
+    return sorted(path.name for path in Path(f"metrics/runs/vanilla/{phase}_images").iterdir())
+
+
+def test_a_frame_of_the_holdout_is_pictured_by_step(here):
+    distill(params_of(vanilla=RUNS["vanilla"] | {"evaluate_every_steps": 2}), "vanilla")
+    assert names_of_pictures("distill") == [
+        f"00000_{name}.png" for name in ("step_000000", "step_000002", "step_000003", "truth")
+    ]
+    still = params_of(vanilla=RUNS["vanilla"] | {"finetune": {"steps": 0}})
+    finetune(still, "vanilla")
+    assert names_of_pictures("finetune") == ["00000_step_000000.png", "00000_truth.png"]
+    last, given = (
+        Path(f"metrics/runs/vanilla/{name}.png").read_bytes()
+        for name in ("distill_images/00000_step_000003", "finetune_images/00000_step_000000")
+    )
+    assert last == given, "what was distilled is what is finetuned"
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_export_scores_every_file_and_its_agreement_with_the_teacher(here, precision):
+    params = params_in(precision)
+    distill(params, "vanilla")
+    finetune(params, "vanilla")
+    export_run(params, "vanilla")
+    rows = read_json("metrics/runs/vanilla/export.json")
+    assert rows["torch"]["mean_loss"] == pytest.approx(read_json("metrics/runs/vanilla/finetune.json")["mean_loss"])
+    assert rows["float32"]["class_agreement_with_torch"] > 0.999
+    assert rows["float32"]["max_logit_difference_relative"] < 1e-4
+    for kind, name in (("float32", "student.onnx"), ("int8", "student.int8.onnx")):
+        assert rows[kind]["bytes"] == Path(f"models/runs/vanilla/{name}").stat().st_size
+        assert 0 <= rows[kind]["teacher_agreement"] <= 1
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        {"method": "channel_kl", "temperature": 4.0},
+        {"method": "sigmoid_kl", "temperature": 0.01, "label_loss": "focal"},
+        {"kl_resolution": "full", "schedule": "poly"},
+        {"jitter": 0.5, "weight_decay": 0.0, "backbone_lr_factor": 0.1},
+        {"student": "deeplabv3plus_mobilenet_tv", "output_stride": 8},
+        {"student": "deeplabv3plus_mobilenet_separable", "schedule": "step", "decay_every_steps": 1},
+        {"student": "lraspp_mobilenet_v3_large"},
+        {"student": "deeplabv3_mobilenet_v3_large"},
+    ],
+    ids=lambda override: "-".join(map(str, override.values())),
+)
+def test_every_option_of_a_run_trains(here, override):
+    distill(params_of(views=RUNS["views"] | override), "views")
+    losses = [float(row["loss"]) for row in curve("views")]
+    assert len(losses) == 3
+    assert all(math.isfinite(loss) and loss > 0 for loss in losses)
+    assert (
+        load_net("models/runs/views/distilled.safetensors")[1]["params"] | override
+        == load_net("models/runs/views/distilled.safetensors")[1]["params"]
+    )
+
+
+def test_bfloat16_trains_close_to_float32(here):
+    def losses(precision: str) -> list[float]:
+        distill(params_in(precision), "views")
+        return [float(row["loss"]) for row in curve("views")]
+
+    exact, found = losses("float32"), losses("bfloat16")
+    assert found != exact
+    assert found == pytest.approx(exact, rel=0.05)
+    assert all(
+        value.dtype != torch.bfloat16 for value in load_net("models/runs/views/distilled.safetensors")[0].parameters()
+    )
+
+
+def test_a_student_learns_the_same_from_the_views_that_it_draws(here):
+    limit_views_to = {"distill_steps": 3, "finetune_steps": 2, "batch_size": 2}
+    runs = {name: RUNS[name] for name in ("vanilla", "views")}
+    params = tinier_params(teacher_logits={"kinds": ("views",), "limit_views_to": limit_views_to}, runs=runs)
+    distill(params, "views")
+    from_all, _ = load_net("models/runs/views/distilled.safetensors")
+    build_logits(params)
+    assert 0 < len(np.load("data/teacher_logits/views/logits.npy")) <= 10
+    distill(params, "views")
+    from_drawn, _ = load_net("models/runs/views/distilled.safetensors")
+    finetune(params, "views")
+    # Logits of other batches of the teacher are rounded differently.
+    for name, value in from_all.state_dict().items():
+        torch.testing.assert_close(from_drawn.state_dict()[name], value, rtol=0, atol=1e-4)

@@ -1,0 +1,92 @@
+"""teacher-check: a given teacher is taken as it is, a weak or wrong one stops all, a missing one is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from segdistill.core.errors import UserError
+from segdistill.core.files import read_json
+from segdistill.data.prepared import PREPARED, open_split
+from segdistill.formats.header import Header
+from segdistill.nets.device import Compute, TorchPredictor
+from segdistill.nets.registry import build
+from segdistill.nets.weights import load_net, save_net
+from segdistill.params.model import Params
+from segdistill.prepare.run import prepare
+from segdistill.scoring.record import ClassMapArchive, ValRecord
+from segdistill.teacher.check import check_teacher
+from support.tiny_city import ARCH, tinier_params
+
+
+@pytest.fixture(scope="module")
+def city(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("city")
+    params = tiny_params()
+    prepare(params.data, params.seed, folder / PREPARED, workers=1)
+    return folder
+
+
+@pytest.fixture
+def here(city, tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / PREPARED).symlink_to(city / PREPARED)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def tiny_params(**teacher) -> Params:
+    return tinier_params(teacher=teacher)
+
+
+def seeded_net() -> torch.nn.Module:
+    torch.manual_seed(7)
+    return build(ARCH, 19, 16)
+
+
+@pytest.mark.parametrize("form", ["public", "bare", "safetensors"])
+def test_a_given_teacher_is_taken_as_it_is(here, form):
+    net = seeded_net()
+    file = here / ("best.safetensors" if form == "safetensors" else "best.pth")
+    if form == "safetensors":
+        save_net(file, net, Header.of_net(ARCH, 19, 16))
+    else:
+        torch.save({"model_state": net.state_dict(), "cur_itrs": 3} if form == "public" else net.state_dict(), file)
+    check_teacher(tiny_params(checkpoint=str(file)))
+    kept, facts = load_net("models/teacher/teacher.safetensors")
+    assert all(torch.equal(kept.state_dict()[key], value) for key, value in net.state_dict().items())
+    assert facts["arch"] == ARCH
+    assert 0 <= read_json("metrics/teacher.json")["mean_iou"] <= 1
+
+
+def test_its_class_maps_are_those_that_it_gives(here):
+    torch.save(seeded_net().state_dict(), here / "best.pth")
+    check_teacher(tiny_params(checkpoint="best.pth"))
+    val, archive = open_split("val"), ClassMapArchive("models/teacher/val_classes.npz")
+    predict = TorchPredictor(seeded_net(), Compute(torch.device("cpu"), torch.float32, 1))
+    for index in range(len(val)):
+        expected = predict(np.array(val.images[index : index + 1]))[1][0].numpy()
+        assert np.array_equal(archive(index), expected)
+    record = ValRecord(Path("metrics/val"))
+    for index in range(len(val)):
+        assert np.array_equal(record.classes(index), archive(index))
+        assert np.array_equal(record.classes(index, "truth"), val.labels[index])
+
+
+def test_a_weak_teacher_stops_with_a_table_and_leaves_nothing(here):
+    torch.save(seeded_net().state_dict(), here / "best.pth")
+    with pytest.raises(UserError, match=r"(?s)teacher\.min_mean_iou: .* at least 0\.9 .*road +0\.\d{3}.*bicycle"):
+        check_teacher(tiny_params(checkpoint="best.pth", min_mean_iou=0.9))
+    assert not Path("models/teacher").exists()
+    assert not Path("metrics/teacher.json").exists()
+
+
+def test_without_a_checkpoint_it_is_trained(here):
+    check_teacher(tiny_params())
+    curve = Path("metrics/teacher_curve.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in curve[1:]] == ["1", "2"]
+    assert load_net("models/teacher/teacher.safetensors")[1]["step"] == 2
+    assert not list(Path("scratch/teacher").glob("*/state.pt")), "a finished training leaves no state"

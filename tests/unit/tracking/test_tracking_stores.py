@@ -1,0 +1,110 @@
+"""A store that cannot be used costs one line, and no more time than was asked for."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from segdistill.params.read import load_params
+from segdistill.tracking import track
+from segdistill.tracking.store import find_store, locked, without_passwords
+from support.sweep_on_disk import FIGURES, RUNS, write_params
+
+
+class Failing(http.server.BaseHTTPRequestHandler):
+    """Answers everything with 500."""
+
+    def do_GET(self) -> None:
+        self.send_response(500)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_POST = do_GET  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(params=["closed", "silent", "failing", "unknown scheme"])
+def bad_address(request):
+    if request.param == "unknown scheme":
+        yield "gopher://me:secret@127.0.0.1"
+        return
+    if request.param == "failing":
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Failing)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://me:secret@127.0.0.1:{server.server_port}"
+        server.shutdown()
+        return
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        if request.param == "silent":
+            listening.listen(50)
+        yield f"http://me:secret@127.0.0.1:{listening.getsockname()[1]}"
+
+
+def test_a_store_that_fails_costs_one_line(home, bad_address, monkeypatch, capfd):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", bad_address)
+    started = time.monotonic()
+    assert not track(load_params(), Path("metrics"))
+    assert time.monotonic() - started < 15
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert err.startswith("warning: MLflow at ")
+    assert "segdistill track" in err
+    assert "secret" not in err
+
+
+@pytest.mark.parametrize("uri", ["sqlite://", "sqlite:///:memory:"])
+def test_a_store_that_would_not_last_is_a_warning(home, uri, capfd):
+    write_params(RUNS, uri=uri)
+    assert not track(load_params(), Path("metrics"))
+    assert "a database in memory ends with the command; allowed is sqlite:///FILE" in capfd.readouterr().err
+
+
+def test_the_whole_effort_is_bounded(home, monkeypatch, capfd):
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(50)
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{listening.getsockname()[1]}")
+        started = time.monotonic()
+        assert not track(load_params(), Path("metrics"), limit_s=0.5)
+        assert time.monotonic() - started < 20
+    assert "not done after" in capfd.readouterr().err
+
+
+def test_a_damaged_store_or_metrics_file_is_a_warning_too(home, capfd):
+    Path("metrics/runs/vanilla/distill.json").write_text("{", encoding="utf-8")
+    assert not track(load_params(), Path("metrics"))
+    Path("metrics/runs/vanilla/distill.json").write_text(json.dumps(FIGURES), encoding="utf-8")
+    Path("mlflow.db").write_text("no database", encoding="utf-8")
+    assert not track(load_params(), Path("metrics"))
+    assert len(capfd.readouterr().err.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://me:pass@host:5000/path", "http://host:5000/path"),
+        ("postgresql+psycopg2://me:p@ss/word@host/db?password=x", "postgresql+psycopg2://host/db"),
+        ("request to http://me:secret@host failed", "request to http://host failed"),
+        ("http://host", "http://host"),
+    ],
+)
+def test_passwords_are_not_shown(text, shown):
+    assert without_passwords(text) == shown
+
+
+def test_the_lock_is_waited_for_no_longer_than_asked(home):
+    store = find_store(None)
+    with locked(store, 1), pytest.raises(TimeoutError), locked(store, 0.2):
+        pass

@@ -1,0 +1,226 @@
+"""Our SGD has the bits of torch's fused one, through stops, layouts and missing gradients, and loads no compiler."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from segdistill.core.errors import UserError
+from segdistill.training.loop import SGD, ParameterGroup
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+LRS = (0.1, 0.1, 0.03, 0.5, 0.0, 0.2, 0.01, 0.07)
+BACKBONE_FACTOR = 0.1
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request) -> str:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return request.param
+
+
+def small_net(device: str = "cpu", seed: int = 0) -> nn.Module:
+    """Convolutions, also depthwise, batch norms and biases, laid out as in training."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 3, groups=6)),
+        nn.Sequential(nn.Conv2d(6, 5, 1, bias=False), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 3, 3)),
+    )
+    return net.to(device, memory_format=torch.channels_last)
+
+
+def backward(net: nn.Module, step: int) -> None:
+    """Leave the gradients of step `step` in `net`."""
+    images = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(step)).to(net[0][0].weight.device)
+    net(images).square().mean().backward()
+
+
+def named(net: nn.Module, of_backbone: bool) -> dict[str, nn.Parameter]:
+    return {name: weight for name, weight in net.named_parameters() if name.startswith("0.") == of_backbone}
+
+
+def ours(net: nn.Module, momentum: float = 0.9, weight_decay: float = 0.01) -> SGD:
+    groups = [ParameterGroup(named(net, True), BACKBONE_FACTOR), ParameterGroup(named(net, False), 1.0)]
+    return SGD(groups, momentum, weight_decay)
+
+
+def torchs_steps(net: nn.Module, momentum: float, weight_decay: float) -> nn.Module:
+    """`net` after a step of torch.optim.SGD(fused=True) at each of LRS."""
+    groups = [{"params": list(named(net, of_backbone).values())} for of_backbone in (True, False)]
+    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=momentum, weight_decay=weight_decay, fused=True)
+    for step, lr in enumerate(LRS):
+        backward(net, step)
+        for group, factor in zip(optimizer.param_groups, (BACKBONE_FACTOR, 1.0), strict=True):
+            group["lr"] = lr * factor
+        optimizer.step()
+        optimizer.zero_grad()
+    return net
+
+
+def our_steps(net: nn.Module, optimizer: SGD, first: int = 0, end: int = len(LRS)) -> nn.Module:
+    for step in range(first, end):
+        backward(net, step)
+        optimizer.step(LRS[step])
+        optimizer.zero_grad()
+    return net
+
+
+def assert_same(found: nn.Module, wanted: nn.Module) -> None:
+    """Both nets have equal weights and batch norm statistics, bit for bit."""
+    expected = wanted.state_dict()
+    assert [name for name, value in found.state_dict().items() if not torch.equal(value, expected[name])] == []
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.01])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_it_has_the_bits_of_torchs_fused_sgd(device, momentum, weight_decay):
+    net = small_net(device)
+    our_steps(net, ours(net, momentum, weight_decay))
+    assert_same(net, torchs_steps(small_net(device), momentum, weight_decay))
+
+
+def test_it_follows_the_formula():
+    """One weight by hand: v <- m v + (g + d w), w <- w - lr v, with a gradient of 2 w."""
+    weight = nn.Parameter(torch.tensor([3.0]))
+    optimizer = SGD([ParameterGroup({"w": weight}, 0.5)], momentum=0.9, weight_decay=0.1)
+    w, v = 3.0, None
+    for lr in (0.1, 0.2, 0.05):
+        weight.square().sum().backward()
+        optimizer.step(lr)
+        optimizer.zero_grad()
+        gradient = 2 * w + 0.1 * w
+        v = gradient if v is None else 0.9 * v + gradient
+        w -= 0.5 * lr * v
+        assert weight.item() == pytest.approx(w, rel=1e-6)
+
+
+def stored(state: dict) -> dict:
+    """`state` as it comes back from a file."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
+@pytest.mark.parametrize("stop", [0, 1, 4])
+def test_stored_and_loaded_in_between_it_has_the_same_bits(device, stop):
+    stopped = small_net(device)
+    optimizer = ours(stopped)
+    our_steps(stopped, optimizer, end=stop)
+    state = stored({"net": stopped.state_dict(), "optimizer": optimizer.state_dict()})
+
+    resumed = small_net(device, seed=1)
+    resumed.load_state_dict(state["net"])
+    optimizer = ours(resumed)
+    optimizer.load_state_dict(state["optimizer"], source="state.pt")
+    assert_same(our_steps(resumed, optimizer, first=stop), torchs_steps(small_net(device), 0.9, 0.01))
+
+
+def test_the_layout_of_a_stored_state_does_not_matter():
+    net = small_net()
+    optimizer = ours(net)
+    our_steps(net, optimizer, end=4)
+    turned = {name: velocity.contiguous() for name, velocity in optimizer.state_dict().items()}
+    assert any(turned[name].stride() != velocity.stride() for name, velocity in optimizer.state_dict().items())
+    optimizer.load_state_dict(turned, source="state.pt")
+    assert_same(our_steps(net, optimizer, first=4), torchs_steps(small_net(), 0.9, 0.01))
+
+
+def test_a_loaded_state_is_a_copy():
+    net = small_net()
+    optimizer = ours(net)
+    our_steps(net, optimizer, end=1)
+    state = {name: velocity.clone() for name, velocity in optimizer.state_dict().items()}
+    kept = {name: velocity.clone() for name, velocity in state.items()}
+    optimizer.load_state_dict(state, source="state.pt")
+    our_steps(net, optimizer, first=1)
+    assert all(torch.equal(velocity, kept[name]) for name, velocity in state.items())
+
+
+def test_the_state_bears_the_names_of_the_parameters():
+    net = small_net()
+    optimizer = ours(net)
+    assert optimizer.state_dict() == {}
+    our_steps(net, optimizer, end=1)
+    assert set(optimizer.state_dict()) == dict(net.named_parameters()).keys()
+
+
+@pytest.mark.parametrize("fault", [{"head.weight": torch.zeros(2)}, {"0.0.bias": torch.zeros(7)}])
+def test_a_state_of_another_network_is_refused(fault):
+    with pytest.raises(UserError, match=rf"scratch/x: holds optimizer state of '{next(iter(fault))}'"):
+        ours(small_net()).load_state_dict(fault, source="scratch/x")
+
+
+def test_without_a_gradient_a_parameter_stays_and_begins_when_it_has_one():
+    """As torch does, where each parameter is its own group: its first step is its own first."""
+
+    def drop_gradients(net: nn.Module, step: int) -> None:
+        net[0][0].weight.grad = None
+        if step < 2:
+            net[1][0].weight.grad = None
+
+    net, reference = small_net(), small_net()
+    optimizer = ours(net)
+    groups = [{"params": [weight]} for weight in reference.parameters()]
+    torchs = torch.optim.SGD(groups, lr=0.0, momentum=0.9, weight_decay=0.01, fused=True)
+    factors = [BACKBONE_FACTOR if name.startswith("0.") else 1.0 for name, _ in reference.named_parameters()]
+    for step, lr in enumerate(LRS):
+        for each in (net, reference):
+            backward(each, step)
+            drop_gradients(each, step)
+        optimizer.step(lr)
+        optimizer.zero_grad()
+        for group, factor in zip(torchs.param_groups, factors, strict=True):
+            group["lr"] = lr * factor
+        torchs.step()
+        torchs.zero_grad()
+    assert_same(net, reference)
+    assert torch.equal(net[0][0].weight, small_net()[0][0].weight)
+    assert "0.0.weight" not in optimizer.state_dict()
+
+
+def test_gradients_are_forgotten():
+    net = small_net()
+    backward(net, 0)
+    ours(net).zero_grad()
+    assert all(weight.grad is None for weight in net.parameters())
+
+
+TRAINS = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import torch
+import tiny_training as loop
+from segdistill.nets.compute import Compute
+from segdistill.nets.registry import build
+
+loop.COMPUTE = Compute(torch.device("cpu"), torch.bfloat16, 1)
+# Crops this large leave batch norm more than the four values of one pixel, with which a random net diverges.
+loop.CROP_PX, loop.FRAME_PX = (64, 64), (72, 96)
+torch.manual_seed(0)
+root = Path(sys.argv[2])
+student = build("deeplabv3_mobilenet_lite", loop.CLASSES)
+loop.run(root / "distilled", steps=2, net=student, **loop.distilled(method="channel_kl"))
+loop.run(root / "teacher", steps=1, net=build("deeplabv3plus_resnet50", loop.CLASSES), label_loss="focal")
+print(" ".join(sys.modules))
+"""
+
+
+def test_a_training_loads_neither_torchs_compiler_nor_torchvision(tmp_path):
+    """Each takes about as long to import as torch itself, and a sweep has a process for every phase of every run."""
+    tests = Path(__file__).parents[2]
+    command = [sys.executable, "-c", TRAINS, str(tests), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.split())
+    assert "segdistill.training.loop" in loaded
+    assert loaded & {"torch._dynamo", "torch._inductor", "sympy", "torchvision", "torch.onnx"} == set()
