@@ -7,19 +7,34 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 
-.PHONY: help repro ui test bench lint pull-request clean
+.PHONY: help lock repro ui test bench lint pull-request clean
 
 help:  ## list these commands
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-# uv installs what requirements.lock pins in half a minute; pip does the same, more slowly. Bytecode is compiled here and
-# once: where Python is told not to write any, each of a sweep's many processes would spend seconds on it.
+# TORCH=cpu installs PyTorch's build for CPUs from PyTorch's own index, without 4 GB of CUDA; cu130, rocm7.1, ... work too.
+# Each package then has its version from requirements.lock, and those that only CUDA needs are left out.
+TORCH ?=
+UV_PIP = $(BIN)/uv pip
+ifeq ($(TORCH),)
+INSTALL_LOCKED = $(UV_PIP) sync requirements.lock
+else
+INSTALL_LOCKED = $(UV_PIP) install --torch-backend $(TORCH) --constraint requirements.lock \
+	--requirements pyproject.toml --extra fast --extra video --group dev
+endif
+
+# Compile bytecode once: where PYTHONDONTWRITEBYTECODE is set, each process of a sweep would spend seconds on it.
 .venv/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check "uv==$$(sed -n 's/^uv==//p' requirements.lock)"
-	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python requirements.lock
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock uv
+	$(INSTALL_LOCKED) --python $(BIN)/python --compile-bytecode
+	$(UV_PIP) install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
+
+lock: .venv/.installed  ## write requirements.lock from pyproject.toml; UPGRADE=NAME upgrades one package
+	$(UV_PIP) compile --quiet --universal --python-version 3.11 --no-annotate --no-header \
+		--extra fast --extra video --group dev $(if $(UPGRADE),--upgrade-package $(UPGRADE)) \
+		pyproject.toml --output-file requirements.lock
 
 repro: .venv/.installed  ## run the pipeline that params.yaml describes, and show the summary
 	@if dvc status --quiet; then echo "Data and pipelines are up to date."; segdistill show; else dvc repro; fi
@@ -31,17 +46,18 @@ ui: .venv/.installed  ## open the MLflow UI on http://127.0.0.1:5000
 test: .venv/.installed  ## run all tests
 	OMP_NUM_THREADS=1 pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-# The peers that some rows measure come on top of the locked packages, and change none of them.
+# Install the peers that we benchmark against, without changing pinned versions.
 .venv/.peers: .venv/.installed
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --no-build-isolation --editable ".[bench]"
+	$(UV_PIP) install --quiet --python $(BIN)/python --constraint requirements.lock --group bench
 	@touch $@
 
 bench: .venv/.peers  ## measure the claims about speed, in about 30 minutes; let nothing else run
 	python benchmarks/run.py
 
-lint: .venv/.installed  ## check style and the code deps in dvc.yaml
-	ruff check src stages tests tools docs benchmarks
-	ruff format --check src stages tests tools docs benchmarks
+lint: .venv/.installed  ## check style, types and the code deps in dvc.yaml
+	ruff check
+	ruff format --check
+	mypy
 	python tools/stage_deps.py
 
 PROFILE ?=
@@ -50,4 +66,4 @@ pull-request: .venv/.installed  ## rerun what a change touches and compare with 
 	python tools/pull_request.py --base "$(BASE)" $(if $(PROFILE),--profile "$(PROFILE)")
 
 clean:  ## remove unfinished trainings and caches; keeps results
-	rm -rf scratch .pytest_cache .ruff_cache .hypothesis
+	rm -rf scratch .mypy_cache .pytest_cache .ruff_cache .hypothesis

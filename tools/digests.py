@@ -3,8 +3,8 @@
     python tools/digests.py [PROJECT] > digests.txt
 
 A digest covers what a change of code must keep: the tensors of each .safetensors file (not its header, which names a
-revision), the class maps that each ONNX file gives of the first val frames, the prepared arrays, the teacher's logits, and
-every metric except timings. It imports nothing of the package, so it reads projects of any revision.
+revision), the class maps that each ONNX file gives of the first val frames, the prepared arrays, the teacher's logits,
+and every metric except timings. It imports nothing of the package, so it reads projects of any revision.
 """
 
 from __future__ import annotations
