@@ -33,12 +33,12 @@ NOISE = (
 
 @pytest.fixture(scope="module")
 def browsing():
-    return load_script(ROOT / "docs" / "chromium_pages.py")
+    return load_script(ROOT / "tools" / "chromium_pages.py")
 
 
 @pytest.fixture(scope="module")
 def screenshots(browsing):
-    return load_script(ROOT / "docs" / "screenshots.py")  # which imports the other one
+    return load_script(ROOT / "tools" / "screenshots.py")  # which imports the other one
 
 
 @pytest.fixture(scope="module")

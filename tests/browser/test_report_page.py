@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import importlib
 import time
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from PIL import Image
 from segdistill.report import write_report
 from segdistill.results.summary import summarise
 from support.fake_metrics import sweep_params, write_metrics
+from support.scripts_as_modules import load_script
 
 pytestmark = pytest.mark.slow
 OFFLINE = ("file:", "data:", "blob:")
@@ -39,27 +39,26 @@ def page(browser, told, address: str):
 
 
 @pytest.fixture
-def pictures(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "docs"))
-    return importlib.import_module("report_pictures")
+def screenshots():
+    return load_script(Path(__file__).parents[2] / "tools" / "screenshots.py")
 
 
-def test_pictures_of_the_report_end_where_a_section_does(browser, pictures, address: str, tmp_path: Path) -> None:
-    pictures.take_report(address, tmp_path)
-    assert len(sorted(tmp_path.glob("report*.png"))) == 4
-    assert all(picture.stat().st_size < pictures.LARGEST_BYTES for picture in tmp_path.iterdir())
+def test_screenshots_of_the_report_end_where_a_section_does(browser, screenshots, address: str, tmp_path: Path) -> None:
+    screenshots.take_report(address, tmp_path)
+    assert sorted(image.name for image in tmp_path.iterdir()) == ["report-frames.png", "report.png"]
+    assert all(image.stat().st_size < 400_000 for image in tmp_path.iterdir())
     browser.get(address)
     edge = "Math.round(document.getElementById('training').getBoundingClientRect().top + scrollY)"
     with Image.open(tmp_path / "report.png") as top:
-        assert top.size == (1280, in_page(browser, edge) - pictures.ABOVE_PX)
+        assert top.size == (1280, in_page(browser, edge) - screenshots.ABOVE_PX)
 
 
-def test_a_page_that_complains_or_asks_outside_is_not_pictured(browser, pictures, tmp_path: Path) -> None:
+def test_screenshot_of_a_page_with_errors_or_outside_requests_fails(browser, screenshots, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     page.write_text("<img src='https://elsewhere.invalid/x.png'><script>missing()</script>")
-    fails = pytest.raises(RuntimeError, match="asked for https://elsewhere.invalid")
-    with fails as raised, pictures.chromium((300, 200)) as shown:
-        pictures.open_page(shown, page.as_uri())
+    fails = pytest.raises(RuntimeError, match="requested https://elsewhere.invalid")
+    with fails as raised, screenshots.chromium((300, 200)) as shown:
+        screenshots.open_page(shown, page.as_uri())
     assert "missing is not defined" in str(raised.value)
 
 

@@ -38,7 +38,7 @@ def ask(port: int, inputs: object) -> dict:
 
 
 def test_the_champion_answers_a_picture_sent_as_json(tmp_path, monkeypatch):
-    screenshots = load_script(ROOT / "docs" / "screenshots.py")
+    screenshots = load_script(ROOT / "tools" / "screenshots.py")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")  # it calls uvicorn

@@ -1,17 +1,18 @@
-"""Pictures of the pages that people look at, as a browser shows them.
+"""Screenshots of the report and of MLflow, as a browser shows them.
 
-    python docs/screenshots.py --all                    # all of docs/, from the finished run in the current folder
-    python docs/screenshots.py URL OUT.png [--size 1600x900] [--dark] [--wait-for "text"] [--click "text"]
+    python tools/screenshots.py --all                    # all of docs/, from the finished run in the current folder
+    python tools/screenshots.py URL OUT.png [--size 1600x900] [--dark] [--wait-for "text"] [--click "text"]
 
-Needs Chromium with its driver (Debian: chromium chromium-driver) and the package selenium, which requirements.lock
-installs and the extra `test` asks for. --all starts an MLflow server on 127.0.0.1 and stops it again. A page that
-complains in the browser's console, or asks for anything off this machine, ends the script.
+Needs Chromium with its driver (Debian: chromium chromium-driver). --all starts an MLflow server on 127.0.0.1 and stops
+it again. The script fails when a page logs an error to the browser's console, or requests anything off this machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
+import io
 import os
 import signal
 import socket
@@ -23,20 +24,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from chromium_pages import chromium, click, open_page, save, slide_to_end, wait_until
+from chromium_pages import chromium, click, open_page, reduce, save, slide_to_end, wait_until
+from PIL import Image
 
-DOCS = Path(__file__).resolve().parent
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+ABOVE_PX = 20  # of a heading
 SERVER_S, STOP_S = 180.0, 10.0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Take pictures of web pages.")
+    parser = argparse.ArgumentParser(description="Take screenshots of web pages.")
     parser.add_argument("url", nargs="?", help="http://..., or file:///... for a page on disk")
     parser.add_argument("out", nargs="?", type=Path, help="PNG file")
-    parser.add_argument("--all", action="store_true", help="take all pictures of docs/")
+    parser.add_argument("--all", action="store_true", help="take all screenshots of docs/")
     parser.add_argument("--size", default="1600x900", help="of the window, WIDTHxHEIGHT in pixels")
-    parser.add_argument("--dark", action="store_true", help="as a visitor who likes dark pages")
-    parser.add_argument("--wait-for", default="", help="text that stands on the page when it is ready")
+    parser.add_argument("--dark", action="store_true", help="prefer a dark colour scheme")
+    parser.add_argument("--wait-for", default="", help="text that the page shows when it is ready")
     parser.add_argument("--click", action="append", default=[], help="text of an element to click first; repeatable")
     arguments = parser.parse_args()
     if arguments.all:
@@ -53,17 +56,11 @@ def main() -> None:
 
 
 def take_all() -> None:
-    """The pictures that README.md and docs/ show."""
-    from report_pictures import take_report  # which needs what stands here
-
-    take_report((Path.cwd() / "reports" / "index.html").as_uri())
+    """Take the screenshots that README.md and docs/ show."""
+    take_report((Path.cwd() / "reports" / "index.html").as_uri(), DOCS)
     with mlflow_pages() as pages:
         for name, size_px, page, text in (
             ("mlflow", (2340, 660), pages.sweep, "mean_iou"),
-            ("mlflow-compare", (1800, 640), pages.trade_offs, "Parallel Coordinates"),
-            ("mlflow-ticked", (1600, 900), pages.ticked, "Parallel Coordinates Plot"),
-            ("mlflow-row", (1600, 760), pages.row, "Datasets"),
-            ("mlflow-model", (1600, 640), pages.model, "champion"),
             ("mlflow-run", (1600, 1000), pages.curve, "predicted"),
         ):
             with chromium(size_px) as browser:
@@ -73,8 +70,37 @@ def take_all() -> None:
                 save(browser, DOCS / f"{name}.png")
 
 
+def take_report(url: str, folder: Path) -> None:
+    """Take the top of the report, and its first frame with the published tables below it."""
+    with chromium((1280, 900)) as browser:
+        open_page(browser, url)
+        for name, parts in (
+            ("report", [("html", "#training")]),
+            ("report-frames", [("#pictures", "h3:nth-of-type(2)"), ("#published", "#conditions")]),
+        ):
+            shown = [image_of(browser, first, until) for first, until in parts]
+            joined = Image.new("RGB", (shown[0].width, sum(image.height for image in shown)))
+            top_px = 0
+            for image in shown:
+                joined.paste(image, (0, top_px))
+                top_px += image.height
+            joined.save(folder / f"{name}.png", optimize=True)
+            reduce(folder / f"{name}.png")
+
+
+def image_of(browser, first: str, until: str) -> Image.Image:
+    """Return the page from above the element `first` to above `until`, both CSS selectors, as wide as the window."""
+    edge = "return document.querySelector(arguments[0]).getBoundingClientRect().top + scrollY"
+    top, bottom = (max(0, browser.execute_script(edge, selector) - ABOVE_PX) for selector in (first, until))
+    width = browser.execute_script("return window.innerWidth")
+    clip = {"x": 0, "y": top, "width": width, "height": bottom - top, "scale": 1}
+    taken = browser.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip, "captureBeyondViewport": True})
+    with Image.open(io.BytesIO(base64.b64decode(taken["data"]))) as image:
+        return image.convert("RGB")
+
+
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
+    """Return a port of 127.0.0.1 that nobody listens on."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         return listening.getsockname()[1]
@@ -82,11 +108,11 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def served(command: list[str], ready_url: str) -> Iterator[None]:
-    """Run a server until the body ends; every process of it is gone then, however the body ended.
+    """Run a server while the body runs, and end all its processes after it.
 
     Raises:
-        RuntimeError: it ended by itself.
-        TimeoutError: it was not ready within SERVER_S.
+        RuntimeError: the server ended by itself.
+        TimeoutError: the server was not ready within SERVER_S.
     """
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, start_new_session=True, **quiet)
@@ -105,30 +131,27 @@ def served(command: list[str], ready_url: str) -> Iterator[None]:
         with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
             os.killpg(process.pid, signal.SIGTERM)
             process.wait(STOP_S)
-        with contextlib.suppress(ProcessLookupError):  # whoever is left of its group
+        with contextlib.suppress(ProcessLookupError):  # children that outlived the server
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
 class Pages(NamedTuple):
-    """Addresses of MLflow's pages of a sweep: its table, its trade-offs, its students ticked and compared; the best
-    student and its first training; the registered model."""
+    """Addresses of MLflow's pages of a sweep: its table, its trade-offs, the best student and its first training."""
 
     sweep: str
     trade_offs: str
-    ticked: str
     row: str
     curve: str
-    model: str
 
 
 @contextlib.contextmanager
 def mlflow_pages() -> Iterator[Pages]:
-    """The pages of the runs in the current folder, while a server shows them."""
+    """Serve MLflow with the runs of the current folder, and yield the addresses of their pages."""
     from segdistill.params.read import load_params
     from segdistill.tracking import Experiment
     from segdistill.tracking.store import find_store
-    from segdistill.tracking.view import COMPARED, ML_PAGES, compare_path, run_path, view_path
+    from segdistill.tracking.view import COMPARED, run_path, view_path
 
     tracking = load_params().tracking
     experiment = Experiment(find_store(tracking.uri), tracking.experiment)
@@ -139,10 +162,8 @@ def mlflow_pages() -> Iterator[Pages]:
     paths = (
         view_path(experiment.id),
         view_path(experiment.id, COMPARED),
-        compare_path(experiment.id, [row.info.run_id for row in students]),
         run_path(experiment.id, best.run_id),
         run_path(experiment.id, curve.run_id, charts=True),
-        f"/#/models/{tracking.model}?{ML_PAGES}",
     )
     port = free_port()
     base = f"http://127.0.0.1:{port}"

@@ -1,4 +1,4 @@
-"""A headless Chromium, and what people do in it: open a page, click, tick, wait, take a picture."""
+"""A headless Chromium: open a page, click, tick, wait, take a screenshot."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from PIL import Image
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 LARGEST_BYTES = 400_000
 LOCAL_SCHEMES, LOCAL_HOSTS = ("file", "data", "blob", "chrome"), ("127.0.0.1", "localhost")
-# MLflow's pages ask for them, and only a server with accounts has them all.
+# MLflow's pages request these, and only a server with accounts has them all.
 MISSED = ("/favicon.ico ", "/mlflow/users/current ")
-LAID_OUT_AGAIN = "ResizeObserver loop completed with undelivered notifications"  # and no fault of a page
+LAID_OUT_AGAIN = "ResizeObserver loop completed with undelivered notifications"  # harmless
 PAGE_S, SETTLE_S = 90.0, 1.5
-# MLflow's assistant would lie over the page; what its visitor has chosen stands in the browser's local storage.
+# MLflow's assistant would cover the page. Its state is in the browser's local storage.
 STORED = {"mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true", "mlflow.assistant.panelOpen_v1": "false"}
-# So would its button, and the tools of a chart that the mouse is thought to be over.
+# Its button and the toolbar of a hovered chart would cover the page too.
 HIDDEN = "[data-assistant-ui], .modebar-container { visibility: hidden }"
 
 
 @contextlib.contextmanager
 def chromium(size_px: tuple[int, int], dark: bool = False) -> Iterator:
-    """A headless browser with a page of (width, height) and a profile of its own; it is gone at the end.
+    """Start a headless browser with a page of (width, height) and a fresh profile, and quit it at the end.
 
     Raises:
-        RuntimeError: at the end, where a page complained in the console or asked for something off this machine.
+        RuntimeError: a page logged an error to the console or requested something off this machine.
     """
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
     options.binary_location = next(filter(None, map(shutil.which, CHROMIUM)), "")
-    # Without a sandbox, as containers have none to offer; the pages are our own.
+    # Containers offer no sandbox, and the pages are local.
     for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
@@ -48,7 +48,7 @@ def chromium(size_px: tuple[int, int], dark: bool = False) -> Iterator:
         options.add_argument(f"--user-data-dir={profile}")
         browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
         try:
-            # The window has a frame, even where nobody sees it.
+            # A headless window has a frame too, so set the size of the page.
             page = {"width": size_px[0], "height": size_px[1], "deviceScaleFactor": 1, "mobile": False}
             browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", page)
             yield browser
@@ -59,23 +59,23 @@ def chromium(size_px: tuple[int, int], dark: bool = False) -> Iterator:
 
 
 def complaints(browser) -> list[str]:
-    """What a page should not have done: errors in the console, and addresses off this machine that were asked for."""
-    told = [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
-    told = [message for message in told if LAID_OUT_AGAIN not in message]
-    found = [message for message in told if not ("404" in message and any(path in message for path in MISSED))]
+    """Return errors in the console and requests off this machine."""
+    errors = [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    errors = [message for message in errors if LAID_OUT_AGAIN not in message]
+    found = [message for message in errors if not ("404" in message and any(path in message for path in MISSED))]
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = {e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"}
-    for url in sorted(asked):
+    requested = {e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"}
+    for url in sorted(requested):
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in LOCAL_SCHEMES and parts.hostname not in LOCAL_HOSTS:
-            found.append(f"asked for {url}")
+            found.append(f"requested {url}")
     return found
 
 
 def open_page(browser, url: str, wait_for: str = "") -> None:
-    """Open `url` and wait until the text `wait_for` stands on it and nothing moves any more."""
+    """Open `url`, wait until it shows the text `wait_for`, then let it settle."""
     if url.startswith("http"):
-        browser.get(f"{url.partition('#')[0]}health")  # a page of that server that shows nothing
+        browser.get(f"{url.partition('#')[0]}health")  # an empty page of the same origin
         browser.execute_script("localStorage.clear()")
         for key, value in STORED.items():
             browser.execute_script("localStorage.setItem(arguments[0], arguments[1])", key, value)
@@ -88,7 +88,7 @@ def open_page(browser, url: str, wait_for: str = "") -> None:
 
 
 def text_of(browser) -> str:
-    """All text of the page that is shown."""
+    """Return the visible text of the page."""
     return browser.execute_script("return document.body ? document.body.innerText : ''")
 
 
@@ -118,7 +118,7 @@ def tick(browser, run: str) -> None:
 
 
 def slide_to_end(browser) -> None:
-    """Move the first slider of the page, that of the pictures by step, to its end."""
+    """Move the first slider of the page, that of the images by step, to its end."""
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
 
@@ -126,7 +126,7 @@ def slide_to_end(browser) -> None:
     for _ in range(100):
         if slider.get_attribute("aria-valuenow") == slider.get_attribute("aria-valuemax"):
             break
-        slider.send_keys(Keys.ARROW_RIGHT)  # from one picture to the next
+        slider.send_keys(Keys.ARROW_RIGHT)  # from one image to the next
     time.sleep(SETTLE_S)
 
 
@@ -134,7 +134,7 @@ def wait_until(condition, what: str, limit_s: float = PAGE_S) -> None:
     """Wait for `condition` to hold.
 
     Raises:
-        TimeoutError: it did not within `limit_s`; the message names `what` was waited for.
+        TimeoutError: it did not within `limit_s`; the message names `what`.
     """
     until = time.monotonic() + limit_s
     while not condition():
@@ -144,17 +144,17 @@ def wait_until(condition, what: str, limit_s: float = PAGE_S) -> None:
 
 
 def save(browser, out: Path) -> None:
-    """Write what the window shows as a PNG of at most LARGEST_BYTES: with fewer colours where it needs that."""
+    """Write what the window shows as a PNG of at most LARGEST_BYTES."""
     browser.save_screenshot(str(out))
-    reduce(out, LARGEST_BYTES)
+    reduce(out)
 
 
-def reduce(out: Path, most_bytes: int) -> None:
-    """Write the PNG `out` with fewer colours where it is larger than that."""
-    with Image.open(out) as picture:
-        whole = picture.convert("RGB")
+def reduce(out: Path) -> None:
+    """Write the PNG `out` again with fewer colours while it is larger than LARGEST_BYTES."""
+    with Image.open(out) as image:
+        whole = image.convert("RGB")
     for colours in (256, 64, 24):
-        if out.stat().st_size <= most_bytes:
+        if out.stat().st_size <= LARGEST_BYTES:
             break
         whole.quantize(colours, dither=Image.Dither.NONE).save(out, optimize=True)
     print(f"{out}: {out.stat().st_size / 1000:.0f} kB")
