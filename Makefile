@@ -52,7 +52,7 @@ test: .venv/.installed  ## run all tests
 	@touch $@
 
 bench: .venv/.peers  ## measure the claims about speed, in about 30 minutes; let nothing else run
-	python benchmarks/run.py
+	python -m benchmarks.run
 
 lint: .venv/.installed  ## check style, types and the code deps in dvc.yaml
 	ruff check

@@ -1,6 +1,6 @@
 """What each stored form of the logits takes and what it loses, against float32 (5-form-...).
 
-    python benchmarks/cache_precision.py --weights models/teacher/teacher.safetensors --prepared data/prepared
+    python -m benchmarks.cache_precision --weights models/teacher/teacher.safetensors --prepared data/prepared
 
 With a teacher of yours it measures its logits on crops of its train frames; without, those of a small network that is
 trained for a minute on the synthetic city. Logits of a network that was hardly trained mean nothing: they are huge.
@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from our_loop import default_settings
-from rows import Row
-from streets import QUICK, streets_on_disk
 from torch import nn
 
+from benchmarks.our_loop import default_settings
+from benchmarks.rows import Row
+from benchmarks.streets import QUICK, streets_on_disk
 from segdistill.data.prepared import Split, open_split
 from segdistill.data.sampling import BatchSampler, view_origins
 from segdistill.data.teacher_cache import quantised

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import time
 
-from our_loop import OurLoop, default_settings, next_steps, our_compute, through_compiler
-from streets import ON_CPU, streets_on_disk
+from benchmarks.our_loop import OurLoop, default_settings, next_steps, our_compute, through_compiler
+from benchmarks.streets import ON_CPU, streets_on_disk
 
 if __name__ == "__main__":
     compute = our_compute()

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from rows import Row, ratio_row, seconds_in_turn
 
+from benchmarks.rows import Row, ratio_row, seconds_in_turn
 from segdistill.core.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent

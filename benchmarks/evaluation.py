@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from our_loop import our_compute
-from rows import Row, ratio_row, seconds_in_turn
-from streets import ON_CPU, QUICK, Sizes, streets_on_disk
 from torch import nn
 
+from benchmarks.our_loop import our_compute
+from benchmarks.rows import Row, ratio_row, seconds_in_turn
+from benchmarks.streets import ON_CPU, QUICK, Sizes, streets_on_disk
 from segdistill.data.prepared import Split
 from segdistill.data.transforms import normalize
 from segdistill.formats.header import MEAN, STD

@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
-from rows import Row, ratio_row
-from streets import streets_on_disk
 from torch import nn
-from usual_loop import AsPublished
 
+from benchmarks.rows import Row, ratio_row
+from benchmarks.streets import streets_on_disk
+from benchmarks.usual_loop import AsPublished
 from segdistill.core.provenance import package_versions
 from segdistill.data.transforms import normalize
 from segdistill.export.onnx_file import OnnxPredictor, write_float32, write_int8

@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from rows import Row, ratio_row, seconds_in_turn
-from streets import ON_CPU, ON_GPU, QUICK, VIEWS, Sizes, Streets, streets_on_disk
-from usual_loop import StreetFiles
 
+from benchmarks.rows import Row, ratio_row, seconds_in_turn
+from benchmarks.streets import ON_CPU, ON_GPU, QUICK, VIEWS, Sizes, Streets, streets_on_disk
+from benchmarks.usual_loop import StreetFiles
 from segdistill.data.sampling import BatchSampler
 from segdistill.data.teacher_cache import origins_of
 from segdistill.training.batches import CropLoader

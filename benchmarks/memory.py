@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from our_loop import FROM_CACHE, STUDENT, default_settings, our_compute
-from rows import Row, ratio_row
-from streets import ON_CPU, QUICK, STRIDE, Sizes
 
+from benchmarks.our_loop import FROM_CACHE, STUDENT, default_settings, our_compute
+from benchmarks.rows import Row, ratio_row
+from benchmarks.streets import ON_CPU, QUICK, STRIDE, Sizes
 from segdistill.data.arrays import open_array
 from segdistill.data.prepared import Split
 from segdistill.data.sampling import BatchSampler, view_origins
@@ -84,8 +84,8 @@ def _write_sparse(folder: Path, sizes: Sizes) -> int:
 
 
 def _in_a_process(kind: str, folder: str, quick: bool, steps: int) -> dict:
-    command = [sys.executable, __file__, kind, folder, str(steps), *(["--quick"] if quick else [])]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    command = [sys.executable, "-m", "benchmarks.memory", kind, folder, str(steps), *(["--quick"] if quick else [])]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, check=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 

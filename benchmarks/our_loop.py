@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from streets import VIEWS, Sizes, Streets
 from torch import nn
 
+from benchmarks.streets import VIEWS, Sizes, Streets
 from segdistill.data.sampling import BatchSampler
 from segdistill.data.teacher_cache import origins_of
 from segdistill.nets.device import Compute

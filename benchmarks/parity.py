@@ -1,8 +1,8 @@
 """Does a student learn from cached views what it learns from the live teacher? Trained on real streets, seed by seed.
 
     cp benchmarks/parity.yaml params.yaml && dvc repro prepare teacher-check   # CamVid: docs/results-camvid.md
-    python benchmarks/parity.py
-    python benchmarks/parity.py --time                                             # live step / cached step, in time
+    python -m benchmarks.parity
+    python -m benchmarks.parity --time                                             # live step / cached step, in time
 
 Every arm trains the same student, from one common start, for the same steps on batches drawn by the same seed; what
 differs is where its crops and its teacher's logits come from. An arm and a seed are trained once: the results file is
@@ -24,9 +24,9 @@ import os
 from pathlib import Path
 
 import numpy as np
-from study import START_STEPS, Study, arms
-from table import put_between
 
+from benchmarks.study import START_STEPS, Study, arms
+from benchmarks.table import put_between
 from segdistill.core.files import read_json, write_json
 from segdistill.core.provenance import git_revision, package_versions, processor
 from segdistill.params.read import load_params

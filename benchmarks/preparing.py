@@ -14,8 +14,8 @@ from unittest import mock
 
 import numpy as np
 from PIL import Image, ImageFilter
-from rows import Row, ratio_row, seconds_in_turn
 
+from benchmarks.rows import Row, ratio_row, seconds_in_turn
 from segdistill.params.model import DataParams, SyntheticParams
 from segdistill.prepare import images as png_file
 from segdistill.prepare.cityscapes import IMAGE_SUFFIX, LABEL_SUFFIX, TRAIN_ID_OF_LABEL_ID
@@ -27,8 +27,8 @@ SOFTENED_PX = 0.9
 PEAK_MEMORY = """
 import re, sys
 from pathlib import Path
-import preparing
-preparing.prepare_city(Path(sys.argv[1]), Path(sys.argv[2]))
+from benchmarks.preparing import prepare_city
+prepare_city(Path(sys.argv[1]), Path(sys.argv[2]))
 print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 """
 
@@ -144,5 +144,5 @@ def _repeat_train_frames(city: Path, larger: Path, times: int) -> None:
 def _peak_memory_kB(city: Path, out: Path) -> int:  # noqa: N802 - kB is the unit
     """Largest resident memory of a process that prepares `city`, mapped files and libraries included."""
     command = [sys.executable, "-c", PEAK_MEMORY, str(city), str(out)]
-    told = subprocess.run(command, cwd=Path(__file__).parent, check=True, capture_output=True, text=True)
+    told = subprocess.run(command, cwd=Path(__file__).parents[1], check=True, capture_output=True, text=True)
     return int(told.stdout.split()[-1])

@@ -1,7 +1,7 @@
 """Measure the claims about speed. Writes results.json and the tables of the documents. Let nothing else run meanwhile.
 
-python benchmarks/run.py                # all of it
-python benchmarks/run.py --only steps   # one part, beside what results.json holds
+python -m benchmarks.run                # all of it
+python -m benchmarks.run --only steps   # one part, beside what results.json holds
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from rows import Row
-from table import write_table
-
+from benchmarks.rows import Row
+from benchmarks.table import write_table
 from segdistill.core.errors import exit_on_user_error
 from segdistill.core.files import read_json, write_json
 from segdistill.core.provenance import git_revision, package_versions, processor
@@ -41,7 +40,7 @@ PARTS = (
 def measured(part: str, quick: bool) -> dict:
     """Conditions and rows of one part, with the seconds it took."""
     started = time.perf_counter()
-    conditions, rows = importlib.import_module(part).measure(quick)
+    conditions, rows = importlib.import_module(f"benchmarks.{part}").measure(quick)
     taken_s = round(time.perf_counter() - started)
     print(f"{part}: {taken_s} s, load average {os.getloadavg()[0]:.1f}", flush=True)
     # Of this part: the others may stand there from an earlier revision.

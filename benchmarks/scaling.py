@@ -1,8 +1,8 @@
 """The cache of teacher logits on paper, from rates measured here: bytes, hours to build, minutes to hash.
 
-    python benchmarks/scaling.py                             # measure and print the tables of docs/scaling.md
-    python benchmarks/scaling.py --write                     # and put them into that page
-    python benchmarks/scaling.py --teacher-crops-per-s 40    # the teacher's rate on another machine
+    python -m benchmarks.scaling                             # measure and print the tables of docs/scaling.md
+    python -m benchmarks.scaling --write                     # and put them into that page
+    python -m benchmarks.scaling --teacher-crops-per-s 40    # the teacher's rate on another machine
 
 Let nothing else run meanwhile. N frames of 1024x2048, K views of 768x768 pixels each, 19 classes.
 """
@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from our_loop import TEACHER, a_teacher
-from table import put_between
 
+from benchmarks.our_loop import TEACHER, a_teacher
+from benchmarks.table import put_between
 from segdistill.core.errors import exit_on_user_error
 from segdistill.core.provenance import processor
 from segdistill.data.sampling import view_origins

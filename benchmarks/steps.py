@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from our_loop import (
+
+from benchmarks.our_loop import (
     FROM_CACHE,
     STUDENT,
     TEACHER,
@@ -28,11 +29,10 @@ from our_loop import (
     our_compute,
     through_compiler,
 )
-from own_process import OwnProcess
-from rows import Row, ratio_row, seconds_in_turn
-from streets import ON_CPU, ON_GPU, QUICK, Sizes, streets_on_disk
-from usual_loop import WORKERS, StreetFiles, library_nets, peer_nets, usual_epochs
-
+from benchmarks.own_process import OwnProcess
+from benchmarks.rows import Row, ratio_row, seconds_in_turn
+from benchmarks.streets import ON_CPU, ON_GPU, QUICK, Sizes, streets_on_disk
+from benchmarks.usual_loop import WORKERS, StreetFiles, library_nets, peer_nets, usual_epochs
 from segdistill.core.provenance import package_versions
 from segdistill.training.batches import CropBatch, CropLoader
 from segdistill.training.checkpoint import Checkpointer

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from preparing import softened
 
+from benchmarks.preparing import softened
 from segdistill.data.prepared import open_split, read_index
 from segdistill.data.teacher_cache import LogitsWriter, StoredLogits, geometry, stored_shape
 from segdistill.params.model import DataParams, SyntheticParams

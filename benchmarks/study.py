@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from our_loop import NEVER, next_steps
-from rows import seconds_in_turn
 from torch import nn
 
+from benchmarks.our_loop import NEVER, next_steps
+from benchmarks.rows import seconds_in_turn
 from segdistill.data.prepared import PREPARED, Split
 from segdistill.data.sampling import BatchSampler, view_origins
 from segdistill.data.teacher_cache import Teaching, geometry, origins_of

@@ -17,10 +17,19 @@ import time
 from typing import NamedTuple
 
 import numpy as np
-from our_loop import FROM_CACHE, STUDENT, TEACHER, OurLoop, a_teacher, default_settings, next_steps, our_compute
-from rows import Row, ratio_row, seconds_in_turn
-from streets import ON_CPU, QUICK, STRIDE, streets_on_disk
 
+from benchmarks.our_loop import (
+    FROM_CACHE,
+    STUDENT,
+    TEACHER,
+    OurLoop,
+    a_teacher,
+    default_settings,
+    next_steps,
+    our_compute,
+)
+from benchmarks.rows import Row, ratio_row, seconds_in_turn
+from benchmarks.streets import ON_CPU, QUICK, STRIDE, streets_on_disk
 from segdistill.data.sampling import BatchSampler
 from segdistill.nets.device import TorchPredictor
 from segdistill.teacher_logits.build import logits_on_grid

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rows import Row
-
+from benchmarks.rows import Row
 from segdistill.core.errors import UserError
 from segdistill.core.files import write_text
 

@@ -24,13 +24,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from our_loop import STUDENT, TEACHER
 from PIL import Image
-from streets import Sizes
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional as transforms
 
+from benchmarks.our_loop import STUDENT, TEACHER
+from benchmarks.streets import Sizes
 from segdistill.nets.registry import build
 from segdistill.prepare.cityscapes import CLASSES, IGNORE, TRAIN_ID_OF_LABEL_ID
 

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from our_loop import (
+from torch import Tensor, nn
+
+from benchmarks.our_loop import (
     FROM_CACHE,
     STUDENT,
     TEACHER,
@@ -28,12 +30,10 @@ from our_loop import (
     our_compute,
     through_compiler,
 )
-from own_process import OwnProcess
-from rows import Row, ratio_row, seconds_in_turn
-from streets import ON_CPU, QUICK, Sizes, streets_on_disk
-from torch import Tensor, nn
-from usual_loop import AsPublished
-
+from benchmarks.own_process import OwnProcess
+from benchmarks.rows import Row, ratio_row, seconds_in_turn
+from benchmarks.streets import ON_CPU, QUICK, Sizes, streets_on_disk
+from benchmarks.usual_loop import AsPublished
 from segdistill.nets.device import keep_freed_memory, resolve_device
 from segdistill.nets.registry import build
 from segdistill.prepare.cityscapes import CLASSES
@@ -241,7 +241,8 @@ def _compile_rows(ours: OurLoop, steps: int, rounds: int) -> list[Row]:
 def _first_step_s(cache: str) -> float:
     """Seconds of the first step of a compiled student in a fresh process; `cache` holds what torch compiled before."""
     told = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("compile_start.py"))],
+        [sys.executable, "-m", "benchmarks.compile_start"],
+        cwd=Path(__file__).parents[1],
         env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache},
         check=True,
         stdout=subprocess.PIPE,

@@ -5,40 +5,31 @@ Sizes are tiny and the bound is generous, so that a busy machine passes and a st
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
+from benchmarks.our_loop import FROM_CACHE, OurLoop, default_settings, next_steps
+from benchmarks.rows import seconds_in_turn
+from benchmarks.streets import QUICK, Streets
+from segdistill.nets.device import Compute
+
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 BOUND, STEPS, ROUNDS = 1.5, 2, 8
 
 
 @pytest.fixture(scope="module")
 def seconds(tmp_path_factory, one_thread):
     """Seconds of plain, cached and live steps in each round, taken in turn."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        from our_loop import FROM_CACHE, OurLoop, default_settings, next_steps
-        from rows import seconds_in_turn
-        from streets import QUICK, Streets
-
-        from segdistill.nets.device import Compute
-
-        compute = Compute(torch.device("cpu"), torch.float32, 1)
-        streets = Streets(tmp_path_factory.mktemp("streets"), QUICK.frame_px, QUICK.frames)
-        ours = OurLoop(streets, QUICK, compute, default_settings("tiny"))
-        jobs = {
-            "plain": ours.job("plain"),
-            "cached": ours.job("cached", FROM_CACHE),
-            "live": ours.job("live", ours.live()),
-        }
-        yield seconds_in_turn({name: next_steps(job, STEPS) for name, job in jobs.items()}, ROUNDS)
-        for name in ("our_loop", "rows", "streets"):
-            sys.modules.pop(name, None)
+    compute = Compute(torch.device("cpu"), torch.float32, 1)
+    streets = Streets(tmp_path_factory.mktemp("streets"), QUICK.frame_px, QUICK.frames)
+    ours = OurLoop(streets, QUICK, compute, default_settings("tiny"))
+    jobs = {
+        "plain": ours.job("plain"),
+        "cached": ours.job("cached", FROM_CACHE),
+        "live": ours.job("live", ours.live()),
+    }
+    return seconds_in_turn({name: next_steps(job, STEPS) for name, job in jobs.items()}, ROUNDS)
 
 
 def test_a_cached_step_costs_about_what_a_plain_step_costs(seconds):

@@ -1,12 +1,11 @@
 """The frame of the benchmarks: rows, targets, turns, the results file and the README's table."""
 
-import importlib
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks import rows, run, streets, sweep, table
 from segdistill.core.errors import UserError
 
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
@@ -20,17 +19,9 @@ CONDITIONS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    yield
-    for name in ("rows", "table", "run", "sweep", "our_loop", "streets", "preparing"):
-        sys.modules.pop(name, None)
-
-
 def a_row(**changes):
     row = {"row": "2", "what": "ours / theirs", "value": 1.02, "target": "at most 1.05", "unit": "ratio"}
-    return importlib.import_module("rows").Row(**(row | {"spread": (1.0, 1.1)} | changes))
+    return rows.Row(**(row | {"spread": (1.0, 1.1)} | changes))
 
 
 @pytest.mark.parametrize(
@@ -50,26 +41,24 @@ def test_a_target_is_a_bound_on_the_value(value, target, met):
 def test_every_kind_comes_first_as_often_as_the_others():
     order = []
     kinds = {name: (lambda name=name: order.append(name)) for name in "abc"}
-    taken_s = importlib.import_module("rows").seconds_in_turn(kinds, rounds=3, warmup=0)
+    taken_s = rows.seconds_in_turn(kinds, rounds=3, warmup=0)
     assert "".join(order) == "abc" + "bca" + "cab"
     assert {name: len(taken) for name, taken in taken_s.items()} == {"a": 3, "b": 3, "c": 3}
     assert all((taken > 0).all() for taken in taken_s.values())
 
 
 def test_a_ratio_row_is_a_median_with_its_spread():
-    row = importlib.import_module("rows").ratio_row("1", "a / b", np.array([1.0, 2.0, 3.0, 4.0, 100.0]))
+    row = rows.ratio_row("1", "a / b", np.array([1.0, 2.0, 3.0, 4.0, 100.0]))
     assert (row.value, row.spread) == (3.0, (1.4, 61.6))
 
 
 def test_the_table_tells_a_missed_target_and_what_limits_it():
-    table = importlib.import_module("table").table
-    line = table([a_row(value=1.2, note="the loader is what is waited for")]).splitlines()[-1]
+    line = table.table([a_row(value=1.2, note="the loader is what is waited for")]).splitlines()[-1]
     assert line == "| 2 | ours / theirs; the loader is what is waited for | 1.2 | 1 to 1.1 | at most 1.05 (missed) |"
-    assert "missed" not in table([a_row()])
+    assert "missed" not in table.table([a_row()])
 
 
 def test_the_table_takes_its_place_and_leaves_the_rest(tmp_path):
-    table = importlib.import_module("table")
     document = tmp_path / "README.md"
     document.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
     results = {"conditions": CONDITIONS, "rows": [a_row()._asdict() | {"part": "steps"}]}
@@ -82,11 +71,10 @@ def test_the_table_takes_its_place_and_leaves_the_rest(tmp_path):
 
 
 def test_rows_without_a_target_can_be_left_out(tmp_path):
-    table = importlib.import_module("table")
     document = tmp_path / "README.md"
     document.write_text(f"{BEGIN}{END}", encoding="utf-8")
-    rows = [a_row(what="kept")._asdict(), a_row(what="dropped", target=None)._asdict()]
-    table.write_table(document, {"conditions": CONDITIONS, "rows": rows}, with_target_only=True)
+    kept_and_dropped = [a_row(what="kept")._asdict(), a_row(what="dropped", target=None)._asdict()]
+    table.write_table(document, {"conditions": CONDITIONS, "rows": kept_and_dropped}, with_target_only=True)
     assert "kept" in document.read_text(encoding="utf-8")
     assert "dropped" not in document.read_text(encoding="utf-8")
 
@@ -95,12 +83,11 @@ def test_a_document_without_the_marks_is_left_alone(tmp_path):
     document = tmp_path / "README.md"
     document.write_text("nothing here\n", encoding="utf-8")
     with pytest.raises(UserError, match="README.md: needs one"):
-        importlib.import_module("table").put_between(document, "benchmarks", "text")
+        table.put_between(document, "benchmarks", "text")
     assert document.read_text(encoding="utf-8") == "nothing here\n"
 
 
 def test_parts_survive_the_results_file():
-    run = importlib.import_module("run")
     parts = {part: {"conditions": {"of": part}, "rows": [a_row(row=part)._asdict()]} for part in run.PARTS[::-1]}
     gathered = run.gathered(parts)
     assert [row["part"] for row in gathered["rows"]] == list(run.PARTS)
@@ -110,7 +97,7 @@ def test_parts_survive_the_results_file():
 @pytest.mark.parametrize("cached_step_s", [0.95, 1.0, 1.04])
 def test_a_sweep_with_a_teacher_never_costs_less_than_one_without(cached_step_s):
     rounds = np.ones(3)
-    costs = importlib.import_module("sweep").Costs(0.2 * rounds, rounds, cached_step_s * rounds, start_s=2.0)
+    costs = sweep.Costs(0.2 * rounds, rounds, cached_step_s * rounds, start_s=2.0)
     ratios = [costs.sweep_over_vanilla(1000, steps).item(0) for steps in (500, 30_000, 10**7)]
     assert ratios == sorted(ratios, reverse=True)
     assert ratios[-1] == pytest.approx(max(1.0, cached_step_s), abs=1e-4) and ratios[-1] > 1
@@ -119,11 +106,10 @@ def test_a_sweep_with_a_teacher_never_costs_less_than_one_without(cached_step_s)
 
 
 def test_every_part_exists():
-    run = importlib.import_module("run")
     assert [part for part in run.PARTS if not (BENCHMARKS / f"{part}.py").is_file()] == []
 
 
 def test_the_usual_loop_decodes_frames_no_larger_than_a_cameras(tmp_path):
-    streets = importlib.import_module("streets").Streets(tmp_path, (256, 512), 1)
+    photographs = streets.Streets(tmp_path, (256, 512), 1)
     # Cityscapes' own take 1.07 bytes a pixel, photograph and label; small frames show more borders to a pixel.
-    assert streets.png_bytes_per_frame / (256 * 512) < 1.4
+    assert photographs.png_bytes_per_frame / (256 * 512) < 1.4

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
+from benchmarks import scaling
 from segdistill.data.teacher_cache import LogitsWriter
-
-
-@pytest.fixture
-def scaling(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[3] / "benchmarks"))
-    import scaling as module
-
-    yield module
-    for name in ("scaling", "our_loop", "streets"):
-        sys.modules.pop(name, None)
 
 
 @pytest.mark.parametrize("stride", [4, 8])
 @pytest.mark.parametrize("dtype", ["float16", "uint8"])
-def test_bytes_on_paper_are_bytes_on_disk(scaling, tmp_path, monkeypatch, dtype, stride):
+def test_bytes_on_paper_are_bytes_on_disk(tmp_path, monkeypatch, dtype, stride):
     monkeypatch.setattr(scaling, "CROP_PX", (32, 64))
     shape = (3, 2, 32 // stride, 64 // stride, scaling.CLASSES)
     with LogitsWriter(tmp_path, dtype, shape) as writer:
@@ -33,7 +21,7 @@ def test_bytes_on_paper_are_bytes_on_disk(scaling, tmp_path, monkeypatch, dtype,
     assert scaling.cache_bytes(3, 2, dtype, stride) == on_disk
 
 
-def test_the_page_has_its_tables(scaling):
+def test_the_page_has_its_tables():
     """For K = 8 the page and the design name 33 GB of float16 and 17 GB at 8 bits."""
     sizes = [scaling.cache_bytes(2975, 8, dtype, 4) / 1e9 for dtype in ("float16", "uint8")]
     assert [round(size) for size in sizes] == [33, 17]

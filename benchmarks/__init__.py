@@ -1,0 +1,1 @@
+"""Benchmarks of the claims about speed: `python -m benchmarks.run`."""
