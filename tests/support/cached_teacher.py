@@ -1,4 +1,4 @@
-"""A small teacher with its prepared data, and what its cache of logits is asked for."""
+"""A small teacher with its prepared data, and the spec of its cache of logits."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from segdistill.core.files import write_json
-from segdistill.data.prepared import Split
-from segdistill.data.sampling import BatchSampler
-from segdistill.data.teacher_cache import Teaching, geometry, origins_of
+from segdistill.data.prepared import PreparedData
+from segdistill.data.sampling import BatchIndices, BatchSampler, ViewSpec
+from segdistill.data.teacher_cache import TeacherCache
 from segdistill.formats.header import Header
 from segdistill.nets.device import Compute
 from segdistill.nets.registry import build
@@ -18,11 +18,7 @@ from segdistill.params.model import TeacherLogitsParams
 from segdistill.scoring.record import write_archive
 
 ARCH, CLASSES, FRAMES = "deeplabv3plus_mobilenet", 6, 3
-
-
 FRAME_PX, CROP_PX, VIEWS, STRIDE = (48, 80), (32, 48), 2, 4
-
-
 COMPUTE = Compute(torch.device("cpu"), torch.float32, 1)
 
 
@@ -30,8 +26,8 @@ def logits_params(dtype="float16", stride=STRIDE, kinds=("views",)) -> TeacherLo
     return TeacherLogitsParams(kinds=kinds, views=VIEWS, stride=stride, dtype=dtype, batch_size=4)
 
 
-def facts_of(split: Split, stride: int = STRIDE) -> dict:
-    return geometry(split, "data", 1, CROP_PX, VIEWS, stride)
+def spec_of(data: PreparedData, stride: int = STRIDE) -> ViewSpec:
+    return ViewSpec.of(data, CROP_PX, VIEWS, stride, seed=1)
 
 
 def write_prepared(root) -> None:
@@ -43,7 +39,8 @@ def write_prepared(root) -> None:
     np.save(root / "train" / "images.npy", images)
     np.save(root / "train" / "labels.npy", rng.integers(0, CLASSES, images.shape[:3], np.uint8))
     splits = {"train": {"frames": [{"name": f"street{i}"} for i in range(FRAMES)]}}
-    write_json(root / "index.json", {"fingerprint": "data", "classes": ["road"], "splits": splits})
+    table = {"classes": ["road"], "label_ids": [7], "colors": [[128, 64, 128]]}
+    write_json(root / "index.json", {"fingerprint": "data", "splits": splits} | table)
 
 
 def write_teacher(folder, scale: float = 1.0, spoil: float | None = None) -> None:
@@ -58,12 +55,12 @@ def write_teacher(folder, scale: float = 1.0, spoil: float | None = None) -> Non
     write_archive(folder / "val_classes.npz", {0: np.full(FRAME_PX, 3, np.uint8)})
 
 
-def plan_of(flip_probability: float):
-    return BatchSampler(0, "distill", FRAMES, VIEWS, 6, flip_probability, 0.0).plan(0)
+def indices_of(flip_probability: float) -> BatchIndices:
+    return BatchSampler(0, "distill", FRAMES, VIEWS, 6, flip_probability, 0.0).indices(0)
 
 
-def floats(teaching: Teaching, flip_probability: float = 0.0) -> np.ndarray:
-    """The logits of a planned batch as the loss gets them, float32 (B, h, w, C)."""
-    plan = plan_of(flip_probability)
-    crops = teaching.stored.cut(plan, origins_of(teaching.facts)[plan.frames, plan.views])
+def floats(cache: TeacherCache, flip_probability: float = 0.0) -> np.ndarray:
+    """The logits of a batch as the loss gets them, float32 (B, h, w, C)."""
+    indices = indices_of(flip_probability)
+    crops = cache.stored.crop(indices, cache.spec.origins()[indices.frames, indices.views])
     return crops.floats(COMPUTE.device).permute(0, 2, 3, 1).numpy()

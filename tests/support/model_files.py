@@ -1,4 +1,4 @@
-"""Model files of one small random net of 19 classes, whose signals neither vanish nor explode."""
+"""Model files of one small random network of 19 classes, whose signals neither vanish nor explode."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def smooth_frame(size_px: tuple[int, int], seed: int = 0) -> np.ndarray:
 
 
 def random_net(classes: int = CLASSES, seed: int = 0) -> torch.nn.Module:
-    """A random net whose batch norms have seen inputs, and to which all classes are about equally likely."""
+    """A random network whose batch norms have seen inputs, and to which all classes are about equally likely."""
     torch.manual_seed(seed)
     net = build(ARCH, classes).train()
     with torch.no_grad():
@@ -38,13 +38,13 @@ def random_net(classes: int = CLASSES, seed: int = 0) -> torch.nn.Module:
 
 
 class ModelFiles:
-    """The three files of a net: safetensors, float32 ONNX, int8 ONNX."""
+    """The three files of a network: safetensors, float32 ONNX, int8 ONNX."""
 
     def __init__(self, folder: Path, seed: int = 0) -> None:
-        net, facts = random_net(seed=seed), Header.of_net(ARCH, CLASSES, 16)
+        net, header = random_net(seed=seed), Header.of_net(ARCH, CLASSES, 16)
         folder.mkdir(parents=True, exist_ok=True)
         self.torch, self.float32 = folder / "finetuned.safetensors", folder / "student.onnx"
         self.int8 = folder / "student.int8.onnx"
-        save_net(self.torch, net, facts)
-        write_float32(self.float32, net, facts, OPSET, TRACED_PX)
-        write_int8(self.int8, net, facts, OPSET, np.stack([smooth_frame(TRACED_PX, seed) for seed in (20, 21)]))
+        save_net(self.torch, net, header)
+        write_float32(self.float32, net, header, OPSET, TRACED_PX)
+        write_int8(self.int8, net, header, OPSET, np.stack([smooth_frame(TRACED_PX, seed) for seed in (20, 21)]))

@@ -1,4 +1,4 @@
-"""A training small enough for a test: a net of two layers, frames that it can learn, a teacher's logits."""
+"""A training small enough for a test: a network of two layers, frames that it can learn, a teacher's logits."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ import torch
 from torch import nn
 
 from segdistill.data.prepared import Split
-from segdistill.data.sampling import BatchSampler, view_origins
+from segdistill.data.sampling import BatchSampler, ViewSpec
 from segdistill.data.teacher_cache import StoredCrops
 from segdistill.data.transforms import crop, normalize
 from segdistill.nets.device import Compute
-from segdistill.params.model import TrainingParams
-from segdistill.scoring.label_losses import IGNORE
+from segdistill.formats.classes import IGNORE
+from segdistill.params.model import StudentSettings
+from segdistill.student.distillation import Distillation
 from segdistill.training.batches import CropLoader
 from segdistill.training.checkpoint import Checkpointer
-from segdistill.training.loop import Distillation, Job, train
+from segdistill.training.loop import Job, train
 
 FRAMES, FRAME_PX, CROP_PX, VIEWS, CLASSES = 5, (24, 32), (16, 16), 3, 3
-
-
 COMPUTE = Compute(torch.device("cpu"), torch.float32, 1)
 
 
@@ -48,8 +47,17 @@ def make_split(shuffled_labels: bool = False) -> Split:
     return Split(images, labels, tuple(f"street{i}" for i in range(FRAMES)))
 
 
-def settings_of(**changed) -> TrainingParams:
+def settings_of(**changed) -> StudentSettings:
     given = {
+        "student": "deeplabv3_mobilenet_lite",
+        "teacher": "none",
+        "lr": 0.1,
+        "seed": 0,
+        "crop_px": CROP_PX,
+        "alpha": 0.0,
+        "method": "kl",
+        "temperature": 1.0,
+        "kl_resolution": "stride",
         "output_stride": 16,
         "init": "random",
         "steps": 8,
@@ -69,7 +77,7 @@ def settings_of(**changed) -> TrainingParams:
         "evaluate_every_steps": 0,
         "checkpoint_every_steps": 4,
     }
-    return TrainingParams(**(given | changed))
+    return StudentSettings.model_construct(**(given | changed))  # frames are smaller than params allow
 
 
 class FailingBatches(CropLoader):
@@ -84,44 +92,47 @@ class FailingBatches(CropLoader):
 
 
 class LogitsOfATeacher:
-    """The logits of a teacher on each planned crop, NaN for the plans with a seed in `nan_for`."""
+    """The logits of a teacher on each crop of a batch, NaN for the batches with a seed in `nan_for`."""
 
     def __init__(self, teacher: nn.Module, split: Split, nan_for: set[int] = frozenset()) -> None:
         self.teacher, self.split, self.nan_for = teacher.eval(), split, nan_for
 
     @torch.no_grad()
-    def crop(self, plan, origins):
-        images = np.empty((len(plan.frames), *CROP_PX, 3), np.uint8)
-        crop(self.split.images, plan.frames, origins, plan.flips, CROP_PX, images)
+    def crop(self, indices, origins):
+        images = np.empty((len(indices.frames), *CROP_PX, 3), np.uint8)
+        crop(self.split.images, indices.frames, origins, indices.flips, CROP_PX, images)
         logits = self.teacher(normalize(torch.from_numpy(images))).permute(0, 2, 3, 1).numpy()
-        return StoredCrops(torch.from_numpy(logits * np.nan if plan.seed in self.nan_for else logits))
+        return StoredCrops(torch.from_numpy(logits * np.nan if indices.seed in self.nan_for else logits))
 
-    def prefetch(self, plan, origins):
+    def prefetch(self, indices, origins):
         return 0
 
 
 def origins() -> np.ndarray:
-    return view_origins(0, FRAMES, VIEWS, FRAME_PX, CROP_PX, 4)
+    return ViewSpec("tiny", FRAMES, FRAME_PX, CROP_PX, VIEWS, stride=4, seed=0).origins()
 
 
-def make_job(net=None, hook=None, distillation=None, cached=None, split=None, lr=0.1, holdout=None, **changed) -> Job:
+def make_job(net=None, hook=None, cached=None, split=None, holdout=None, live_teacher=None, **changed) -> Job:
+    """A job whose students distil where they have logits or a live teacher; `changed` are settings."""
     settings = settings_of(**changed)
     batches = BatchSampler(0, "distill", FRAMES, VIEWS, settings.batch_size, settings.flip_probability, settings.jitter)
     crops = FailingBatches(split or make_split(), batches, origins(), CROP_PX, cached)
     if hook is not None:
         crops.hook = hook
-    return Job("distill/tiny", net or TinyNet(), crops, settings, lr, COMPUTE, distillation, holdout)
+    distillation = Distillation(settings, COMPUTE, live_teacher) if cached or live_teacher else None
+    scored = {} if holdout is None else {"holdout_mean_iou": holdout}
+    return Job("distill/tiny", net or TinyNet(), crops, settings, COMPUTE, distillation, **scored)
 
 
 def run(root, key="key", **given) -> tuple[nn.Module, list[dict]]:
-    """Train a job in the scratch folder `root` and return its net and curve."""
+    """Train a job with its checkpoints in `root` and return its network and curve."""
     job = make_job(**given)
-    with Checkpointer(job.name, key, root) as scratch:
-        return job.net, train(job, scratch)
+    with Checkpointer(job.name, key, root) as checkpointer:
+        return job.net, train(job, checkpointer)
 
 
 def assert_same(found, wanted) -> None:
-    """Both are (net, curve), equal bit for bit."""
+    """Both are (network, curve), equal bit for bit."""
     expected = wanted[0].state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in found[0].state_dict().items())
     assert found[1] == wanted[1]
@@ -143,9 +154,7 @@ def killed() -> None:
     raise KilledError
 
 
-def distilled(
-    alpha=0.4, method="kl", temperature=2.0, kl_resolution="stride", live_teacher=None, nan_for=frozenset()
-) -> dict:
+def distilled(alpha=0.4, temperature=2.0, live_teacher=None, nan_for=frozenset(), **settings) -> dict:
     """Arguments of a job that learns from a stored or a live teacher."""
     cached = None if live_teacher else LogitsOfATeacher(TinyNet(seed=9), make_split(), nan_for)
-    return {"distillation": Distillation(alpha, method, temperature, kl_resolution, live_teacher), "cached": cached}
+    return {"cached": cached, "live_teacher": live_teacher, "alpha": alpha, "temperature": temperature, **settings}

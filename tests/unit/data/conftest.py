@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from segdistill.data.prepared import open_split
-from segdistill.data.teacher_cache import Teaching
+from segdistill.data.prepared import PreparedData
+from segdistill.data.teacher_cache import TeacherCache
 from segdistill.teacher_logits.build import build_cache
-from support.cached_teacher import COMPUTE, facts_of, logits_params, write_prepared, write_teacher
+from support.cached_teacher import COMPUTE, logits_params, spec_of, write_prepared, write_teacher
 
 
 @pytest.fixture(scope="module")
@@ -21,19 +21,20 @@ def project(tmp_path_factory):
     write_teacher(folder / "models" / "teacher")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        split = open_split("train")
+        data = PreparedData.open()
         for kind in ("views", "frame", "online"):
             out = folder / "data" / "teacher_logits" / kind
-            build_cache(kind, out, split, facts_of(split), logits_params(), COMPUTE)
+            build_cache(kind, out, data.train, spec_of(data), logits_params(), COMPUTE)
     return folder
 
 
 @pytest.fixture
 def opened(project, monkeypatch):
-    """In the project: its train split, and `open(kind)`."""
+    """In the project: its data, train split and spec of views, and `open(kind)`."""
     monkeypatch.chdir(project)
-    split = open_split("train")
-    return SimpleNamespace(split=split, facts=facts_of(split), open=lambda kind: Teaching(kind, facts_of(split)))
+    data = PreparedData.open()
+    spec = spec_of(data)
+    return SimpleNamespace(data=data, split=data.train, spec=spec, open=lambda kind: TeacherCache(kind, spec))
 
 
 @pytest.fixture

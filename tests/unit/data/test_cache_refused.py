@@ -1,102 +1,95 @@
-"""A cache that is damaged, or was made from something else, is refused with what differs; a bad one is not written."""
+"""A cache that is damaged or was made from something else is refused with the difference; a bad one is not written."""
 
 from __future__ import annotations
 
 import functools
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from segdistill.core.errors import UserError
-from segdistill.data.teacher_cache import LOGITS, ROWS, SCALE, Teaching
+from segdistill.data.teacher_cache import LOGITS, ROWS, SCALE, TeacherCache
 from segdistill.params.model import ViewLimitParams
 from segdistill.teacher_logits.build import build_cache
 from support.cached_teacher import CLASSES, COMPUTE, FRAMES, VIEWS, floats, logits_params, write_teacher
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-CHANGES = {  # what else a cache may have been made from
+OTHER_SPECS = {
     "seed": 2,
-    "crop_px": [32, 32],
+    "crop_px": (32, 32),
     "data_fingerprint": "other",
     "stride": 8,
     "views": 3,
     "frames": 4,
-    "frame_px": [48, 96],
-    "normalisation": {"mean": [0.5] * 3, "std": [0.5] * 3},
+    "frame_px": (48, 96),
 }
 
 
 @pytest.mark.parametrize("dtype", ["float16", "uint8"])
 @pytest.mark.parametrize("kind", ["views", "frame"])
 @pytest.mark.parametrize("teacher", [{"spoil": float("nan")}, {"scale": 1e12}])
-def test_logits_that_are_not_finite_leave_no_cache(opened, tmp_path, monkeypatch, kind, teacher, dtype):
+def test_no_cache_is_written_of_logits_that_are_not_finite(opened, tmp_path, monkeypatch, kind, teacher, dtype):
     write_teacher(tmp_path / "models" / "teacher", **teacher)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=f"logit of frame street0 is not finite as {dtype}; no cache written"):
-        build_cache(kind, tmp_path / "out" / kind, opened.split, opened.facts, logits_params(dtype), COMPUTE)
+        build_cache(kind, tmp_path / "out" / kind, opened.split, opened.spec, logits_params(dtype), COMPUTE)
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_logits_that_are_not_finite_leave_an_earlier_cache_as_it_was(opened, copied, tmp_path, monkeypatch):
+def test_logits_that_are_not_finite_leave_an_earlier_cache_unchanged(opened, copied, tmp_path, monkeypatch):
     write_teacher(tmp_path / "models" / "teacher", spoil=float("inf"))
     monkeypatch.chdir(tmp_path)
     before = {file.name: file.read_bytes() for file in copied.iterdir()}
     with pytest.raises(UserError, match="no cache written"):
-        build_cache("views", copied, opened.split, opened.facts, logits_params(), COMPUTE)
+        build_cache("views", copied, opened.split, opened.spec, logits_params(), COMPUTE)
     assert {file.name: file.read_bytes() for file in copied.iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["models", "views"]
 
 
-@pytest.mark.parametrize("key", CHANGES)
-def test_a_cache_of_something_else_is_refused(opened, copied, key):
+@pytest.mark.parametrize("key", OTHER_SPECS)
+def test_cache_of_another_spec_is_refused(opened, copied, key):
     with pytest.raises(UserError, match=f"{key} is .* there, .* is needed"):
-        Teaching("views", opened.facts | {key: CHANGES[key]}, copied)
+        TeacherCache("views", replace(opened.spec, **{key: OTHER_SPECS[key]}), copied)
 
 
-def test_a_cache_of_another_kind_is_refused(opened, copied):
+def test_cache_of_another_normalisation_is_refused(opened, copied):
+    manifest = json.loads((copied / "manifest.json").read_text())
+    manifest["normalisation"]["mean"] = [0.5] * 3
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="normalisation is .* there, .* is needed"):
+        TeacherCache("views", opened.spec, copied)
+
+
+def test_cache_of_another_kind_is_refused(opened, copied):
     with pytest.raises(UserError, match="kind is 'views' there, 'frame' is needed"):
-        Teaching("frame", opened.facts, copied)
+        TeacherCache("frame", opened.spec, copied)
 
 
 @pytest.fixture
 def in_8_bits(opened, tmp_path):
-    """A cache of views as uint8, that may be spoilt."""
-    build_cache("views", tmp_path / "uint8", opened.split, opened.facts, logits_params("uint8"), COMPUTE)
+    """A cache of views as uint8, which a test may damage."""
+    build_cache("views", tmp_path / "uint8", opened.split, opened.spec, logits_params("uint8"), COMPUTE)
     return tmp_path / "uint8"
 
 
-def test_a_cache_that_fits_is_opened(opened, copied, in_8_bits):
+def test_cache_that_fits_is_opened(opened, copied, in_8_bits):
     for folder in (copied, in_8_bits):
-        assert floats(Teaching("views", opened.facts, folder)).shape == (6, 8, 12, CLASSES)
+        assert floats(TeacherCache("views", opened.spec, folder)).shape == (6, 8, 12, CLASSES)
 
 
 @pytest.mark.parametrize("name", [LOGITS, SCALE])
-@pytest.mark.parametrize("kept_bytes", [0, 50, 300])
-def test_truncated_arrays_are_refused(opened, in_8_bits, name, kept_bytes):
+@pytest.mark.parametrize("damage", [lambda whole: whole[:0], lambda whole: whole[:50], lambda whole: whole + b"x", None])
+def test_truncated_longer_and_missing_arrays_are_refused(opened, in_8_bits, name, damage):
     whole = (in_8_bits / name).read_bytes()
-    assert len(whole) > 400
-    (in_8_bits / name).write_bytes(whole[:kept_bytes])
-    with pytest.raises(UserError, match=rf"{name}: unreadable .*; run: dvc repro teacher-logits"):
-        Teaching("views", opened.facts, in_8_bits)
-
-
-def test_an_array_with_bytes_behind_it_is_refused(opened, copied):
-    with (copied / LOGITS).open("ab") as file:
-        file.write(b"x")
-    with pytest.raises(UserError, match=r"logits\.npy: unreadable \(\d+ bytes, its header describes \d+\)"):
-        Teaching("views", opened.facts, copied)
-
-
-@pytest.mark.parametrize("name", [LOGITS, SCALE])
-def test_a_missing_array_is_refused(opened, in_8_bits, name):
     (in_8_bits / name).unlink()
-    with pytest.raises(UserError, match=f"{name}: unreadable"):
-        Teaching("views", opened.facts, in_8_bits)
+    if damage is not None:
+        (in_8_bits / name).write_bytes(damage(whole))
+    with pytest.raises(UserError, match=rf"{name}: unreadable .*; run: dvc repro teacher-logits"):
+        TeacherCache("views", opened.spec, in_8_bits)
 
 
 def test_logits_of_another_shape_are_refused(opened, copied):
@@ -104,13 +97,13 @@ def test_logits_of_another_shape_are_refused(opened, copied):
     with pytest.raises(
         UserError, match=r"holds float16 \[3, 2, 8, 12, 7\], its manifest says float16 \[3, 2, 8, 12, 6"
     ):
-        Teaching("views", opened.facts, copied)
+        TeacherCache("views", opened.spec, copied)
 
 
 def test_logits_of_another_precision_are_refused(opened, copied, in_8_bits):
     shutil.copyfile(copied / LOGITS, in_8_bits / LOGITS)
     with pytest.raises(UserError, match=r"holds float16 .*, its manifest says uint8"):
-        Teaching("views", opened.facts, in_8_bits)
+        TeacherCache("views", opened.spec, in_8_bits)
 
 
 def forget(folder: Path, *path: str) -> None:
@@ -121,55 +114,52 @@ def forget(folder: Path, *path: str) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_a_manifest_that_describes_no_arrays_is_refused(opened, copied):
-    forget(copied, "arrays")
-    with pytest.raises(UserError, match="its manifest describes no arrays"):
-        Teaching("views", opened.facts, copied)
-
-
-def test_bytes_without_their_scale_are_refused(opened, in_8_bits):
-    forget(in_8_bits, "arrays", SCALE)
-    with pytest.raises(UserError, match=r"its manifest describes logits\.npy alone"):
-        Teaching("views", opened.facts, in_8_bits)
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (("arrays",), "its manifest describes no arrays"),
+        (("arrays", LOGITS, "shape"), r"its manifest says \{'dtype': 'uint8'\} of logits\.npy"),
+        (("arrays", SCALE), r"its manifest describes logits\.npy alone"),
+        (("teacher_sha256",), "its manifest names no teacher"),
+    ],
+)
+def test_manifest_that_says_too_little_is_refused(opened, in_8_bits, path, message):
+    forget(in_8_bits, *path)
+    with pytest.raises(UserError, match=f"{message}; run: dvc repro teacher-logits"):
+        TeacherCache("views", opened.spec, in_8_bits)
 
 
 @pytest.fixture
-def drawn_only(opened, tmp_path):
-    """A cache of the views that one step draws, that may be spoilt."""
+def limited(opened, tmp_path):
+    """A cache of the views that one step draws, which a test may damage."""
     limit_views_to = ViewLimitParams(distill_steps=1, finetune_steps=0, batch_size=2)
     params = logits_params().model_copy(update={"limit_views_to": limit_views_to})
-    build_cache("views", tmp_path / "drawn", opened.split, opened.facts, params, COMPUTE)
-    return tmp_path / "drawn"
+    build_cache("views", tmp_path / "limited", opened.split, opened.spec, params, COMPUTE)
+    return tmp_path / "limited"
 
 
 @pytest.mark.parametrize("row", [-1, 1, 99])
-def test_places_that_do_not_fit_the_stored_views_are_refused(opened, drawn_only, row):
-    rows = np.load(drawn_only / ROWS)
+def test_rows_that_do_not_fit_the_stored_views_are_refused(opened, limited, row):
+    rows = np.load(limited / ROWS)
     rows[rows == 0] = row
-    np.save(drawn_only / ROWS, rows)
+    np.save(limited / ROWS, rows)
     with pytest.raises(UserError, match=r"rows\.npy: does not name each of the \d stored views once; run: dvc repro"):
-        Teaching("views", opened.facts, drawn_only)
+        TeacherCache("views", opened.spec, limited)
 
 
-def test_views_without_their_places_are_refused(opened, drawn_only):
-    forget(drawn_only, "arrays", ROWS)
+def test_limited_views_without_rows_are_refused(opened, limited):
+    forget(limited, "arrays", ROWS)
     with pytest.raises(UserError, match=r"arrays are of \[\] frames and views, \[3, 2\] are needed"):
-        Teaching("views", opened.facts, drawn_only)
+        TeacherCache("views", opened.spec, limited)
 
 
-def test_a_manifest_without_a_teacher_is_refused(opened, copied):
-    forget(copied, "teacher_sha256")
-    with pytest.raises(UserError, match="its manifest names no teacher"):
-        Teaching("views", opened.facts, copied)
-
-
-@pytest.mark.parametrize("spoil", ["missing folder", "no manifest", "no JSON"])
-def test_a_folder_without_a_manifest_is_refused(opened, copied, spoil):
-    if spoil == "missing folder":
+@pytest.mark.parametrize("damage", ["missing folder", "no manifest", "no JSON"])
+def test_folder_without_a_manifest_is_refused(opened, copied, damage):
+    if damage == "missing folder":
         shutil.rmtree(copied)
-    elif spoil == "no manifest":
+    elif damage == "no manifest":
         (copied / "manifest.json").unlink()
     else:
-        (copied / "manifest.json").write_text(json.dumps(opened.facts)[:40])
+        (copied / "manifest.json").write_text(json.dumps(opened.spec.facts())[:40])
     with pytest.raises(UserError, match="no readable manifest.*dvc repro teacher-logits"):
-        Teaching("views", opened.facts, copied)
+        TeacherCache("views", opened.spec, copied)

@@ -1,4 +1,4 @@
-"""The prepared data as training opens it; an index or an array that is not what prepare wrote is refused by name."""
+"""The prepared data as training opens them; an index or array that prepare did not write is refused by name."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from segdistill.core.errors import UserError
-from segdistill.data.prepared import open_split, read_index
+from segdistill.data.prepared import PreparedData
 
 INDEX = {
     "size_px": [4, 6],
     "classes": ["road", "car"],
+    "label_ids": [7, 26],
+    "colors": [[128, 64, 128], [0, 0, 142]],
     "fingerprint": "ab",
     "splits": {"train": {"frames": [{"name": "a"}, {"name": "b"}]}},
 }
@@ -32,13 +34,14 @@ def write(root: Path, index: object) -> None:
     (root / "index.json").write_text(index if isinstance(index, str) else json.dumps(index), encoding="utf-8")
 
 
-def test_a_split_is_its_arrays_and_names(root):
-    split = open_split("train", root)
-    assert (split.size_px, len(split), split.names) == ((4, 6), 2, ("a", "b"))
+def test_split_has_arrays_and_names(root):
+    data = PreparedData.open(root)
+    assert (data.train.size_px, len(data.train), data.train.names) == ((4, 6), 2, ("a", "b"))
+    assert (data.fingerprint, data.table.names, data.table.label_ids) == ("ab", ("road", "car"), (7, 26))
 
 
 @pytest.mark.parametrize(
-    ("index", "told"),
+    ("index", "message"),
     [
         ("", "no readable JSON"),
         ("[" * 100_000, "no readable JSON"),
@@ -46,6 +49,7 @@ def test_a_split_is_its_arrays_and_names(root):
         (INDEX | {"fingerprint": None}, "fingerprint is None; allowed is a text"),
         (INDEX | {"classes": []}, r"classes is \[\]; allowed is a list of names"),
         (INDEX | {"classes": [1]}, r"classes is \[1\]"),
+        (INDEX | {"label_ids": [7]}, r"label_ids: found \[7\]; allowed are 0 to 255 for each of 2 classes"),
         (
             {key: INDEX[key] for key in ("classes", "fingerprint")},
             "splits is None; allowed is the frames of each split",
@@ -54,19 +58,19 @@ def test_a_split_is_its_arrays_and_names(root):
         (INDEX | {"splits": {"train": {"frames": [{"city": "a"}]}}}, "splits is .*city"),
     ],
 )
-def test_an_index_that_says_too_little_is_refused(root, index, told):
+def test_index_that_says_too_little_is_refused(root, index, message):
     write(root, index)
-    with pytest.raises(UserError, match=rf"index\.json: {told}.*; run: dvc repro prepare$"):
-        read_index(root)
+    with pytest.raises(UserError, match=rf"index\.json: {message}.*; run: dvc repro prepare$"):
+        PreparedData.open(root)
 
 
-def test_a_split_that_the_index_does_not_have_is_refused(root):
+def test_split_that_the_index_lacks_is_refused(root):
     with pytest.raises(UserError, match=r"index\.json: has no split val, but train; run: dvc repro prepare"):
-        open_split("val", root)
+        _ = PreparedData.open(root).val
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "dtype", "told"),
+    ("name", "shape", "dtype", "message"),
     [
         ("images", (2, 4, 6, 3), np.float32, r"images\.npy: holds float32 \[2, 4, 6, 3\]; allowed are bytes"),
         ("images", (2, 4, 6), np.uint8, r"images\.npy: holds uint8 \[2, 4, 6\]; allowed are bytes of 4 dimensions"),
@@ -77,7 +81,13 @@ def test_a_split_that_the_index_does_not_have_is_refused(root):
         ("labels", (2, 4, 6), np.int64, r"labels\.npy: holds int64"),
     ],
 )
-def test_arrays_that_do_not_fit_are_refused(root, name, shape, dtype, told):
+def test_arrays_that_do_not_fit_are_refused(root, name, shape, dtype, message):
     np.save(root / "train" / f"{name}.npy", np.zeros(shape, dtype))
-    with pytest.raises(UserError, match=told):
-        open_split("train", root)
+    with pytest.raises(UserError, match=message):
+        _ = PreparedData.open(root).train
+
+
+def test_crop_larger_than_the_frames_is_refused(root):
+    PreparedData.open(root).check_crop("distill.crop_px", (4, 6))
+    with pytest.raises(UserError, match=r"distill\.crop_px: found \[4, 8\]; at most the frames' size \[4, 6\]"):
+        PreparedData.open(root).check_crop("distill.crop_px", (4, 8))

@@ -7,11 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segdistill.data.sampling import BatchSampler, generator, view_origins
+from segdistill.data.sampling import BatchSampler, ViewSpec, generator
 
 
 def batches(seed=0, phase="distill", frames=7, views=3, batch=4, flip_probability=0.5, jitter=0.2):
     return BatchSampler(seed, phase, frames, views, batch, flip_probability, jitter)
+
+
+def view_origins(seed, frames, views, frame_px, crop_px, stride) -> np.ndarray:
+    return ViewSpec("data", frames, frame_px, crop_px, views, stride, seed).origins()
 
 
 def same(first, second) -> bool:
@@ -19,14 +23,14 @@ def same(first, second) -> bool:
 
 
 def frames_of(source: BatchSampler, first: int, end: int) -> list[int]:
-    return np.concatenate([source.plan(step).frames for step in range(first, end)]).tolist()
+    return np.concatenate([source.indices(step).frames for step in range(first, end)]).tolist()
 
 
 def test_equal_arguments_give_equal_streams():
     assert np.array_equal(generator(3, "views", 1, 2).random(9), generator(3, "views", 1, 2).random(9))
 
 
-def test_the_stream_is_the_same_on_every_machine():
+def test_streams_are_the_same_on_every_machine():
     # Frozen: a change of these numbers changes every result of every earlier sweep.
     assert generator(0, "views", 5).integers(1000, size=5).tolist() == [876, 658, 814, 652, 27]
 
@@ -43,7 +47,7 @@ sizes = st.integers(1, 40)
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 2**40), st.integers(0, 4), st.integers(1, 5), sizes, sizes, sizes, sizes, st.sampled_from([1, 4]))
-def test_views_lie_within_the_frame_on_the_grid(seed, frames, views, crop_h, crop_w, more_h, more_w, stride):
+def test_views_are_within_the_frame_on_the_grid(seed, frames, views, crop_h, crop_w, more_h, more_w, stride):
     crop_px, frame_px = (crop_h * stride, crop_w * stride), (crop_h * stride + more_h, crop_w * stride + more_w)
     origins = view_origins(seed, frames, views, frame_px, crop_px, stride)
     assert origins.shape == (frames, views, 2)
@@ -59,30 +63,25 @@ def test_views_reach_every_place_of_the_grid():
     }
 
 
-def test_a_longer_data_set_keeps_the_views_of_its_first_frames():
+def test_longer_data_set_keeps_the_views_of_its_first_frames():
     few, many = (view_origins(5, frames, 4, (64, 128), (32, 32), 4) for frames in (3, 10))
     assert np.array_equal(few, many[:3])
 
 
-def test_frames_have_views_of_their_own():
+def test_frames_have_different_views():
     origins = view_origins(5, 10, 4, (256, 256), (32, 32), 4)
     assert len({frame.tobytes() for frame in origins}) == 10
 
 
-def test_a_crop_of_the_whole_frame_starts_at_its_corner():
+def test_crop_of_the_whole_frame_starts_at_its_corner():
     assert not view_origins(0, 5, 3, (64, 128), (64, 128), 4).any()
 
 
-def test_plan_does_not_depend_on_the_order_of_calls():
+def test_indices_do_not_depend_on_the_order_of_calls():
     forward, backward = batches(), batches()
-    ahead = [forward.plan(step) for step in range(20)]
-    back = [backward.plan(step) for step in reversed(range(20))][::-1]
+    ahead = [forward.indices(step) for step in range(20)]
+    back = [backward.indices(step) for step in reversed(range(20))][::-1]
     assert all(same(a, b) for a, b in zip(ahead, back, strict=True))
-
-
-def test_a_plan_repeats_itself():
-    source = batches()
-    assert same(source.plan(3), source.plan(3))
 
 
 @settings(deadline=None, max_examples=40)
@@ -98,47 +97,53 @@ def test_epochs_differ_in_order():
 
 
 @pytest.mark.parametrize("other", [{"phase": "finetune"}, {"seed": 1}])
-def test_phase_and_seed_change_the_whole_plan(other):
-    first = batches(frames=100, views=100, batch=16).plan(0)
-    second = batches(frames=100, views=100, batch=16, **other).plan(0)
+def test_phase_and_seed_change_all_indices(other):
+    first = batches(frames=100, views=100, batch=16).indices(0)
+    second = batches(frames=100, views=100, batch=16, **other).indices(0)
     assert not any(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_steps_differ():
+def test_steps_have_different_indices():
     source = batches(batch=32)
-    assert not any(np.array_equal(a, b) for a, b in zip(source.plan(0), source.plan(1), strict=True))
+    assert not any(np.array_equal(a, b) for a, b in zip(source.indices(0), source.indices(1), strict=True))
 
 
 @pytest.mark.parametrize(("probability", "share"), [(0.0, 0.0), (1.0, 1.0)])
 def test_flips_never_or_always(probability, share):
     source = batches(batch=64, flip_probability=probability)
-    assert np.mean([source.plan(step).flips for step in range(8)]) == share
+    assert np.mean([source.indices(step).flips for step in range(8)]) == share
 
 
-def test_flips_come_as_often_as_asked():
+def test_flips_are_as_frequent_as_their_probability():
     source = batches(batch=64, flip_probability=0.25)
-    assert np.mean([source.plan(step).flips for step in range(64)]) == pytest.approx(0.25, abs=0.03)
+    assert np.mean([source.indices(step).flips for step in range(64)]) == pytest.approx(0.25, abs=0.03)
 
 
-def test_without_jitter_colours_are_exactly_kept():
-    assert (batches(jitter=0.0).plan(5).colour == 1).all()
+def test_without_jitter_colour_factors_are_exactly_1():
+    assert (batches(jitter=0.0).indices(5).colour == 1).all()
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 1000), st.integers(1, 20), st.floats(0, 1))
 def test_draws_stay_within_their_bounds(step, views, jitter):
-    plan = batches(frames=5, views=views, batch=8, jitter=jitter).plan(step)
-    assert plan.colour.shape == (8, 3)
-    assert (np.abs(plan.colour - 1) <= jitter).all()
-    assert ((plan.views >= 0) & (plan.views < views)).all()
-    assert ((plan.frames >= 0) & (plan.frames < 5)).all()
+    indices = batches(frames=5, views=views, batch=8, jitter=jitter).indices(step)
+    assert indices.colour.shape == (8, 3)
+    assert (np.abs(indices.colour - 1) <= jitter).all()
+    assert ((indices.views >= 0) & (indices.views < views)).all()
+    assert ((indices.frames >= 0) & (indices.frames < 5)).all()
 
 
 def test_every_view_is_drawn():
     source = batches(views=8, batch=64)
-    assert {int(view) for step in range(4) for view in source.plan(step).views} == set(range(8))
+    assert {int(view) for step in range(4) for view in source.indices(step).views} == set(range(8))
 
 
-def test_changing_the_flips_leaves_frames_and_views():
-    with_flips, without = batches(flip_probability=1.0).plan(2), batches(flip_probability=0.0).plan(2)
+def test_flip_probability_does_not_change_frames_and_views():
+    with_flips, without = batches(flip_probability=1.0).indices(2), batches(flip_probability=0.0).indices(2)
     assert same((with_flips.frames, with_flips.views, with_flips.seed), (without.frames, without.views, without.seed))
+
+
+def test_drawn_views_are_those_of_the_first_batches():
+    source = batches(views=8, batch=3)
+    expected = {pair for step in range(4) for pair in zip(*source.indices(step)[1:3], strict=True)}
+    assert set(zip(*np.nonzero(source.drawn(4)), strict=True)) == expected

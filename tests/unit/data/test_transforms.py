@@ -22,7 +22,7 @@ def corners(*pairs: tuple[int, int]) -> np.ndarray:
     return np.array(pairs)
 
 
-def torchvision_jittered(images_BHW3: torch.Tensor, colour_B3: np.ndarray) -> torch.Tensor:
+def torchvision_jitter(images_BHW3: torch.Tensor, colour_B3: np.ndarray) -> torch.Tensor:
     rows = []
     for image, (brightness, contrast, saturation) in zip(images_BHW3, colour_B3.tolist(), strict=True):
         pixels = image.permute(2, 0, 1).float() / 255
@@ -31,17 +31,17 @@ def torchvision_jittered(images_BHW3: torch.Tensor, colour_B3: np.ndarray) -> to
     return torch.stack(rows)
 
 
-def test_normalised_equals_torchvisions():
+def test_normalize_equals_torchvision():
     images = torch.from_numpy(noise(2, 5, 7, 3))
     expected = tv.normalize(images.permute(0, 3, 1, 2).float() / 255, MEAN, STD)
     torch.testing.assert_close(normalize(images), expected, rtol=0, atol=1e-6)
 
 
-def test_normalised_transposes_nothing():
+def test_normalize_returns_channels_last_memory():
     assert normalize(torch.from_numpy(noise(2, 5, 7, 3))).is_contiguous(memory_format=torch.channels_last)
 
 
-def test_normalised_leaves_its_input():
+def test_normalize_does_not_change_its_input():
     images = torch.from_numpy(noise(1, 4, 4, 3))
     before = images.clone()
     normalize(images)
@@ -50,21 +50,21 @@ def test_normalised_leaves_its_input():
 
 @given(st.lists(st.tuples(*[st.floats(0, 2)] * 3), min_size=1, max_size=4), st.integers(0, 100))
 @settings(deadline=None, max_examples=40)
-def test_jittered_equals_torchvisions_to_a_level(factors, seed):
+def test_color_jitter_equals_torchvision_up_to_rounding(factors, seed):
     images, colour = torch.from_numpy(noise(len(factors), 6, 5, 3, seed=seed)), np.array(factors)
     found = color_jitter(images, colour)
     assert found.dtype == torch.uint8
-    assert (found.float() - torchvision_jittered(images, colour)).abs().max() <= 1
+    assert (found.float() - torchvision_jitter(images, colour)).abs().max() <= 1
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])
-def test_each_factor_does_something(which):
+def test_each_colour_factor_changes_the_image(which):
     images, colour = torch.from_numpy(noise(1, 6, 5, 3)), np.ones((1, 3))
     colour[0, which] = 0.5
     assert not torch.equal(color_jitter(images, colour), images)
 
 
-def test_factors_of_1_change_nothing():
+def test_colour_factors_of_1_change_nothing():
     images = torch.from_numpy(noise(2, 6, 5, 3))
     assert torch.equal(color_jitter(images, np.ones((2, 3))), images)
 
@@ -75,13 +75,13 @@ def test_saturation_0_is_grey():
     assert torch.equal(grey[..., 0], grey[..., 2])
 
 
-def test_images_of_a_batch_do_not_meet():
+def test_color_jitter_treats_each_image_alone():
     images, colour = torch.from_numpy(noise(3, 6, 5, 3)), np.random.default_rng(1).uniform(0.5, 1.5, (3, 3))
     alone = torch.cat([color_jitter(images[i : i + 1], colour[i : i + 1]) for i in range(3)])
     assert torch.equal(color_jitter(images, colour), alone)
 
 
-def test_cut_equals_slicing():
+def test_crop_equals_slicing():
     source = noise(3, 10, 12, 3)
     frames, origins, flips = np.array([2, 0, 2]), corners((1, 3), (0, 0), (6, 5)), np.array([False, True, True])
     out = crop(source, frames, origins, flips, (4, 7), np.empty((3, 4, 7, 3), np.uint8))
@@ -90,13 +90,7 @@ def test_cut_equals_slicing():
     assert np.array_equal(out[2], source[2, 6:10, 5:12][:, ::-1])
 
 
-def test_cut_of_the_whole_frame_is_the_frame():
-    source = noise(1, 6, 8)
-    out = crop(source, np.array([0]), corners((0, 0)), np.array([False]), (6, 8), np.empty((1, 6, 8), np.uint8))
-    assert np.array_equal(out[0], source[0])
-
-
-def test_a_crop_beyond_the_frame_is_refused():
+def test_crop_beyond_the_frame_is_refused():
     out = np.empty((1, 4, 4), np.uint8)
     with pytest.raises(ValueError, match="broadcast"):
         crop(noise(1, 6, 8), np.array([0]), corners((4, 6)), np.array([False]), (4, 4), out)
@@ -104,7 +98,7 @@ def test_a_crop_beyond_the_frame_is_refused():
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_image_label_and_logits_stay_aligned(flip):
-    """The label stands in the image and in the logits at stride 4, and is found in all three after a cut."""
+    """The label is written into the image and into the logits at stride 4, and found in all three after cropping."""
     cells = np.random.default_rng(0).integers(0, 19, (2, 8, 10))
     labels = cells.repeat(4, axis=1).repeat(4, axis=2).astype(np.uint8)
     images = np.stack([labels, labels + 100, labels], axis=-1)

@@ -1,4 +1,4 @@
-"""The folder of an unfinished training: held by one process, whole or absent, and gone when nobody wants it."""
+"""Checkpoints of unfinished trainings: held by one process, whole or absent, removed when params drop the run."""
 
 from __future__ import annotations
 
@@ -39,26 +39,26 @@ def held_elsewhere(folder: Path):
         yield other.stdin
 
 
-def test_a_state_comes_back(tmp_path):
-    with Checkpointer(JOB, "key", tmp_path) as scratch:
-        assert scratch.load() is None
-        scratch.save({"step": 3, "net": {"w": torch.arange(4.0)}})
-    with Checkpointer(JOB, "key", tmp_path) as scratch:
-        state = scratch.load()
+def test_saved_state_is_loaded(tmp_path):
+    with Checkpointer(JOB, "key", tmp_path) as checkpointer:
+        assert checkpointer.load() is None
+        checkpointer.save({"step": 3, "net": {"w": torch.arange(4.0)}})
+    with Checkpointer(JOB, "key", tmp_path) as checkpointer:
+        state = checkpointer.load()
     assert state["step"] == 3
     assert torch.equal(state["net"]["w"], torch.arange(4.0))
 
 
-def test_a_cleared_state_is_forgotten(tmp_path):
-    with Checkpointer(JOB, "key", tmp_path) as scratch:
-        scratch.save({"step": 1})
-        scratch.clear()
-        assert scratch.load() is None
+def test_cleared_state_is_gone(tmp_path):
+    with Checkpointer(JOB, "key", tmp_path) as checkpointer:
+        checkpointer.save({"step": 1})
+        checkpointer.clear()
+        assert checkpointer.load() is None
 
 
-def test_a_process_that_is_killed_while_it_saves_leaves_the_state_before(tmp_path, capsys):
-    with Checkpointer(JOB, "key", tmp_path) as scratch:
-        scratch.save({"step": 1})
+def test_process_killed_while_saving_leaves_the_earlier_state(tmp_path, capsys):
+    with Checkpointer(JOB, "key", tmp_path) as checkpointer:
+        checkpointer.save({"step": 1})
         child = os.fork()
         if child == 0:
             try:
@@ -66,49 +66,49 @@ def test_a_process_that_is_killed_while_it_saves_leaves_the_state_before(tmp_pat
                 signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
                 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
                 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-                scratch.save({"step": 2, "net": torch.zeros(10_000)})
+                checkpointer.save({"step": 2, "net": torch.zeros(10_000)})
             finally:
                 os._exit(1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGXFSZ
-        assert scratch.load() == {"step": 1}
+        assert checkpointer.load() == {"step": 1}
         assert capsys.readouterr().err == ""
-        scratch.save({"step": 3})
-        assert [path.name for path in scratch.folder.iterdir()] == ["state.pt"]
+        checkpointer.save({"step": 3})
+        assert [path.name for path in checkpointer.folder.iterdir()] == ["state.pt"]
 
 
 @pytest.mark.parametrize("damage", [lambda whole: whole[: len(whole) // 2], lambda _: b"", lambda _: b"no state"])
-def test_a_damaged_state_is_told_and_counts_as_none(tmp_path, capsys, damage):
-    with Checkpointer(JOB, "key", tmp_path) as scratch:
-        scratch.save({"step": 1})
-        file = scratch.folder / "state.pt"
+def test_damaged_state_is_reported_and_counts_as_none(tmp_path, capsys, damage):
+    with Checkpointer(JOB, "key", tmp_path) as checkpointer:
+        checkpointer.save({"step": 1})
+        file = checkpointer.folder / "state.pt"
         file.write_bytes(damage(file.read_bytes()))
-        assert scratch.load() is None
-    told = capsys.readouterr().err
-    assert told.startswith(f"warning: {file}: unreadable")
-    assert told.endswith("distill/tiny starts from its first step\n")
+        assert checkpointer.load() is None
+    message = capsys.readouterr().err
+    assert message.startswith(f"warning: {file}: unreadable")
+    assert message.endswith("distill/tiny starts from its first step\n")
 
 
-def test_a_job_that_another_process_trains_is_refused(tmp_path):
+def test_job_that_another_process_trains_is_refused(tmp_path):
     with (
         held_elsewhere(tmp_path / JOB),
         pytest.raises(UserError, match="distill/tiny is being trained by another process"),
-        Checkpointer(JOB, "key", tmp_path, patience_s=0.2),
+        Checkpointer(JOB, "key", tmp_path, wait_s=0.2),
     ):
         pass
 
 
-def test_a_job_waits_for_one_that_ends(tmp_path, capsys):
+def test_job_waits_until_the_other_process_ends(tmp_path, capsys):
     with held_elsewhere(tmp_path / JOB) as other:
         threading.Timer(0.3, other.close).start()
-        with Checkpointer(JOB, "key", tmp_path, patience_s=30) as scratch:
-            assert scratch.folder.is_dir()
+        with Checkpointer(JOB, "key", tmp_path, wait_s=30) as checkpointer:
+            assert checkpointer.folder.is_dir()
     assert capsys.readouterr().err == "distill/tiny: waits for another process that is training it\n"
 
 
 def save(root: Path, job: str) -> Path:
-    with Checkpointer(job, "key", root) as scratch:
-        scratch.save({"step": 1})
-    return scratch.folder
+    with Checkpointer(job, "key", root) as checkpointer:
+        checkpointer.save({"step": 1})
+    return checkpointer.folder
 
 
 RUN = {"alpha": 0.5, "lr": 0.01, "teacher": "views"}
@@ -121,7 +121,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize(("changed", "gone"), CHANGES.values(), ids=CHANGES)
-def test_what_params_no_longer_train_goes(tmp_path, changed, gone):
+def test_checkpoints_of_removed_trainings_are_cleared(tmp_path, changed, gone):
     params = tinier_params(**({"runs": {"a": RUN, "b": RUN}} | changed))
     jobs = {f"{phase}/{run}" for phase in ("distill", "finetune") for run in "ab"} | {"teacher"}
     folders = {job: save(tmp_path, job) for job in jobs}
@@ -130,13 +130,13 @@ def test_what_params_no_longer_train_goes(tmp_path, changed, gone):
     assert not any((tmp_path / job).exists() for job in gone)
 
 
-def test_what_is_being_trained_stays(tmp_path):
+def test_checkpoints_of_a_running_training_stay(tmp_path):
     folder = save(tmp_path, "distill/removed")
     with held_elsewhere(folder.parent):
         clear_removed(tinier_params(), tmp_path)
         assert folder.exists()
 
 
-def test_nothing_to_clear_is_fine(tmp_path):
+def test_clearing_a_missing_folder_does_nothing(tmp_path):
     clear_removed(tinier_params(), tmp_path / "none")
     assert not (tmp_path / "none").exists()

@@ -1,4 +1,4 @@
-"""Trainings whose steps torch compiles: the numbers of those that it does not, and the same bytes after a kill."""
+"""Trainings whose steps torch compiles: equal to plain ones up to rounding, and the same bytes after a kill."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ def empty_cache(tmp_path, monkeypatch):
 def run_compiled(root: Path, hook=None):
     job = make_job(hook=hook, **STEPS)
     job = job._replace(forward=compiled(job.net, job.name, "distill.compile"))
-    with Checkpointer(job.name, "key", root) as scratch:
-        return job.net, train(job, scratch)
+    with Checkpointer(job.name, "key", root) as checkpointer:
+        return job.net, train(job, checkpointer)
 
 
 @pytest.mark.usefixtures("empty_cache")
-def test_a_compiled_training_is_the_same_up_to_rounding(tmp_path, capsys):
+def test_compiled_training_equals_a_plain_one_up_to_rounding(tmp_path, capsys):
     (net, curve), (plain, plain_curve) = run_compiled(tmp_path / "a"), run(tmp_path / "b", **STEPS)
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(net.state_dict()[name], value, rtol=1e-4, atol=1e-5)
     for row, wanted in zip(curve, plain_curve, strict=True):
         assert row["loss"] == pytest.approx(wanted["loss"], rel=1e-4)
-    assert capsys.readouterr().err.count("distill/tiny: torch compiles the net") == 1
+    assert capsys.readouterr().err.count("distill/tiny: torch compiles the network") == 1
 
 
 @pytest.mark.usefixtures("empty_cache")
-def test_a_killed_compiled_training_ends_with_the_same_bytes(tmp_path):
-    """It goes on in a process that finds what torch compiled before; here, one that has forgotten it."""
+def test_killed_compiled_training_ends_with_the_same_bytes(tmp_path):
+    """A resumed process may find what torch compiled before; this one compiles again."""
     straight = run_compiled(tmp_path / "straight")
     torch._dynamo.reset()
     with pytest.raises(KilledError):
@@ -62,8 +62,8 @@ def test_a_killed_compiled_training_ends_with_the_same_bytes(tmp_path):
 TRAINS = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from segdistill.base.errors import exit_on_user_error
-from segdistill.training.compiled import compiled
+from segdistill.core.errors import exit_on_user_error
+from segdistill.training.job import compiled
 from support.tiny_training import make_job
 job = make_job()
 with exit_on_user_error():
@@ -71,7 +71,7 @@ with exit_on_user_error():
 """
 
 
-def test_where_there_is_no_compiler_one_line_says_so(tmp_path):
+def test_missing_compiler_is_reported_in_one_line(tmp_path):
     command = [sys.executable, "-c", TRAINS, str(Path(__file__).parents[2])]
     environment = {"PATH": str(tmp_path), "CXX": str(tmp_path / "g++"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)

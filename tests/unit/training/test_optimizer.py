@@ -1,4 +1,4 @@
-"""Our SGD has the bits of torch's fused one, through stops, layouts and missing gradients, and loads no compiler."""
+"""SGD has the bits of torch's fused one, through stops, layouts and missing gradients, and loads no compiler."""
 
 from __future__ import annotations
 
@@ -74,20 +74,20 @@ def our_steps(net: nn.Module, optimizer: SGD, first: int = 0, end: int = len(LRS
 
 
 def assert_same(found: nn.Module, wanted: nn.Module) -> None:
-    """Both nets have equal weights and batch norm statistics, bit for bit."""
+    """Both networks have equal weights and batch norm statistics, bit for bit."""
     expected = wanted.state_dict()
     assert [name for name, value in found.state_dict().items() if not torch.equal(value, expected[name])] == []
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.01])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_it_has_the_bits_of_torchs_fused_sgd(device, momentum, weight_decay):
+def test_sgd_has_the_bits_of_torchs_fused_sgd(device, momentum, weight_decay):
     net = small_net(device)
     our_steps(net, ours(net, momentum, weight_decay))
     assert_same(net, torchs_steps(small_net(device), momentum, weight_decay))
 
 
-def test_it_follows_the_formula():
+def test_sgd_follows_the_formula():
     """One weight by hand: v <- m v + (g + d w), w <- w - lr v, with a gradient of 2 w."""
     weight = nn.Parameter(torch.tensor([3.0]))
     optimizer = SGD([ParameterGroup({"w": weight}, 0.5)], momentum=0.9, weight_decay=0.1)
@@ -103,7 +103,7 @@ def test_it_follows_the_formula():
 
 
 def stored(state: dict) -> dict:
-    """`state` as it comes back from a file."""
+    """`state`, written to a file and read again."""
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
@@ -111,7 +111,7 @@ def stored(state: dict) -> dict:
 
 
 @pytest.mark.parametrize("stop", [0, 1, 4])
-def test_stored_and_loaded_in_between_it_has_the_same_bits(device, stop):
+def test_sgd_loaded_from_a_state_continues_with_the_same_bits(device, stop):
     stopped = small_net(device)
     optimizer = ours(stopped)
     our_steps(stopped, optimizer, end=stop)
@@ -124,7 +124,7 @@ def test_stored_and_loaded_in_between_it_has_the_same_bits(device, stop):
     assert_same(our_steps(resumed, optimizer, first=stop), torchs_steps(small_net(device), 0.9, 0.01))
 
 
-def test_the_layout_of_a_stored_state_does_not_matter():
+def test_memory_layout_of_a_stored_state_does_not_matter():
     net = small_net()
     optimizer = ours(net)
     our_steps(net, optimizer, end=4)
@@ -134,7 +134,7 @@ def test_the_layout_of_a_stored_state_does_not_matter():
     assert_same(our_steps(net, optimizer, first=4), torchs_steps(small_net(), 0.9, 0.01))
 
 
-def test_a_loaded_state_is_a_copy():
+def test_loaded_state_is_a_copy():
     net = small_net()
     optimizer = ours(net)
     our_steps(net, optimizer, end=1)
@@ -145,7 +145,7 @@ def test_a_loaded_state_is_a_copy():
     assert all(torch.equal(velocity, kept[name]) for name, velocity in state.items())
 
 
-def test_the_state_bears_the_names_of_the_parameters():
+def test_state_is_keyed_by_parameter_names():
     net = small_net()
     optimizer = ours(net)
     assert optimizer.state_dict() == {}
@@ -154,12 +154,12 @@ def test_the_state_bears_the_names_of_the_parameters():
 
 
 @pytest.mark.parametrize("fault", [{"head.weight": torch.zeros(2)}, {"0.0.bias": torch.zeros(7)}])
-def test_a_state_of_another_network_is_refused(fault):
+def test_state_of_another_network_is_refused(fault):
     with pytest.raises(UserError, match=rf"scratch/x: holds optimizer state of '{next(iter(fault))}'"):
         ours(small_net()).load_state_dict(fault, source="scratch/x")
 
 
-def test_without_a_gradient_a_parameter_stays_and_begins_when_it_has_one():
+def test_parameter_moves_only_when_it_has_a_gradient():
     """As torch does, where each parameter is its own group: its first step is its own first."""
 
     def drop_gradients(net: nn.Module, step: int) -> None:
@@ -187,24 +187,17 @@ def test_without_a_gradient_a_parameter_stays_and_begins_when_it_has_one():
     assert "0.0.weight" not in optimizer.state_dict()
 
 
-def test_gradients_are_forgotten():
-    net = small_net()
-    backward(net, 0)
-    ours(net).zero_grad()
-    assert all(weight.grad is None for weight in net.parameters())
-
-
 TRAINS = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
-import tiny_training as loop
-from segdistill.nets.compute import Compute
+from support import tiny_training as loop
+from segdistill.nets.device import Compute
 from segdistill.nets.registry import build
 
 loop.COMPUTE = Compute(torch.device("cpu"), torch.bfloat16, 1)
-# Crops this large leave batch norm more than the four values of one pixel, with which a random net diverges.
+# Crops this large leave batch norm more than the four values of one pixel, with which a random network diverges.
 loop.CROP_PX, loop.FRAME_PX = (64, 64), (72, 96)
 torch.manual_seed(0)
 root = Path(sys.argv[2])
@@ -215,7 +208,7 @@ print(" ".join(sys.modules))
 """
 
 
-def test_a_training_loads_neither_torchs_compiler_nor_torchvision(tmp_path):
+def test_training_loads_neither_torchs_compiler_nor_torchvision(tmp_path):
     """Each takes about as long to import as torch itself, and a sweep has a process for every phase of every run."""
     tests = Path(__file__).parents[2]
     command = [sys.executable, "-c", TRAINS, str(tests), str(tmp_path)]

@@ -1,8 +1,6 @@
-"""The one loop: what it computes is what the formulas say, and the curve tells it."""
+"""The training loop computes what the formulas say, and its curve shows it."""
 
 from __future__ import annotations
-
-import csv
 
 import numpy as np
 import pytest
@@ -11,9 +9,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from segdistill.data.transforms import normalize
+from segdistill.formats.classes import IGNORE
+from segdistill.formats.curve import COLUMNS, read_curve
 from segdistill.nets.resize import upsample
-from segdistill.scoring.label_losses import IGNORE
-from segdistill.training.loop import CURVE_COLUMNS
+from segdistill.training.loop import CURVE_FILE
 from support.tiny_training import (
     COMPUTE,
     CROP_PX,
@@ -37,8 +36,8 @@ def straight(tmp_path_factory):
     return run(tmp_path_factory.mktemp("straight"))
 
 
-def test_the_loop_is_plain_sgd(tmp_path):
-    """Against the loop that anybody would write with torch.optim.SGD."""
+def test_loop_equals_plain_sgd(tmp_path):
+    """Against the usual loop with torch.optim.SGD."""
     given = {"schedule": "constant", "steps": 3, "jitter": 0.0, "backbone_lr_factor": 1.0}
     net, job = TinyNet(dropout=0.0), make_job(**given)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
@@ -54,7 +53,7 @@ def test_the_loop_is_plain_sgd(tmp_path):
     assert curve[-1]["loss"] == pytest.approx(loss.item(), rel=1e-5)
 
 
-def test_the_backbone_learns_at_its_own_rate(tmp_path):
+def test_backbone_learns_at_its_own_rate(tmp_path):
     moved = []
     for factor in (1.0, 0.25):
         net, _ = run(tmp_path / str(factor), steps=1, backbone_lr_factor=factor)
@@ -69,16 +68,16 @@ def test_the_backbone_learns_at_its_own_rate(tmp_path):
     torch.testing.assert_close(moved[1][1], moved[0][1])
 
 
-def test_draws_of_others_do_not_matter(straight, tmp_path):
+def test_random_draws_of_other_code_do_not_matter(straight, tmp_path):
     assert_same(run(tmp_path, hook=lambda step: torch.manual_seed(0)), straight)
 
 
-def test_a_net_given_in_eval_mode_is_trained_in_train_mode(straight, tmp_path):
+def test_network_given_in_eval_mode_is_trained_in_train_mode(straight, tmp_path):
     assert_same(run(tmp_path, net=TinyNet().eval()), straight)
 
 
 @pytest.mark.parametrize(("kl_resolution", "size"), [("stride", (8, 8)), ("full", CROP_PX)])
-def test_distributions_are_compared_where_params_say(tmp_path, kl_resolution, size):
+def test_kl_resolution_says_where_logits_are_compared(tmp_path, kl_resolution, size):
     job = make_job(jitter=0.0, **distilled())
     batch = job.batches.load(0)
     with torch.no_grad():
@@ -93,7 +92,7 @@ def test_distributions_are_compared_where_params_say(tmp_path, kl_resolution, si
 
 @pytest.mark.parametrize("kl_resolution", ["stride", "full"])
 @pytest.mark.parametrize("method", ["kl", "channel_kl", "sigmoid_kl"])
-def test_alpha_mixes_as_params_say(tmp_path, method, kl_resolution):
+def test_loss_combines_both_losses_by_alpha(tmp_path, method, kl_resolution):
     _, curve = run(tmp_path, **distilled(alpha=0.4, method=method, temperature=2.0, kl_resolution=kl_resolution))
     for row in curve:
         assert row["distill_loss"] > 0
@@ -114,41 +113,41 @@ def test_with_alpha_1_the_labels_do_not_matter(tmp_path, label_loss):
     torch.testing.assert_close(nets[0].state_dict(), nets[1].state_dict())
 
 
-def test_in_between_labels_and_teacher_both_matter(straight, tmp_path):
+def test_with_alpha_in_between_labels_and_teacher_both_matter(straight, tmp_path):
     found = run(tmp_path / "a", **distilled(alpha=0.5))[0].classifier[1].weight
     other = run(tmp_path / "b", split=make_split(True), **distilled(alpha=0.5))[0].classifier[1].weight
     assert not torch.allclose(found, straight[0].classifier[1].weight)
     assert not torch.allclose(found, other)
 
 
-def test_a_live_teacher_teaches_what_its_stored_logits_do(tmp_path):
+def test_live_teacher_equals_its_stored_logits(tmp_path):
     stored = run(tmp_path / "stored", jitter=0.0, **distilled())
     live = run(tmp_path / "live", jitter=0.0, **distilled(live_teacher=TinyNet(seed=9).eval()))
     torch.testing.assert_close(live[0].state_dict(), stored[0].state_dict(), rtol=1e-5, atol=1e-6)
 
 
-def test_a_live_teacher_does_not_learn(tmp_path):
+def test_live_teacher_is_not_trained(tmp_path):
     teacher = TinyNet(seed=9).eval()
     run(tmp_path, **distilled(live_teacher=teacher))
     assert all(torch.equal(value, TinyNet(seed=9).state_dict()[key]) for key, value in teacher.state_dict().items())
 
 
-def test_a_control_has_no_distillation_loss(straight):
+def test_control_has_no_distillation_loss(straight):
     assert all(row["distill_loss"] == 0 and row["loss"] == row["label_loss"] for row in straight[1])
 
 
 @pytest.mark.parametrize("label_loss", ["cross_entropy", "focal"])
-def test_the_loss_goes_down_on_what_can_be_learnt(tmp_path, label_loss):
+def test_loss_falls_on_learnable_labels(tmp_path, label_loss):
     _, curve = run(tmp_path, steps=60, log_every_steps=10, schedule="constant", jitter=0.0, label_loss=label_loss)
     assert curve[-1]["loss"] < 0.4 * curve[0]["loss"]
 
 
-def test_a_student_comes_closer_to_its_teacher(tmp_path):
+def test_student_approaches_its_teacher(tmp_path):
     _, curve = run(tmp_path, steps=60, log_every_steps=10, jitter=0.0, net=TinyNet(dropout=0.0), **distilled(alpha=1.0))
     assert curve[-1]["distill_loss"] < 0.4 * curve[0]["distill_loss"]
 
 
-def test_rows_of_the_curve_are_means_over_their_interval(straight, tmp_path):
+def test_points_of_the_curve_are_means_over_their_interval(straight, tmp_path):
     _, each = run(tmp_path, log_every_steps=1)
     losses = [row["loss"] for row in each]
     assert [row["step"] for row in straight[1]] == [3, 6, 8]
@@ -156,33 +155,32 @@ def test_rows_of_the_curve_are_means_over_their_interval(straight, tmp_path):
     assert [row["loss"] for row in straight[1]] == pytest.approx(expected, rel=1e-12)
 
 
-def test_rows_of_the_curve_tell_the_rate_of_their_last_step(straight):
+def test_points_of_the_curve_have_the_lr_of_their_last_step(straight):
     expected = [0.1 * (1 - step / 8) ** 0.9 for step in (2, 5, 7)]
     assert [row["lr"] for row in straight[1]] == pytest.approx(expected)
 
 
 def read_rows(root) -> list[dict]:
-    with (root / "distill" / "tiny" / "key" / "curve.csv").open(newline="", encoding="utf-8") as stream:
-        return [{key: float(cell) if cell else None for key, cell in row.items()} for row in csv.DictReader(stream)]
+    return read_curve(root / "distill" / "tiny" / "key" / CURVE_FILE)
 
 
 @pytest.mark.parametrize("killed_at", [None, 3, 7])
-def test_the_curve_on_disk_has_the_same_rows(tmp_path, killed_at):
+def test_curve_on_disk_has_the_same_points(tmp_path, killed_at):
     if killed_at is not None:
         with pytest.raises(KilledError):
             run(tmp_path, hook=at(killed_at, killed), log_every_steps=1)
     _, curve = run(tmp_path, log_every_steps=1)
     assert read_rows(tmp_path) == curve
-    assert tuple(curve[0]) == CURVE_COLUMNS
+    assert tuple(curve[0]) == COLUMNS
 
 
-def test_the_curve_on_disk_grows_while_training_goes_on(tmp_path):
+def test_curve_on_disk_grows_during_training(tmp_path):
     seen = []
     run(tmp_path, log_every_steps=2, hook=lambda step: seen.append(len(read_rows(tmp_path))))
     assert seen == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
-def test_the_holdout_is_scored_when_due_and_training_goes_on_in_train_mode(straight, tmp_path):
+def test_holdout_is_evaluated_when_due_and_training_continues_in_train_mode(straight, tmp_path):
     def score(net: nn.Module, done: int) -> float:
         net.eval()
         return done / 10

@@ -1,4 +1,4 @@
-"""What a saved state belongs to: settings that change the training and weights by content, and nothing else."""
+"""The key of a checkpoint: settings that change the training, and weights by content, and nothing else."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 import yaml
 
 from segdistill.core.errors import UserError
-from segdistill.core.progress import write_curve
+from segdistill.formats.curve import write_curve
 from segdistill.formats.header import Header
 from segdistill.nets.registry import build
 from segdistill.nets.weights import save_net
-from segdistill.paths import PREPARED
+from segdistill.paths import CHECKPOINTS, INITIAL_WEIGHTS, PREPARED
 from segdistill.prepare.run import prepare
 from segdistill.student import run as student
 from segdistill.student.run import distill
@@ -43,7 +43,7 @@ def here(city, tmp_path, monkeypatch):
 
 
 class FoundError(Exception):
-    """Ends a training where it would look for its saved state."""
+    """Ends a training where it would look for its checkpoint."""
 
 
 @pytest.fixture
@@ -65,14 +65,14 @@ def key_of(here, monkeypatch):
 
 
 @pytest.mark.parametrize("section", ["teacher", "distill"])
-def test_a_state_is_of_its_settings(key_of, section):
+def test_settings_change_the_key(key_of, section):
     before = key_of(section)
     assert key_of(section, checkpoint_every_steps=1) == before
     for changed in ({"momentum": 0.5}, {"steps": 9}, {"log_every_steps": 2}, {"evaluate_every_steps": 1}):
         assert key_of(section, **changed) != before
 
 
-def test_a_curve_with_scores_is_of_one_batch_size(key_of):
+def test_batch_size_of_evaluation_changes_the_key_of_trainings_that_evaluate(key_of):
     keys = [key_of("evaluation", batch_size=size) for size in (1, 2)]
     assert keys[0] == keys[1]
     keys = [key_of("evaluation", {"evaluate_every_steps": 1}, batch_size=size) for size in (1, 2)]
@@ -87,12 +87,12 @@ def test_a_curve_with_scores_is_of_one_batch_size(key_of):
         {"onnx_mean": (0.0, 0.0, 0.0), "onnx_std": (1.0, 1.0, 1.0)},
     ],
 )
-def test_a_trained_teacher_may_be_asked_otherwise(key_of, changed):
+def test_how_a_trained_teacher_is_run_does_not_change_the_key(key_of, changed):
     assert key_of("teacher", **changed) == key_of("teacher")
 
 
 @pytest.mark.parametrize(("section", "folder"), [("teacher", "checkpoints"), ("distill", "initial_weights")])
-def test_a_state_is_of_the_weights_that_it_started_from(key_of, here, capsys, section, folder):
+def test_initial_weights_change_the_key_by_content(key_of, here, capsys, section, folder):
     seen, unseen = here / folder / "a.safetensors", here / "b.safetensors"
     save_net(seen, build(ARCH, 19, 16), Header.of_net(ARCH, 19, 16))
     first = key_of(section, init=str(seen))
@@ -106,7 +106,7 @@ def test_a_state_is_of_the_weights_that_it_started_from(key_of, here, capsys, se
     assert key_of(section, init="b.safetensors") != first
 
 
-def test_a_teacher_elsewhere_is_warned_of(here, capsys):
+def test_teacher_file_that_dvc_does_not_see_is_warned_of(here, capsys):
     save_net(here / "checkpoints/a.safetensors", build(ARCH, 19, 16), Header.of_net(ARCH, 19, 16))
     shutil.copy("checkpoints/a.safetensors", "b.safetensors")
     check_teacher(tinier_params(teacher={"checkpoint": "checkpoints/a.safetensors"}))
@@ -116,31 +116,31 @@ def test_a_teacher_elsewhere_is_warned_of(here, capsys):
 
 
 @pytest.mark.parametrize("stage", ["teacher", "distill"])
-def test_a_training_is_held_until_its_outputs_are_written(here, monkeypatch, stage):
+def test_training_is_locked_until_its_outputs_are_written(here, monkeypatch, stage):
     module = student if stage == "distill" else teacher
     held = []
 
-    def looked_at(*arguments) -> None:
+    def write_and_check(*arguments) -> None:
         job = "distill/vanilla" if stage == "distill" else "teacher"
         with (
             pytest.raises(UserError, match="is being trained by another process"),
-            Checkpointer(job, "x", patience_s=0),
+            Checkpointer(job, "x", wait_s=0),
         ):
             pass
         held.append(job)
         write_curve(*arguments)
 
-    monkeypatch.setattr(module, "write_curve", looked_at)
+    monkeypatch.setattr(module, "write_curve", write_and_check)
     params = tinier_params(runs=RUNS)
     distill(params, "vanilla") if stage == "distill" else check_teacher(params)
     (job,) = held
-    with Checkpointer(job, "x", patience_s=0):
+    with Checkpointer(job, "x", wait_s=0):
         pass
 
 
-def test_stages_depend_on_the_folders_that_they_name():
+def test_stages_depend_on_the_folders_of_their_weights():
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    for folder, only in ((teacher.CHECKPOINTS, "teacher-check"), (student.INITIAL_WEIGHTS, "distill")):
+    for folder, only in ((str(CHECKPOINTS), "teacher-check"), (str(INITIAL_WEIGHTS), "distill")):
         assert [name for name, stage in stages.items() if folder in stage.get("do", stage)["deps"]] == [only]
         kept = subprocess.run(["git", "ls-files", folder], cwd=ROOT, capture_output=True, text=True, check=True)
         assert kept.stdout.split() == [f"{folder}/README.md"], "the folder is there in every clone"
