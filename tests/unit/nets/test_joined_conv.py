@@ -1,4 +1,4 @@
-"""The shortened decoder convolution against what it stands for: resize, join, convolve."""
+"""The factored decoder convolution against its definition: resize, join, convolve."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from segdistill.nets.registry import build
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def written_out(low, deep, weight):
+def by_definition(low, deep, weight):
     resized = F.interpolate(deep, size=low.shape[-2:], mode="bilinear", align_corners=False)
     return F.conv2d(torch.cat([low, resized], dim=1), weight, padding=1)
 
@@ -22,13 +22,13 @@ def written_out(low, deep, weight):
     [((4, 4), (16, 16)), ((3, 5), (12, 20)), ((4, 4), (4, 4)), ((3, 2), (7, 5)), ((1, 1), (4, 4)), ((1, 6), (2, 23))],
 )
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_output_and_gradients_equal_the_written_out_form(small, large, memory_format):
+def test_output_and_gradients_equal_the_definition(small, large, memory_format):
     torch.manual_seed(0)
     sizes = ((2, 3, *large), (2, 5, *small), (4, 8, 3, 3))
     tensors = [torch.randn(size, dtype=torch.float64).to(memory_format=memory_format) for size in sizes]
     direction = torch.randn(2, 4, *large, dtype=torch.float64)
     found, expected = [], []
-    for form, results in ((joined_conv3x3, found), (written_out, expected)):
+    for form, results in ((joined_conv3x3, found), (by_definition, expected)):
         inputs = [tensor.clone().requires_grad_() for tensor in tensors]
         output = form(*inputs)
         output.backward(direction)
@@ -38,7 +38,7 @@ def test_output_and_gradients_equal_the_written_out_form(small, large, memory_fo
 
 
 @pytest.mark.parametrize("arch", ["deeplabv3plus_mobilenet", "deeplabv3plus_mobilenet_separable"])
-def test_a_traced_net_says_the_same_as_the_eager_one(arch):
+def test_traced_network_equals_the_eager_one(arch):
     torch.manual_seed(0)
     net, images = build(arch, 19).double().eval(), torch.randn(1, 3, 64, 96, dtype=torch.float64)
     with torch.no_grad():

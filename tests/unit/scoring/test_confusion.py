@@ -1,4 +1,4 @@
-"""Figures against maps counted by hand, and against the official evaluator on PNG files."""
+"""Metrics against maps counted by hand, and against the official evaluator on PNG files."""
 
 import argparse
 
@@ -11,14 +11,14 @@ from segdistill.prepare.cityscapes import LABEL_ID_OF_TRAIN_ID
 from segdistill.scoring.confusion import Confusion
 
 
-def figures(predicted, labels, classes=3):
+def metrics(predicted, labels, classes=3):
     confusion = Confusion(classes)
     confusion.add(torch.tensor(predicted, dtype=torch.uint8), torch.tensor(labels, dtype=torch.uint8))
-    return confusion.figures()
+    return confusion.metrics()
 
 
 def test_hand_counted_3x3_map():
-    found = figures([[0, 0, 1], [1, 1, 0], [0, 0, 1]], [[0, 0, 0], [1, 1, 1], [0, 255, 255]])
+    found = metrics([[0, 0, 1], [1, 1, 0], [0, 0, 1]], [[0, 0, 0], [1, 1, 1], [0, 255, 255]])
     # Class 0: 3 of 4 right, 1 false alarm -> 3 / 5. Class 1: 2 of 3 right, 1 false alarm -> 2 / 4. Class 2: nowhere.
     assert found["class_iou"] == [pytest.approx(3 / 5), pytest.approx(2 / 4), None]
     assert found["mean_iou"] == pytest.approx((3 / 5 + 2 / 4) / 2)
@@ -27,16 +27,14 @@ def test_hand_counted_3x3_map():
     assert found["freqw_acc"] == pytest.approx(4 / 7 * 3 / 5 + 3 / 7 * 2 / 4)
 
 
-def test_absent_class_is_undefined_but_a_false_alarm_is_zero():
-    assert figures([[0, 0]], [[0, 0]])["class_iou"] == [1.0, None, None]
-    assert figures([[0, 2]], [[0, 0]])["class_iou"] == [0.5, None, 0.0]
+def test_absent_class_has_no_iou_but_a_false_alarm_has_0():
+    assert metrics([[0, 0]], [[0, 0]])["class_iou"] == [1.0, None, None]
+    assert metrics([[0, 2]], [[0, 0]])["class_iou"] == [0.5, None, 0.0]
 
 
-def test_nothing_valid_is_undefined():
-    found = figures([[0, 1]], [[255, 255]])
-    assert (found["mean_iou"], found["overall_acc"], found["freqw_acc"]) == (None, None, None) or found[
-        "overall_acc"
-    ] is None
+def test_without_valid_pixels_metrics_are_none():
+    found = metrics([[0, 1]], [[255, 255]])
+    assert [found[key] for key in ("mean_iou", "overall_acc", "mean_acc", "freqw_acc")] == [None] * 4
 
 
 def test_counting_in_parts_equals_counting_at_once():
@@ -51,7 +49,7 @@ def test_counting_in_parts_equals_counting_at_once():
 
 
 @pytest.mark.parametrize("classes", [1, 19, 127, 128, 255])
-def test_every_pair_has_its_own_place(classes):
+def test_every_pair_of_classes_is_counted_in_its_place(classes):
     rng = np.random.default_rng(2)
     labels, predicted = rng.integers(0, classes, (2, 64, 64)).astype(np.uint8)
     labels[0], predicted[0] = classes - 1, classes - 1
@@ -63,15 +61,15 @@ def test_every_pair_has_its_own_place(classes):
     assert np.array_equal(confusion.counts.numpy(), expected)
 
 
-def test_counting_leaves_its_arguments_as_they_are():
+def test_counting_does_not_change_its_arguments():
     labels = torch.tensor([0, 1, 255], dtype=torch.int16)
     Confusion(2).add(torch.tensor([0, 0, 1]), labels)
     assert labels.tolist() == [0, 1, 255]
 
 
-def test_a_label_that_is_no_class_is_a_fault_of_ours():
+def test_label_that_is_no_class_is_an_assertion_error():
     with pytest.raises(AssertionError, match="neither a class nor void"):
-        figures([[0]], [[3]], classes=3)
+        metrics([[0]], [[3]], classes=3)
 
 
 def test_official_evaluator_gives_the_same_on_the_same_files(tmp_path):
@@ -81,7 +79,7 @@ def test_official_evaluator_gives_the_same_on_the_same_files(tmp_path):
     rng = np.random.default_rng(1)
     confusion, predicted_files, label_files = Confusion(19), [], []
     for frame in range(3):
-        # Class 18 is absent, class 17 a false alarm only: the two cases where definitions part.
+        # Class 18 is absent, class 17 a false alarm only: the two cases where definitions differ.
         labels = rng.choice([*range(17), 255], (24, 32)).astype(np.uint8)
         predicted = np.where(rng.random((24, 32)) < 0.6, labels, rng.integers(0, 18, (24, 32))).astype(np.uint8)
         predicted[predicted == 255] = 0
@@ -93,7 +91,7 @@ def test_official_evaluator_gives_the_same_on_the_same_files(tmp_path):
     args = argparse.Namespace(**vars(official.args))
     args.evalInstLevelScore, args.JSONOutput, args.quiet = False, False, True
     result = official.evaluateImgLists(predicted_files, label_files, args)
-    ours = confusion.figures()
+    ours = confusion.metrics()
     assert ours["mean_iou"] == pytest.approx(result["averageScoreClasses"], abs=1e-6)
     from segdistill.prepare.cityscapes import CLASS_NAMES
 

@@ -1,4 +1,4 @@
-"""Classes and losses of pixels, made in strips, against torch's own full-size upsampling in float64 and by hand."""
+"""Classes and losses of pixels, computed in strips, against torch's upsampling at full size in float64."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from segdistill.formats.classes import IGNORE
 from segdistill.nets.resize import upsample
-from segdistill.scoring import evaluate as pixels
+from segdistill.scoring import evaluate
 from segdistill.scoring.evaluate import classes_and_loss_sum, classes_of, loss_sum
-from segdistill.scoring.label_losses import IGNORE
 
 # (grid, frame): strides 4, 8 and 16, frames that no stride divides, one cell, one row, one pixel, and no upsampling.
 SIZES = [
@@ -27,7 +27,7 @@ ONE_ROW = 1  # bytes: a strip has at least one row
 
 
 def logits_of(grid: tuple[int, int], frames: int = 2, classes: int = 5) -> torch.Tensor:
-    """Logits as a net gives them: in channels-last memory."""
+    """Logits in channels-last memory, as networks give them."""
     values = torch.randn(frames, classes, *grid, generator=torch.Generator().manual_seed(0)) * 4
     return values.contiguous(memory_format=torch.channels_last)
 
@@ -47,7 +47,7 @@ def loss64(logits: torch.Tensor, labels: torch.Tensor, gamma: float = 0.0) -> fl
 @pytest.mark.parametrize("strip_bytes", [ONE_ROW, 10_000, 2**21])
 @pytest.mark.parametrize(("grid", "size_px"), SIZES)
 def test_classes_and_losses_equal_float64_at_full_size(monkeypatch, grid, size_px, strip_bytes):
-    monkeypatch.setattr(pixels, "STRIP_BYTES", strip_bytes)
+    monkeypatch.setattr(evaluate, "STRIP_BYTES", strip_bytes)
     logits, labels = logits_of(grid), labels_of(size_px)
     found = classes_of(logits, size_px)
     assert found.dtype == torch.uint8
@@ -57,15 +57,15 @@ def test_classes_and_losses_equal_float64_at_full_size(monkeypatch, grid, size_p
 
 
 @pytest.mark.parametrize("kind", ["cross_entropy", "focal"])
-def test_one_upsampling_gives_the_bits_of_two(kind):
+def test_classes_and_loss_together_have_the_bits_of_each_alone(kind):
     logits, labels = logits_of((9, 17)), labels_of((33, 65))
     classes, loss = classes_and_loss_sum(kind, logits, labels, 2.0)
     assert torch.equal(classes, classes_of(logits, (33, 65)))
     assert torch.equal(loss, loss_sum(kind, logits, labels, 2.0))
 
 
-def test_where_classes_differ_from_float64_their_logits_are_equal_in_float32():
-    # Noise: nowhere are the two largest logits as close as often.
+def test_classes_differ_from_float64_only_where_logits_are_equal_in_float32():
+    # In noise the two largest logits are close more often than in real predictions.
     logits, size_px = logits_of((64, 128), classes=19), (256, 512)
     exact = upsample(logits.double(), size_px)
     best, found = exact.amax(1), exact.gather(1, classes_of(logits, size_px).long()[:, None])[:, 0]
@@ -74,7 +74,7 @@ def test_where_classes_differ_from_float64_their_logits_are_equal_in_float32():
     assert int(differing.sum()) <= 3  # of 262,144 pixels
 
 
-def test_of_equal_logits_the_first_counts():
+def test_first_of_equal_logits_is_the_class():
     logits = torch.zeros(1, 4, 3, 3)
     logits[:, 0] = -1
     logits[:, 3, :, 2] = 1
@@ -83,7 +83,7 @@ def test_of_equal_logits_the_first_counts():
     assert torch.equal(classes_of(logits, (12, 12))[0], expected.to(torch.uint8))
 
 
-def test_one_class_is_everywhere_and_costs_nothing():
+def test_single_class_is_everywhere_and_has_no_loss():
     logits = logits_of((4, 4), classes=1)
     assert not classes_of(logits, (16, 16)).any()
     labels = torch.zeros(2, 16, 16, dtype=torch.uint8)
@@ -91,12 +91,12 @@ def test_one_class_is_everywhere_and_costs_nothing():
 
 
 @pytest.mark.parametrize("kind", ["cross_entropy", "focal"])
-def test_void_alone_has_no_loss(kind):
+def test_void_pixels_alone_have_no_loss(kind):
     void = torch.full((2, 16, 16), IGNORE, dtype=torch.uint8)
     assert float(loss_sum(kind, logits_of((4, 4)), void, 2.0)) == 0
 
 
-def test_memory_layout_precision_and_company_change_nothing():
+def test_memory_layout_precision_and_batch_change_nothing():
     logits, labels = logits_of((8, 16)).bfloat16(), labels_of((32, 64))
     whole, loss = classes_of(logits, (32, 64)), loss_sum("cross_entropy", logits, labels, 0.0)
     planar = logits.float().contiguous()
@@ -106,14 +106,14 @@ def test_memory_layout_precision_and_company_change_nothing():
     assert float(sum(alone)) == pytest.approx(float(loss), rel=1e-12)
 
 
-def test_a_logit_that_is_no_number_is_a_loss_that_is_none_and_still_a_class():
+def test_nan_logit_gives_a_nan_loss_and_a_valid_class():
     logits = logits_of((4, 4))
     logits[0, 2, 1, 1] = torch.nan
     assert classes_of(logits, (16, 16)).max() < 5
     assert torch.isnan(loss_sum("cross_entropy", logits, labels_of((16, 16)), 0.0))
 
 
-def test_logits_that_are_trained_with_may_be_scored():
+def test_logits_with_gradients_are_scored_without():
     logits = logits_of((4, 4)).requires_grad_()
     assert classes_of(logits, (16, 16)).shape == (2, 16, 16)
     assert not loss_sum("cross_entropy", logits, labels_of((16, 16)), 0.0).requires_grad
@@ -121,7 +121,7 @@ def test_logits_that_are_trained_with_may_be_scored():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_gpu_gives_the_same():
+def test_gpu_gives_the_same():
     logits, labels = logits_of((16, 32)), labels_of((64, 128))
     for kind in ("cross_entropy", "focal"):
         classes, on_gpu = classes_and_loss_sum(kind, logits.cuda(), labels.cuda(), 2.0)

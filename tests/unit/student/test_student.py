@@ -1,4 +1,4 @@
-"""distill and steplr-finetune: what a student learns from, what a control does without, and the same bytes twice."""
+"""distill and steplr-finetune: all kinds of teacher, the control, all options of a run, and the same bytes twice."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from segdistill.core.errors import UserError
 from segdistill.core.files import read_json
 from segdistill.core.provenance import file_sha256
-from segdistill.data.prepared import open_split
+from segdistill.data.prepared import PreparedData
 from segdistill.export.run import export_run
 from segdistill.nets.weights import load_net
 from segdistill.scoring.record import ValRecord
@@ -68,7 +68,7 @@ def curve(run: str, phase: str = "distill") -> list[dict]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_student_learns_from_every_kind_of_teacher(here, kind):
+def test_student_learns_from_every_kind_of_teacher(here, kind):
     distill(params_of(), kind)
     assert [row["step"] for row in curve(kind)] == ["1", "2", "3"]
     for row in curve(kind):
@@ -78,7 +78,7 @@ def test_a_student_learns_from_every_kind_of_teacher(here, kind):
     assert 0 <= read_json(f"metrics/runs/{kind}/distill.json")["teacher_agreement"] <= 1
 
 
-def test_a_control_needs_no_teacher_at_all(here):
+def test_control_needs_no_teacher(here):
     shutil.rmtree("data/teacher_logits")
     shutil.rmtree("models/teacher")
     distill(params_of(), "vanilla")
@@ -87,14 +87,14 @@ def test_a_control_needs_no_teacher_at_all(here):
     assert "teacher_agreement" not in read_json("metrics/runs/vanilla/finetune.json")
 
 
-def test_a_student_without_its_logits_is_told_so(here):
+def test_missing_logits_are_reported(here):
     shutil.rmtree("data/teacher_logits/views")
     with pytest.raises(UserError, match=r"data/teacher_logits/views: no readable manifest"):
         distill(params_of(), "views")
 
 
-def test_the_first_batch_of_control_and_student_is_the_same(here):
-    # The same net sees the same crops in step 1, so the label losses agree to the bit; later the nets differ.
+def test_control_and_student_have_the_same_first_batch(here):
+    # In step 1 the same network gets the same crops, so the label losses are equal to the bit; then the networks differ.
     distill(params_of(), "vanilla")
     distill(params_of(), "views")
     first, other = curve("vanilla"), curve("views")
@@ -102,17 +102,16 @@ def test_the_first_batch_of_control_and_student_is_the_same(here):
     assert first[2]["label_loss"] != other[2]["label_loss"]
 
 
-def test_cached_views_teach_what_the_live_teacher_teaches(here):
+def test_cached_views_give_the_loss_of_the_live_teacher(here):
     # Without flips, in float32: the first distillation loss is the same number but for float16 storage.
     still = {kind: RUNS[kind] | {"flip_probability": 0.0} for kind in ("views", "online")}
     for kind in still:
         distill(params_of(**still), kind)
     stored, live = (float(curve(kind)[0]["distill_loss"]) for kind in still)
-    # The live teacher is compared on its own grid of stride 16, the stored logits on theirs of stride 4.
-    assert stored == pytest.approx(live, rel=0.2)
+        assert stored == pytest.approx(live, rel=0.2)
 
 
-def test_the_same_bytes_twice_and_others_with_another_seed(here):
+def test_training_gives_the_same_bytes_twice_and_others_with_another_seed(here):
     distill(params_of(), "views")
     finetune(params_of(), "views")
     first = weights("views"), weights("views", "finetuned"), Path("metrics/runs/views/finetune.json").read_bytes()
@@ -127,7 +126,7 @@ def test_the_same_bytes_twice_and_others_with_another_seed(here):
     assert weights("views") != first[0]
 
 
-def test_a_state_that_other_code_has_saved_is_not_gone_on_with(here, monkeypatch):
+def test_resume_ignores_the_checkpoint_of_other_code(here, monkeypatch):
     keys, edited = [], here / "edited.py"
 
     class Seen(Checkpointer):
@@ -145,20 +144,20 @@ def test_a_state_that_other_code_has_saved_is_not_gone_on_with(here, monkeypatch
     assert keys[0] == keys[1] != keys[2]
 
 
-def test_a_finetuned_student_leaves_its_record_of_val(here):
+def test_finetune_writes_the_record_of_val(here):
     distill(params_of(), "vanilla")
     assert not Path("metrics/runs/vanilla/val").exists()
     finetune(params_of(), "vanilla")
-    record, figures = ValRecord(Path("metrics/runs/vanilla/val")), read_json("metrics/runs/vanilla/finetune.json")
-    val = open_split("val")
+    record, metrics = ValRecord(Path("metrics/runs/vanilla/val")), read_json("metrics/runs/vanilla/finetune.json")
+    val = PreparedData.open().val
     assert record.frame_names == dict(enumerate(val.names))
     assert record.counts_CC.sum() == np.count_nonzero(val.labels != 255)
-    assert record.counts_CC.trace() / record.counts_CC.sum() == figures["overall_acc"]
+    assert record.counts_CC.trace() / record.counts_CC.sum() == metrics["overall_acc"]
     right = sum(np.count_nonzero(record.classes(index) == val.labels[index]) for index in range(len(val)))
-    assert right == record.counts_CC.trace(), "frames of 64 pixels are kept as they are"
+    assert right == record.counts_CC.trace(), "frames of 64 pixels are stored unreduced"
 
 
-def test_finetune_goes_on_from_the_distilled_student(here):
+def test_finetune_continues_from_the_distilled_student(here):
     distill(params_of(), "views")
     finetune(params_of(views=RUNS["views"] | {"finetune": {"steps": 0}}), "views")
     assert curve("views", "finetune") == []
@@ -169,23 +168,23 @@ def test_finetune_goes_on_from_the_distilled_student(here):
     assert read_json("metrics/runs/views/finetune.json")["mean_loss"] != distilled["mean_loss"]
 
 
-def names_of_pictures(phase: str) -> list[str]:
+def image_names(phase: str) -> list[str]:
     return sorted(path.name for path in Path(f"metrics/runs/vanilla/{phase}_images").iterdir())
 
 
-def test_a_frame_of_the_holdout_is_pictured_by_step(here):
+def test_images_of_a_holdout_frame_are_saved_by_step(here):
     distill(params_of(vanilla=RUNS["vanilla"] | {"evaluate_every_steps": 2}), "vanilla")
-    assert names_of_pictures("distill") == [
+    assert image_names("distill") == [
         f"00000_{name}.png" for name in ("step_000000", "step_000002", "step_000003", "truth")
     ]
     still = params_of(vanilla=RUNS["vanilla"] | {"finetune": {"steps": 0}})
     finetune(still, "vanilla")
-    assert names_of_pictures("finetune") == ["00000_step_000000.png", "00000_truth.png"]
+    assert image_names("finetune") == ["00000_step_000000.png", "00000_truth.png"]
     last, given = (
         Path(f"metrics/runs/vanilla/{name}.png").read_bytes()
         for name in ("distill_images/00000_step_000003", "finetune_images/00000_step_000000")
     )
-    assert last == given, "what was distilled is what is finetuned"
+    assert last == given, "finetune starts from the distilled network"
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -222,10 +221,8 @@ def test_every_option_of_a_run_trains(here, override):
     losses = [float(row["loss"]) for row in curve("views")]
     assert len(losses) == 3
     assert all(math.isfinite(loss) and loss > 0 for loss in losses)
-    assert (
-        load_net("models/runs/views/distilled.safetensors")[1]["params"] | override
-        == load_net("models/runs/views/distilled.safetensors")[1]["params"]
-    )
+    _, header = load_net("models/runs/views/distilled.safetensors")
+    assert header.params | override == header.params
 
 
 def test_bfloat16_trains_close_to_float32(here):
@@ -241,7 +238,7 @@ def test_bfloat16_trains_close_to_float32(here):
     )
 
 
-def test_a_student_learns_the_same_from_the_views_that_it_draws(here):
+def test_limited_views_teach_the_same_as_all_views(here):
     limit_views_to = {"distill_steps": 3, "finetune_steps": 2, "batch_size": 2}
     runs = {name: RUNS[name] for name in ("vanilla", "views")}
     params = tinier_params(teacher_logits={"kinds": ("views",), "limit_views_to": limit_views_to}, runs=runs)

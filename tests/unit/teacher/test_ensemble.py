@@ -1,4 +1,4 @@
-"""Teachers of several parts: the mean of softmaxes by plain float64, mirrored, scaled, by windows."""
+"""Ensembles against plain float64: the mean of softmaxes, flipped and scaled images, sliding windows."""
 
 from __future__ import annotations
 
@@ -13,14 +13,8 @@ from segdistill.teacher.model import EnsembleTeacher, SoftmaxMean, resized, slid
 from support.onnx_models import cell_logits, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 CPU = Compute(torch.device("cpu"), torch.float32, 1)
-
-
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 24, 32, 3), np.uint8)
-
-
 CLASSES = 3
 
 
@@ -37,7 +31,7 @@ class Cells:
         return torch.from_numpy(cell_logits(images_BHW3, self.weights)).float()
 
 
-def composite(members: list, flip: bool = False, scales: tuple[float, ...] = (1.0,)) -> EnsembleTeacher:
+def ensemble(members: list, flip: bool = False, scales: tuple[float, ...] = (1.0,)) -> EnsembleTeacher:
     return EnsembleTeacher(members, flip, scales, CPU.device)
 
 
@@ -56,21 +50,21 @@ def mirrored_logits(member: Cells, images_BHW3: np.ndarray) -> np.ndarray:
     return cell_logits(images_BHW3[:, :, ::-1], member.weights)[..., ::-1]
 
 
-def test_one_member_asked_once_is_given_through():
+def test_single_member_that_runs_once_is_unchanged():
     member = Cells(0)
-    assert torch.equal(composite([member]).logits(IMAGES), member.logits(IMAGES))
+    assert torch.equal(ensemble([member]).logits(IMAGES), member.logits(IMAGES))
 
 
-def test_the_mean_is_that_of_the_softmaxes():
+def test_ensemble_averages_softmaxes():
     members = [Cells(seed) for seed in range(3)]
-    found = composite(members).logits(IMAGES).numpy()
+    found = ensemble(members).logits(IMAGES).numpy()
     each = [cell_logits(IMAGES, member.weights) for member in members]
     np.testing.assert_allclose(found, mean_of(each), atol=1e-4)
     np.testing.assert_allclose(softmax(found), np.mean([softmax(x) for x in each], axis=0), atol=1e-5)
-    assert np.abs(found - np.mean(each, axis=0)).max() > 0.1, "a mean of logits is something else"
+    assert np.abs(found - np.mean(each, axis=0)).max() > 0.1, "the mean of logits would differ"
 
 
-def test_the_mean_of_equal_predictions_is_that_prediction():
+def test_mean_of_equal_predictions_is_that_prediction():
     logits = torch.randn(1, 5, 2, 2) * 40
     mean = SoftmaxMean()
     for _ in range(3):
@@ -85,21 +79,21 @@ def test_certain_predictions_stay_finite():
     assert torch.isfinite(mean.logits()).all()
 
 
-def test_mirrored_images_are_asked_as_well():
+def test_flip_averages_with_the_mirrored_image():
     member = Cells(0)
     expected = mean_of([cell_logits(IMAGES, member.weights), mirrored_logits(member, IMAGES)])
-    np.testing.assert_allclose(composite([member], flip=True).logits(IMAGES), expected, atol=1e-4)
+    np.testing.assert_allclose(ensemble([member], flip=True).logits(IMAGES), expected, atol=1e-4)
 
 
-def test_a_flipped_teacher_sees_a_mirrored_street_mirrored():
-    teacher = composite([Cells(0), Cells(1)], flip=True, scales=(0.5, 1.0))
+def test_flipped_teacher_gives_mirrored_logits_of_a_mirrored_image():
+    teacher = ensemble([Cells(0), Cells(1)], flip=True, scales=(0.5, 1.0))
     mirrored = np.ascontiguousarray(IMAGES[:, :, ::-1])
     torch.testing.assert_close(teacher.logits(mirrored), teacher.logits(IMAGES).flip(-1), atol=1e-4, rtol=1e-4)
 
 
-def test_scales_are_resized_there_and_back():
+def test_scales_are_averaged_at_the_size_of_the_image():
     member = Cells(0)
-    found = composite([member], scales=(1.0, 0.5, 2.0)).logits(IMAGES)
+    found = ensemble([member], scales=(1.0, 0.5, 2.0)).logits(IMAGES)
     each = []
     for size in ((24, 32), (12, 16), (48, 64)):
         resized_images = [Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR) for image in IMAGES]
@@ -121,16 +115,8 @@ def test_images_are_resized_as_pillow_does():
     assert resized(IMAGES, 1.0) is IMAGES
 
 
-def test_classes_are_those_of_the_mean():
-    teacher = composite([Cells(0), Cells(1)], flip=True)
-    logits, classes = teacher(IMAGES)
-    full = torch.nn.functional.interpolate(logits, size=(24, 32), mode="bilinear")
-    assert (classes == full.argmax(1)).float().mean() > 0.999
-    assert classes.dtype == torch.uint8
-
-
 @pytest.mark.parametrize("size_px", [(24, 32), (12, 16), (16, 20), (8, 8), (24, 12)])
-def test_a_member_of_one_size_is_asked_window_by_window(size_px):
+def test_member_of_a_fixed_size_runs_window_by_window(size_px):
     # Its logits at a cell depend on that cell alone, so windows must not change them.
     found = sliding_window_logits(Cells(0, size_px), IMAGES)
     np.testing.assert_allclose(found, cell_logits(IMAGES, Cells(0).weights), atol=1e-4)
@@ -144,6 +130,6 @@ def test_windows_cover_sides_that_are_no_multiple():
 
 
 @pytest.mark.parametrize("size_px", [(28, 32), (24, 64), (10, 16)])
-def test_images_that_a_member_of_one_size_cannot_take(size_px):
+def test_images_smaller_than_a_fixed_size_are_refused(size_px):
     with pytest.raises(UserError, match=rf"cells: takes images of \[{size_px[0]}, {size_px[1]}\] .* got \[24, 32\]"):
         sliding_window_logits(Cells(0, size_px), IMAGES)

@@ -1,4 +1,4 @@
-"""ONNX files of any origin as teachers: every form of input gives the same logits, and what does not fit is refused."""
+"""ONNX files of any origin as teachers: every form of input gives the same logits, and other files are refused."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES = 3
 IMAGES = np.random.default_rng(1).integers(0, 256, (2, 16, 24, 3), np.uint8)
 WEIGHTS = weights(CLASSES)
+TABLE = ClassTable(("a", "b", "c"), (1, 2, 3), ((1, 0, 0), (2, 0, 0), (3, 0, 0)))
 
 
 def opened(path, classes: int = CLASSES, mean=MEAN, std=STD) -> OnnxTeacher:
@@ -50,18 +51,18 @@ def test_every_form_of_input_gives_the_same_logits(tmp_path, shape, dtype):
     assert teacher.size_px == ((16, 24) if 16 in shape else None)
 
 
-def test_floats_are_normalised_as_asked(tmp_path):
+def test_floats_are_normalised_as_params_say(tmp_path):
     teacher = opened(write_model(tmp_path / "t.onnx", WEIGHTS), mean=(0, 0, 0), std=(1 / 255, 1 / 255, 1 / 255))
     np.testing.assert_allclose(teacher.logits(IMAGES), cell_logits(IMAGES, WEIGHTS), rtol=1e-3, atol=1e-2)
 
 
 @pytest.mark.parametrize("outputs", [("out",), ("aux", "logits")])
-def test_the_output_of_that_name_or_else_the_first_is_taken(tmp_path, outputs):
+def test_output_named_logits_or_else_the_first_is_used(tmp_path, outputs):
     found = opened(write_model(tmp_path / "t.onnx", WEIGHTS, outputs=outputs)).logits(IMAGES)
     np.testing.assert_allclose(found, cell_logits((IMAGES / 255 - MEAN) / STD, WEIGHTS), rtol=1e-3, atol=1e-3)
 
 
-def test_a_number_of_classes_that_goes_unsaid_is_still_checked(tmp_path):
+def test_number_of_classes_is_checked_even_if_the_file_does_not_state_it(tmp_path):
     untold = model(np.concatenate([WEIGHTS] * 2))
     # As of a graph whose exporter lost track of shapes: half of the classes, by a number that is an input to the graph.
     untold.graph.initializer.append(numpy_helper.from_array(np.array([CLASSES]), "end"))
@@ -95,7 +96,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_does_not_fit_is_refused(tmp_path, case):
+def test_model_that_does_not_fit_is_refused(tmp_path, case):
     options, said = REFUSED[case]
     write_model(tmp_path / "t.onnx", **({"weights_C344": WEIGHTS} | options))
     with pytest.raises(UserError, match=rf"^teacher\.checkpoint: .*t\.onnx: .*{said}"):
@@ -103,14 +104,14 @@ def test_what_does_not_fit_is_refused(tmp_path, case):
 
 
 @pytest.mark.parametrize(("content", "said"), [(None, "no such file"), (b"", "no readable"), (b"onnx", "no readable")])
-def test_what_is_no_model_is_refused(tmp_path, content, said):
+def test_file_that_is_no_model_is_refused(tmp_path, content, said):
     if content is not None:
         (tmp_path / "t.onnx").write_bytes(content)
     with pytest.raises(UserError, match=rf"teacher\.checkpoint: .*t\.onnx.*{said}"):
         opened(tmp_path / "t.onnx")
 
 
-def test_a_size_that_it_does_not_run_at_is_told(tmp_path):
+def test_image_size_that_the_model_cannot_run_is_reported(tmp_path):
     fixed = model(WEIGHTS)
     node = helper.make_node("Reshape", ["cells", "shape"], ["out"])
     del fixed.graph.node[-1]
@@ -124,30 +125,28 @@ def test_a_size_that_it_does_not_run_at_is_told(tmp_path):
 
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory):
-    """A network of ours as torch has it, and as a file."""
+    """A network and the ONNX file that this project exports from it."""
     torch.manual_seed(0)
     net = build("deeplabv3_mobilenet_lite", CLASSES).eval()
-    table = ClassTable(("a", "b", "c"), (1, 2, 3), ((1, 0, 0), (2, 0, 0), (3, 0, 0)))
-    facts, folder = Header.of_net("deeplabv3_mobilenet_lite", table, 16), tmp_path_factory.mktemp("ours")
-    write_float32(folder / "float32.onnx", net, facts, 18, (32, 48))
+    header, folder = Header.of_net("deeplabv3_mobilenet_lite", TABLE, 16), tmp_path_factory.mktemp("ours")
+    write_float32(folder / "float32.onnx", net, header, 18, (32, 48))
     return net, folder / "float32.onnx"
 
 
 @pytest.mark.parametrize("size_px", [(32, 48), (48, 80)])
-def test_a_file_of_ours_gives_what_its_network_gives(ours, size_px):
+def test_exported_file_equals_its_network(ours, size_px):
     net, file = ours
     images = np.random.default_rng(2).integers(0, 256, (2, *size_px, 3), np.uint8)
     expected = TorchPredictor(net, Compute(torch.device("cpu"), torch.float32, 1)).logits(images)
     np.testing.assert_allclose(opened(file).logits(images), expected, atol=1e-4)
 
 
-def test_a_file_of_ours_says_what_its_outputs_stand_for(ours):
-    facts = opened(ours[1]).facts
-    assert (facts["class_names"], facts["label_ids"], facts["colors"][2]) == (["a", "b", "c"], [1, 2, 3], [3, 0, 0])
-    assert facts["classes"] == CLASSES
+def test_exported_file_has_a_header_with_its_classes(ours):
+    header = opened(ours[1]).header
+    assert (header.table, header.classes) == (TABLE, CLASSES)
 
 
-def test_weights_in_other_files_come_along(tmp_path):
+def test_copy_includes_weights_in_other_files(tmp_path):
     large = weights(70)
     onnx.save(model(large), tmp_path / "t.onnx", save_as_external_data=True, size_threshold=0, location="t.onnx.data")
     assert (tmp_path / "t.onnx.data").stat().st_size > 10_000
@@ -161,7 +160,7 @@ def test_weights_in_other_files_come_along(tmp_path):
     assert (tmp_path / "kept" / "one.onnx").read_bytes() == (tmp_path / "kept" / "two.onnx").read_bytes()
 
 
-def test_constants_in_other_files_come_along(tmp_path):
+def test_copy_includes_constants_in_other_files(tmp_path):
     given = model(weights(70))
     constants = [
         onnx.helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in given.graph.initializer
@@ -177,7 +176,7 @@ def test_constants_in_other_files_come_along(tmp_path):
     assert torch.equal(opened(tmp_path / "kept" / "t.onnx", classes=70).logits(IMAGES), expected)
 
 
-def test_a_file_without_its_weights_is_refused(tmp_path):
+def test_file_without_its_weights_is_refused(tmp_path):
     onnx.save(model(weights(70)), tmp_path / "t.onnx", save_as_external_data=True, size_threshold=0, location="w.data")
     (tmp_path / "w.data").unlink()
     with pytest.raises(UserError, match=r"t\.onnx: no readable ONNX model"):

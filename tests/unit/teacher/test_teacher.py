@@ -1,4 +1,4 @@
-"""teacher-check: a given teacher is taken as it is, a weak or wrong one stops all, a missing one is trained."""
+"""teacher-check: a given teacher is stored unchanged, a missing one is trained, and a weak one stops the pipeline."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import torch
 
 from segdistill.core.errors import UserError
 from segdistill.core.files import read_json
-from segdistill.data.prepared import PREPARED, open_split
+from segdistill.data.prepared import PreparedData
 from segdistill.formats.header import Header
 from segdistill.nets.device import Compute, TorchPredictor
 from segdistill.nets.registry import build
 from segdistill.nets.weights import load_net, save_net
 from segdistill.params.model import Params
+from segdistill.paths import PREPARED
 from segdistill.prepare.run import prepare
+from segdistill.scoring.evaluate import classes_of
 from segdistill.scoring.record import ClassMapArchive, ValRecord
 from segdistill.teacher.check import check_teacher
 from support.tiny_city import ARCH, tinier_params
@@ -48,7 +50,7 @@ def seeded_net() -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("form", ["public", "bare", "safetensors"])
-def test_a_given_teacher_is_taken_as_it_is(here, form):
+def test_given_teacher_is_stored_unchanged(here, form):
     net = seeded_net()
     file = here / ("best.safetensors" if form == "safetensors" else "best.pth")
     if form == "safetensors":
@@ -56,27 +58,27 @@ def test_a_given_teacher_is_taken_as_it_is(here, form):
     else:
         torch.save({"model_state": net.state_dict(), "cur_itrs": 3} if form == "public" else net.state_dict(), file)
     check_teacher(tiny_params(checkpoint=str(file)))
-    kept, facts = load_net("models/teacher/teacher.safetensors")
+    kept, header = load_net("models/teacher/teacher.safetensors")
     assert all(torch.equal(kept.state_dict()[key], value) for key, value in net.state_dict().items())
-    assert facts["arch"] == ARCH
+    assert header.arch == ARCH
     assert 0 <= read_json("metrics/teacher.json")["mean_iou"] <= 1
 
 
-def test_its_class_maps_are_those_that_it_gives(here):
+def test_class_maps_of_val_are_those_of_the_teacher(here):
     torch.save(seeded_net().state_dict(), here / "best.pth")
     check_teacher(tiny_params(checkpoint="best.pth"))
-    val, archive = open_split("val"), ClassMapArchive("models/teacher/val_classes.npz")
-    predict = TorchPredictor(seeded_net(), Compute(torch.device("cpu"), torch.float32, 1))
+    val, archive = PreparedData.open().val, ClassMapArchive("models/teacher/val_classes.npz")
+    predictor = TorchPredictor(seeded_net(), Compute(torch.device("cpu"), torch.float32, 1))
     for index in range(len(val)):
-        expected = predict(np.array(val.images[index : index + 1]))[1][0].numpy()
-        assert np.array_equal(archive(index), expected)
+        logits = predictor.logits(np.array(val.images[index : index + 1]))
+        assert np.array_equal(archive(index), classes_of(logits, val.size_px)[0].numpy())
     record = ValRecord(Path("metrics/val"))
     for index in range(len(val)):
         assert np.array_equal(record.classes(index), archive(index))
         assert np.array_equal(record.classes(index, "truth"), val.labels[index])
 
 
-def test_a_weak_teacher_stops_with_a_table_and_leaves_nothing(here):
+def test_weak_teacher_stops_with_a_table_and_writes_nothing(here):
     torch.save(seeded_net().state_dict(), here / "best.pth")
     with pytest.raises(UserError, match=r"(?s)teacher\.min_mean_iou: .* at least 0\.9 .*road +0\.\d{3}.*bicycle"):
         check_teacher(tiny_params(checkpoint="best.pth", min_mean_iou=0.9))
@@ -84,9 +86,9 @@ def test_a_weak_teacher_stops_with_a_table_and_leaves_nothing(here):
     assert not Path("metrics/teacher.json").exists()
 
 
-def test_without_a_checkpoint_it_is_trained(here):
+def test_teacher_without_a_checkpoint_is_trained(here):
     check_teacher(tiny_params())
     curve = Path("metrics/teacher_curve.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in curve[1:]] == ["1", "2"]
-    assert load_net("models/teacher/teacher.safetensors")[1]["step"] == 2
-    assert not list(Path("scratch/teacher").glob("*/state.pt")), "a finished training leaves no state"
+    assert load_net("models/teacher/teacher.safetensors")[1].step == 2
+    assert not list(Path("scratch/teacher").glob("*/state.pt")), "a finished training leaves no checkpoint"
