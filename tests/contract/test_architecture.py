@@ -21,10 +21,11 @@ STAGES = sorted((ROOT / "stages").glob("*.py"))
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 
 # Modules and packages of segdistill, from the bottom up: each may import those before it.
-LAYERS = """
-    __init__ core params paths formats data nets networks scoring training teacher teacher_logits student export
-    latency prepare results report tracking compare predict cli __main__
-""".split()
+LAYERS = [
+    *("__init__", "core", "params", "paths", "formats", "data", "nets", "networks", "scoring", "training"),
+    *("teacher", "teacher_logits", "student", "export", "latency", "prepare"),
+    *("results", "report", "tracking", "compare", "predict", "cli", "__main__"),
+]
 # What no output of a stage depends on, or what is only facts: must load without torch.
 WITHOUT_TORCH = {"core", "params", "paths", "formats", "prepare", "results", "report", "tracking", "compare", "cli"}
 

@@ -1,6 +1,6 @@
-"""The cache cannot lie: stored logits of another teacher, other data, other views, or damaged, are refused by name.
+"""A stage refuses teacher logits of another teacher, other data or other views, and damaged ones, by name.
 
-What `Teaching` makes of every single key is told in unit/test_teacher_cache.py.
+tests/unit/data/test_cache_refused.py has what the reader makes of every single key.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ def with_class_maps_of(frame: int):
 
 
 def with_another_teacher(project: Project) -> None:
-    """Another teacher is checked, and its logits are not computed anew."""
+    """Check another teacher without computing its logits."""
     torch.save(build(ARCH, 19).state_dict(), project.path("other.pth"))
     project.set_params(teacher__checkpoint="other.pth")
     assert project.call("teacher_check").exit_code == 0
 
 
 def with_other_data(project: Project) -> None:
-    """The data are prepared anew, from as many frames of the same size."""
+    """Prepare other data, as many frames of the same size."""
     stems = [f"{city}_000000_000019" for city in ("aachen", "bochum", "jena")]
     write_city(project.path("raw"), tuple(stems), ("ulm_000000_000019",), (32, 64))
     project.set_params(data__source="cityscapes", data__root="raw")
@@ -90,32 +90,32 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_cache_of_something_else_is_refused(project, refused, name):
-    change, told = BROKEN[name]
+def test_distill_refuses_another_or_damaged_cache(project, refused, name):
+    change, message = BROKEN[name]
     change(project)
-    refused("distill --run taught", told)
+    refused("distill --run taught", message)
 
 
-def test_the_further_steps_refuse_it_too(project, refused):
+def test_finetune_refuses_a_damaged_cache(project, refused):
     project.cut_short(f"{CACHE}/logits.npy")
     refused("steplr_finetune --run taught", [f"{CACHE}/logits.npy: unreadable"])
 
 
-def test_a_cache_of_another_teacher_is_refused(project, refused):
+def test_cache_of_another_teacher_is_refused(project, refused):
     made_from = file_sha256(project.path(TEACHER))
     with_another_teacher(project)
     there = file_sha256(project.path(TEACHER))
     assert there != made_from
-    told = [
+    message = [
         f"{CACHE}: teacher_sha256 is '{made_from}' there",
         f"models/teacher has '{there}'",
         "dvc repro teacher-logits",
     ]
-    refused("distill --run taught", told)
+    refused("distill --run taught", message)
 
 
-def test_a_cache_serves_where_no_teacher_is(project):
-    """As on a machine that pulled what the stage depends on, and nothing else."""
+def test_distill_needs_no_teacher_but_its_cache(project):
+    """As on a machine that pulled only the dependencies of the stage."""
     shutil.rmtree(project.path("models/teacher"))
     done = project.call("distill", "--run", "taught")
     assert done.exit_code == 0, done.err

@@ -1,4 +1,4 @@
-"""Model files of one small random network of 19 classes, whose signals neither vanish nor explode."""
+"""Model files of one small random net of 19 classes, whose signals neither vanish nor explode."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from segdistill.formats.header import Header
 from segdistill.nets.registry import build
 from segdistill.nets.resize import upsample
 from segdistill.nets.weights import save_net
+from segdistill.prepare.cityscapes import TABLE
 
 ARCH, CLASSES, OPSET, TRACED_PX = "deeplabv3_mobilenet_lite", 19, 18, (64, 96)
 
@@ -25,7 +26,7 @@ def smooth_frame(size_px: tuple[int, int], seed: int = 0) -> np.ndarray:
 
 
 def random_net(classes: int = CLASSES, seed: int = 0) -> torch.nn.Module:
-    """A random network whose batch norms have seen inputs, and to which all classes are about equally likely."""
+    """A random net whose batch norms have seen inputs, and to which all classes are about equally likely."""
     torch.manual_seed(seed)
     net = build(ARCH, classes).train()
     with torch.no_grad():
@@ -38,10 +39,10 @@ def random_net(classes: int = CLASSES, seed: int = 0) -> torch.nn.Module:
 
 
 class ModelFiles:
-    """The three files of a network: safetensors, float32 ONNX, int8 ONNX."""
+    """The three files of a net: safetensors, float32 ONNX, int8 ONNX."""
 
     def __init__(self, folder: Path, seed: int = 0) -> None:
-        net, header = random_net(seed=seed), Header.of_net(ARCH, CLASSES, 16)
+        net, header = random_net(seed=seed), Header.of_net(ARCH, TABLE, 16)
         folder.mkdir(parents=True, exist_ok=True)
         self.torch, self.float32 = folder / "finetuned.safetensors", folder / "student.onnx"
         self.int8 = folder / "student.int8.onnx"

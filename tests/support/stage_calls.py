@@ -25,7 +25,10 @@ from segdistill.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
 # What the stages import, loaded here once and not in every fork.
-for _name in ("benchmark", "export", "prepare", "report", "student", "teacher", "teacher_logits", "tracking"):
+for _name in (
+    *("prepare.run", "teacher.check", "teacher_logits.build", "student.run", "export.run", "latency.run"),
+    *("results.summary", "report", "tracking"),
+):
     importlib.import_module(f"segdistill.{_name}")
 LIMIT_S = 120.0  # a fork that is not over by then hangs
 
@@ -62,6 +65,15 @@ def call_stage(
 def call_command(folder: Path, *arguments: str, **environment) -> Done:
     """Run `segdistill ARGUMENTS` in `folder`."""
     return _forked(folder, app, ["segdistill", *arguments], environment, None)
+
+
+def call_dvc(folder: Path, *arguments: str) -> Done:
+    """Run `dvc ARGUMENTS` in `folder`."""
+    from dvc.cli import main
+
+    # With DVC_TEST `--json` leaves sys.stdout alone, which colorama would set back to that of this process.
+    environment = {"DVC_TEST": "1"}
+    return _forked(folder, lambda: sys.exit(main(list(arguments))), ["dvc", *arguments], environment, None)
 
 
 def _forked(folder: Path, work: Callable, argv: list[str], environment: dict, headroom_bytes: int | None) -> Done:

@@ -10,8 +10,8 @@ from segdistill.data.prepared import Split
 from segdistill.data.sampling import BatchSampler, ViewSpec
 from segdistill.data.teacher_cache import StoredCrops
 from segdistill.data.transforms import crop, normalize
-from segdistill.nets.device import Compute
 from segdistill.formats.classes import IGNORE
+from segdistill.nets.device import Compute
 from segdistill.params.model import StudentSettings
 from segdistill.student.distillation import Distillation
 from segdistill.training.batches import CropLoader

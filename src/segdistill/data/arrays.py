@@ -1,8 +1,8 @@
-"""Arrays that stay on disk: opened whole, read in part, and out of the process's memory again.
+"""Arrays that stay on disk: mapped, prefetched, and dropped from memory after use.
 
-A mapped array is read page by page, as it is touched. Two words to the system make that good for crops: what is about
-to be read is asked for at once, in long reads; and what was read is given back, so that memory does not grow with the
-data. Neither changes a value, and where the system knows no such words (Windows) nothing is said.
+The kernel reads a mapped array page by page, as it is touched. For crops two kinds of madvise help: WILLNEED starts
+long reads ahead, and DONTNEED drops the pages that were read, so that memory does not grow with the data. Neither
+changes a value, and where the system has no madvise (Windows) both do nothing.
 
 Shapes: B crops, N frames (or views) of H rows.
 """
@@ -20,10 +20,10 @@ _ADVICE = hasattr(mmap, "MADV_WILLNEED") and hasattr(mmap, "MADV_DONTNEED")
 
 
 def open_array(path: Path, remedy: str) -> np.ndarray:
-    """Map the .npy file at `path`, read only.
+    """Map the .npy file at `path`, read-only.
 
     Raises:
-        UserError: no file, no array, or one that was cut short; the message ends with `remedy`.
+        UserError: no file, no array, or a truncated one; the message ends with `remedy`.
     """
     try:
         array = np.load(path, mmap_mode="r")
@@ -39,10 +39,10 @@ def open_array(path: Path, remedy: str) -> np.ndarray:
 
 
 def prefetch(array: np.ndarray, frames: np.ndarray, tops: np.ndarray, rows: int) -> int:
-    """Ask for `rows` rows from `tops` (B,) on of `frames` (B,) of array (N, H, ...); the bytes that they span.
+    """Start reading `rows` rows from `tops` (B,) on of `frames` (B,) of array (N, H, ...); return the bytes they span.
 
-    Left alone, the system reads around each page that is missing, and waits for it: for a crop of a large frame that is
-    many times the bytes, one after the other.
+    Without it the kernel reads around each missing page and waits for it: for a crop of a large frame that is many
+    times the bytes, one read after the other.
     """
     row_bytes = array.strides[1]
     mapping = _mapping(array) if _ADVICE else None
@@ -56,9 +56,9 @@ def prefetch(array: np.ndarray, frames: np.ndarray, tops: np.ndarray, rows: int)
 
 
 def drop_pages(array: np.ndarray) -> None:
-    """Give back the memory in which pages of a mapped array lie; the system's file cache keeps them while it can.
+    """Drop the pages of a mapped array from this process; the kernel's file cache may keep them.
 
-    Only for arrays opened with `open_array`: of a private, changed mapping this would lose the changes.
+    Only for arrays opened with `open_array`: a private, changed mapping would lose its changes.
     """
     mapping = _mapping(array) if _ADVICE else None
     if mapping is not None:
@@ -66,7 +66,7 @@ def drop_pages(array: np.ndarray) -> None:
 
 
 def _mapping(array: np.ndarray) -> tuple[mmap.mmap, int] | None:
-    """The file mapping that `array` lies in and the byte at which it begins there; None for an array in memory."""
+    """Return the file mapping of `array` and the byte at which it begins there; None for an array in memory."""
     owner, base = array, array.base
     while isinstance(base, np.ndarray):
         owner, base = base, base.base

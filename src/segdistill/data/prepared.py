@@ -1,4 +1,4 @@
-"""The prepared data: arrays that stay on disk, and their index."""
+"""The prepared data: the arrays of each split, and their index."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class PreparedData:
         """Read `root`/index.json.
 
         Raises:
-            UserError: there is no such file, or it lacks what training needs to know.
+            UserError: there is no such file, or a fact is missing or not valid.
         """
         path = root / "index.json"
         try:
@@ -90,7 +90,7 @@ class PreparedData:
             )
 
     def _open_split(self, name: str) -> Split:
-        """Map a split; a UserError where the arrays do not fit the index, as after a copy that was cut short."""
+        """Map a split; raise a UserError where the arrays do not fit the index, as after an interrupted copy."""
         if name not in self.frame_names:
             found = ", ".join(self.frame_names) or "none"
             raise UserError(f"{self.root}/index.json: has no split {name}, but {found}; {_REMEDY}")

@@ -1,4 +1,4 @@
-"""Random numbers as a function of what they are for, never of what was drawn before.
+"""Views and batches: random draws that depend on their purpose and counters, never on earlier draws.
 
 Every draw names its seed, its purpose and its counters (step, frame, view ...). So resuming a run, adding workers or
 adding machines cannot change a single draw.
@@ -25,11 +25,12 @@ def generator(seed: int, purpose: str, *counters: int) -> np.random.Generator:
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """Which crop views of the train frames a training draws from; the cache of teacher logits names its own.
+    """The crop views of the train frames that a training draws from; a cache of teacher logits is made for one spec.
 
     Attributes:
         data_fingerprint: of the prepared data.
-        frames: N train frames of `frame_px` (H, W) pixels.
+        frames: N train frames.
+        frame_px: (H, W) of a frame.
         crop_px: (H, W) of a view.
         views: K views per frame.
         stride: the corners of views are multiples of it; in a cache, also the input pixels per stored logit.
@@ -66,9 +67,9 @@ class ViewSpec:
 
 
 class BatchIndices(NamedTuple):
-    """What goes into one batch of B crops: indices (B,) of frame and view, flips bool (B,), colour factors (B, 3).
+    """The draws of one batch of B crops: indices (B,) of frame and view, flips bool (B,), colour factors (B, 3).
 
-    `seed` is for what the network itself draws in this step (dropout).
+    `seed` is for the random draws of the network in this step (dropout).
     """
 
     seed: int
@@ -97,7 +98,7 @@ class BatchSampler:
         self._orders: dict[int, np.ndarray] = {}
 
     def indices(self, step: int) -> BatchIndices:
-        """Return what goes into batch number `step`."""
+        """Return the draws of batch number `step`."""
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs, places = np.divmod(positions, self.frames)
         own = generator(self.seed, f"{self.phase} batch", step)

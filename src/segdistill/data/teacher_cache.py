@@ -1,14 +1,14 @@
-"""The cache of teacher logits: its format, and a reader that refuses a cache of something else.
+"""The cache of teacher logits: its format, and a reader that refuses a cache of other data or another teacher.
 
 A student learns from one folder, `data/teacher_logits/KIND`:
 
-    views   logits.npy (N, K, h, w, C): the teacher on K crop views of each of N train frames, or on those of them that
+    views   logits.npy (N, K, h, w, C): the teacher on K crop views of each of N train frames, or only on those that
             some trainings draw
     frame   logits.npy (N, Hs, Ws, C): the teacher on whole frames, to be cropped (for comparison)
     online  teacher.safetensors: the teacher itself, run in every step (for comparison)
 
-Each holds `manifest.json` (what it was made from) and `val_classes.npz` (the teacher's class maps of val, by which
-agreement is measured). Beside logits.npy:
+Each holds `manifest.json` (its inputs) and `val_classes.npz` (the teacher's class maps of val, which measure
+agreement). Next to logits.npy:
 
     scale.npy   uint8 only: float16 (N, K, h, 2, C), or (N, h, 2, C): offset and step of each class in each row
     rows.npy    where only some views are stored: int32 (N, K), the place of each in the arrays, which are then
@@ -53,7 +53,7 @@ def is_ensemble(folder: Path) -> bool:
 
 
 def teacher_sha256(folder: Path) -> str:
-    """Return the hex SHA-256 of all that the predictions of the teacher in `folder` depend on."""
+    """Return the hex SHA-256 of the file that determines the predictions of the teacher in `folder`."""
     return file_sha256(folder / (ENSEMBLE if is_ensemble(folder) else TEACHER_WEIGHTS))
 
 
@@ -78,11 +78,11 @@ class ArraySpec(NamedTuple):
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a cache was made from.
+    """The inputs of a cache and its arrays.
 
     Attributes:
         kind: views, frame or online.
-        dtype: of the stored logits; uint8 has a scale beside it.
+        dtype: of the stored logits; uint8 has a scale as well.
         arrays: the arrays of the folder by file name; empty for `online`.
         limit_views_to: the trainings whose views are stored, as teacher_logits.limit_views_to; None stores all.
     """
@@ -110,7 +110,7 @@ class Manifest:
         """Read the manifest of `folder`, which has to be of `kind` and `spec`.
 
         Raises:
-            UserError: there is none, it is damaged, or the cache was made from something else; the message says what.
+            UserError: it is missing or damaged, or the cache has other inputs; the message says which.
         """
         try:
             found = read_json(folder / MANIFEST)
@@ -136,18 +136,18 @@ def _array_spec(folder: Path, name: str, facts: object) -> ArraySpec:
 
 
 def rows_of(stored: np.ndarray) -> np.ndarray:
-    """Return the place of each view that is `stored`, bool (N, K), in the arrays: int32 (N, K), -1 for the others."""
+    """Return the row of each view that is `stored`, bool (N, K), in the arrays: int32 (N, K), -1 for the others."""
     return np.where(stored, np.cumsum(stored).reshape(stored.shape) - 1, -1).astype(np.int32)
 
 
 class StoredCrops(NamedTuple):
-    """Logits of a batch in their stored form: values (B, h, w, C), and for uint8 their scale (B, h, 2, C)."""
+    """Logits of a batch as stored: values (B, h, w, C), and for uint8 their scale (B, h, 2, C)."""
 
     values: Tensor
     scale: Tensor | None = None
 
     def floats(self, device: torch.device) -> Tensor:
-        """Return the logits, float32 (B, C, h, w) channels-last on `device`; bytes travel in their stored form."""
+        """Return the logits, float32 (B, C, h, w) channels-last on `device`; only stored bytes travel there."""
         logits = self.values.to(device, non_blocking=True).float()
         if self.scale is not None:
             offset, step = self.scale.to(device, non_blocking=True).float().split(1, dim=2)
@@ -188,7 +188,7 @@ class StoredLogits:
         """Map the files in `folder` and compare them with its manifest.
 
         Raises:
-            UserError: a file is missing or cut short, or holds something else than was written.
+            UserError: a file is missing, truncated, or differs from the manifest.
         """
         opened = {name: open_array(folder / name, _REMEDY) for name in (LOGITS, SCALE, ROWS) if name in manifest.arrays}
         for name, array in opened.items():
@@ -210,7 +210,7 @@ class StoredLogits:
         return None if self.rows is None or (self.rows >= 0).all() else self.rows < 0
 
     def crop(self, indices: BatchIndices, origins: np.ndarray) -> StoredCrops:
-        """Return the stored logits of a batch, flipped where it flips; `origins` (B, 2) are in pixels."""
+        """Return the stored logits of a batch, flipped as its crops are; `origins` (B, 2) are in pixels."""
         frames, cells = self._place(indices, origins)
         values = np.empty((len(frames), *self.grid, self.arrays[0].shape[-1]), self.arrays[0].dtype)
         crops = [torch.from_numpy(crop(self.arrays[0], frames, cells, indices.flips, self.grid, values))]
@@ -227,7 +227,7 @@ class StoredLogits:
         return sum(prefetch(array, frames, cells[:, 0], self.grid[0]) for array in self.arrays)
 
     def drop_pages(self) -> None:
-        """Give back the memory of what was read."""
+        """Drop the pages that were read from memory."""
         for array in self.arrays:
             drop_pages(array)
 
@@ -248,7 +248,7 @@ class TeacherCache:
         """Open the folder of `kind` and check it against `spec`.
 
         Raises:
-            UserError: the folder is missing, truncated, or was made from something else; the message says what.
+            UserError: the folder is missing or damaged, or has other inputs; the message says which.
         """
         self.kind, self.spec, self.folder = kind, spec, folder or TEACHER_LOGITS / kind
         self.manifest = Manifest.read(self.folder, kind, spec)
@@ -262,10 +262,10 @@ class TeacherCache:
                 raise UserError(f"{self.folder}: {arrays}; {_REMEDY}")
 
     def _check_teacher(self) -> None:
-        """Refuse a cache of another teacher than the one in models/teacher, where there is one.
+        """Refuse a cache of another teacher than the one in models/teacher, if there is one.
 
-        DVC keeps the two together. They part when stages run one by one, and then the student would learn from one
-        teacher and be compared with another.
+        DVC keeps the two together. When stages run one by one they may differ, and then the student would learn from
+        one teacher and be compared with another.
         """
         if not is_ensemble(TEACHER) and not (TEACHER / TEACHER_WEIGHTS).is_file():
             return

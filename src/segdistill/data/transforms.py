@@ -22,7 +22,7 @@ def crop(
     size: tuple[int, int],
     out: np.ndarray,
 ) -> np.ndarray:
-    """Copy a crop of each of `frames` out of source (N, H, W, ...) into out (B, *size, ...), mirrored where flipped.
+    """Copy a crop of each of `frames` out of source (N, H, W, ...) into out (B, *size, ...), flipped where `flips` say.
 
     `origins` (B, 2) and `size` are in cells of `source`. Only the crops' own rows of a mapped array are read.
     """
@@ -34,10 +34,10 @@ def crop(
 
 
 def hflip(crop_HW: np.ndarray) -> None:
-    """Turn a contiguous crop (H, W, ...) round in place, left to right.
+    """Mirror a contiguous crop (H, W, ...) in place, left to right.
 
-    numpy copies backwards byte by byte; torch is ten times as fast. A few rows at a time, because this runs beside the
-    arithmetic of the training: torch starts no threads of its own for so few elements.
+    NumPy copies backwards byte by byte; torch is ten times as fast. A few rows at a time, because this runs in parallel
+    with the training step: torch starts no threads for so few elements.
     """
     rows = max(1, _ELEMENTS_OF_ONE_THREAD // crop_HW[0].size)
     for top in range(0, len(crop_HW), rows):
@@ -46,9 +46,9 @@ def hflip(crop_HW: np.ndarray) -> None:
 
 
 def normalize(images_BHW3: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """uint8 RGB (B, H, W, 3) to normalised floats (B, 3, H, W) in channels-last memory: nothing is transposed."""
+    """Return uint8 RGB (B, H, W, 3) as normalised floats (B, 3, H, W) in channels-last memory, not transposed."""
     B, H, W, _ = images_BHW3.shape
-    # Whole rows at a time: arithmetic along an axis of 3 is many times slower on a CPU.
+    # Whole rows at a time: along an axis of 3 a CPU is many times slower.
     rows = images_BHW3.reshape(B, H, W * 3).to(dtype)
     mean, std = ((torch.tensor(value, dtype=dtype, device=rows.device) * 255).repeat(W) for value in (MEAN, STD))
     return rows.sub_(mean).div_(std).view(B, H, W, 3).permute(0, 3, 1, 2)

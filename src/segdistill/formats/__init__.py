@@ -1,1 +1,1 @@
-"""What lies on disk between stages: the class table, the header of weights, curves."""
+"""Formats on disk that stages share: the class table, the header of weights, curves."""

@@ -1,7 +1,7 @@
-"""The classes of a data set: what they are called, their colours, and the ids that stand for them in label images.
+"""The classes of a data set: their names, their colours, and their ids in label images.
 
-A *class* is a number 0..C-1; 255 marks a pixel that is no class. The table travels with all that is made from the data:
-the index of the prepared data, the headers of weights, the metadata of ONNX files, and the folders of pictures.
+A *class* is a number 0..C-1; IGNORE marks a pixel without a class. Everything made from the data holds the table: the
+index of the prepared data, the headers of weights, the metadata of ONNX files, and the folders of images.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy as np
 
 from segdistill.core.errors import UserError
 
-IGNORE = 255
-MAX_CLASSES = 255  # a class map has a byte for each pixel, and one of its values is IGNORE
+IGNORE = 255  # in labels: no class, so no loss and no metric
+MAX_CLASSES = 255  # a class map has a byte per pixel, and IGNORE takes one of the values
 
 Color = tuple[int, int, int]
 
@@ -23,7 +23,7 @@ Color = tuple[int, int, int]
 class ClassTable:
     """Name, label id and RGB colour of each class, in the order of the classes.
 
-    A class may go by several ids in the label images that are read; `label_ids` has the one that is written.
+    Label images may have several ids for a class; `label_ids` has the one that is written.
     """
 
     names: tuple[str, ...]
@@ -35,20 +35,20 @@ class ClassTable:
 
     @property
     def palette(self) -> np.ndarray:
-        """RGB uint8 (256, 3) by class; what is no class is black."""
+        """Return RGB uint8 (256, 3) by class; other values are black."""
         palette = np.zeros((256, 3), np.uint8)
         palette[: len(self)] = self.colors
         return palette
 
     @property
     def label_id_of_class(self) -> np.ndarray:
-        """Label ids uint8 (256,) by class; what is no class becomes 0."""
+        """Return label ids uint8 (256,) by class; other values become 0."""
         label_ids = np.zeros(256, np.uint8)
         label_ids[: len(self)] = self.label_ids
         return label_ids
 
     def facts(self) -> dict:
-        """The table as JSON-like values, as headers and metadata hold it."""
+        """Return the table as JSON-like values, as headers and metadata hold it."""
         return {
             "class_names": list(self.names),
             "label_ids": list(self.label_ids),
@@ -57,10 +57,10 @@ class ClassTable:
 
     @classmethod
     def of_facts(cls, facts: Mapping) -> ClassTable:
-        """The table that `facts` gave.
+        """Return the table in `facts`, the inverse of `facts()`.
 
         Raises:
-            UserError: it is not among them, or is none.
+            UserError: a part is missing or not valid.
         """
         names = class_names_of(facts)
         for key, is_one in (("label_ids", _is_byte), ("colors", _is_color)):
@@ -72,10 +72,10 @@ class ClassTable:
 
 
 def class_names_of(facts: Mapping) -> tuple[str, ...]:
-    """What `facts` call the classes, in their order.
+    """Return the names of the classes in `facts`, in order.
 
     Raises:
-        UserError: they do not, or by something else than different texts.
+        UserError: they are missing, or are not different texts.
     """
     names = facts.get("class_names")
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):

@@ -22,7 +22,7 @@ def write_curve(path: Path, points: Sequence[dict]) -> None:
 
 
 def append_point(path: Path, point: dict) -> None:
-    """Append one point, at once on disk, so that a running training can be followed."""
+    """Append one point at once, so that `segdistill track --watch` can follow a running training."""
     with name_path_in_errors(path), path.open("a", newline="", encoding="utf-8") as stream:
         csv.DictWriter(stream, COLUMNS).writerow(point)
 
@@ -33,7 +33,7 @@ def read_curve(path: Path, offset_steps: int = 0) -> list[dict]:
     A last line that is still being written is left out. There are no points where there is no file.
 
     Raises:
-        UserError: a line is no point of a curve.
+        UserError: the file is not a curve.
     """
     try:
         whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")

@@ -1,6 +1,6 @@
-"""The header that says what weights are: in the metadata of safetensors files and of ONNX files.
+"""The header of weights: which network they are and how it was trained, in safetensors and ONNX files.
 
-Reading one loads no torch, so the report and the command line can ask a file what it holds.
+Reading one loads no torch, so the report and the command line can read headers quickly.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from segdistill.core.errors import UserError
 from segdistill.formats.classes import MAX_CLASSES, ClassTable, class_names_of
 from segdistill.params.archs import check_arch
 
-KEY = "segdistill"  # of the metadata of both kinds of file
+KEY = "segdistill"  # in the metadata of both kinds of file
 # ImageNet statistics of RGB in 0..1. The public checkpoints and torchvision's backbones are trained with them.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -26,7 +26,7 @@ _TABLE_KEYS = ("class_names", "label_ids", "colors")
 
 @dataclass(frozen=True)
 class Header:
-    """What rebuilds a network and feeds it as it was trained, and what it came from.
+    """How to rebuild a network and normalise its input, and how it was trained.
 
     The facts after `table` are those of a finished training; a network without a history leaves them None.
 
@@ -89,15 +89,15 @@ class Header:
         return cls(**(known | {"table": table}))
 
     def text(self) -> str:
-        """Return the header as JSON, as files hold it; what is not known is left out."""
+        """Return the header as JSON, as files hold it, without unknown facts."""
         table = {} if self.table is None else self.table.facts()
         facts = {key: value for key, value in asdict(self).items() if key != "table" and value is not None}
-        if self.params is not None:  # a finished student says that it had no teacher
+        if self.params is not None:  # a control says that it has no teacher
             facts.setdefault("teacher_sha256", None)
         return json.dumps(table | facts | {"normalisation": NORMALISATION}, sort_keys=True)
 
     def with_history(self, **facts: Any) -> Header:
-        """Return the header with what a training or an export adds."""
+        """Return the header with the facts that a training or an export adds."""
         return replace(self, **facts)
 
     def check_is(self, expected: Header, source: str | Path) -> None:
@@ -136,7 +136,7 @@ def read_header(path: str | Path) -> Header:
 
 
 def header_if_any(path: str | Path) -> Header | None:
-    """Return the header of a weights file; None where a file of torch or of another project says nothing about itself.
+    """Return the header of a weights file; None in files of torch and of other projects.
 
     Raises:
         UserError: a header of this project that describes no network.

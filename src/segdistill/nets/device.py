@@ -34,7 +34,7 @@ class Compute(NamedTuple):
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     def in_float32(self) -> Compute:
-        """Return the same without autocast: metrics on val are computed in float32, whatever a network was trained in."""
+        """Return the same without autocast: metrics on val are computed in float32."""
         return self._replace(dtype=torch.float32)
 
     def place(self, net: nn.Module) -> nn.Module:
@@ -54,7 +54,7 @@ def resolve_device(device: str, precision: str, threads: int) -> Compute:
     threads = threads or usable_cores()
     torch.set_num_threads(threads)
     if use_cuda:
-        # What runs on a CPU is repeatable as it is (tested). The same as torch.use_deterministic_algorithms(True,
+        # On a CPU results are repeatable without this (tested). The same as torch.use_deterministic_algorithms(True,
         # warn_only=True), which also imports torch's compiler, for seconds.
         torch.set_deterministic_debug_mode("warn")
         # Nothing here reads memory that it did not write, and filling it first would cost each step.
@@ -89,7 +89,7 @@ class TorchPredictor:
 
 
 def _cpu_computes_bfloat16() -> bool:
-    """Return whether bfloat16 is faster than float32: it is with AMX or AVX512-BF16, and slower where it is emulated."""
+    """Return whether bfloat16 is faster than float32, as with AMX or AVX512-BF16; emulated it is slower."""
     capability = torch.backends.cpu.get_cpu_capability()
     amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
     avx512_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
@@ -102,11 +102,10 @@ _NEVER = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Keep freed memory in the process from here on; return False where the C library is not GNU's.
+    """Keep freed memory in the process from now on; return False where the C library is not GNU's.
 
     glibc returns large blocks to the kernel after each free, and the next forward pays the page faults again: 1.05
-    times the training step, 1.54 times a forward over 1024x2048 (benchmarks/memory.py). Results stay the same to the
-    bit. The process does not grow beyond its largest use, except for gaps between blocks (4 to 13% in trainings).
+    times the training step, 1.54 times a forward over 1024x2048 (benchmarks/memory.py). Results keep their bits. The process does not grow beyond its largest use, except for gaps between blocks (4 to 13% in trainings).
     """
     if sys.platform != "linux":
         return False

@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from segdistill.nets.joined_conv import joined_conv3x3
+from segdistill.nets.resize import upsample
 
 ASPP_CHANNELS = 256
 LOW_LEVEL_CHANNELS = 48
@@ -25,12 +25,12 @@ Conv3x3 = Callable[[int, int, int], nn.Module]
 
 
 def plain_conv3x3(in_channels: int, out_channels: int, dilation: int = 1) -> nn.Module:
-    """An ordinary 3x3 convolution without bias."""
+    """Return an ordinary 3x3 convolution without bias."""
     return nn.Conv2d(in_channels, out_channels, 3, padding=dilation, dilation=dilation, bias=False)
 
 
 class SeparableConv3x3(nn.Module):
-    """A 3x3 convolution of each channel by itself, then a 1x1 convolution across channels."""
+    """Convolve each channel by itself (3x3), then across channels (1x1)."""
 
     def __init__(self, in_channels: int, out_channels: int, dilation: int = 1) -> None:
         super().__init__()
@@ -40,30 +40,30 @@ class SeparableConv3x3(nn.Module):
         )
 
     def forward(self, x_BChw: Tensor) -> Tensor:
-        """x_BChw -> the same size with `out_channels`."""
+        """Return the same size with `out_channels`."""
         return self.body(x_BChw)
 
 
 def _activated(conv: nn.Module, channels: int, batch_norm: bool) -> list[nn.Module]:
-    """The convolution, its batch norm if it has one, and ReLU."""
+    """Return the convolution, its batch norm if it has one, and ReLU."""
     return [conv, *([nn.BatchNorm2d(channels)] if batch_norm else []), nn.ReLU(inplace=True)]
 
 
 class ImagePooling(nn.Sequential):
-    """The branch of the ASPP that sees the whole image: one vector, spread over every position."""
+    """Average the whole image into one vector, and repeat it at every position: a branch of the ASPP."""
 
     def __init__(self, in_channels: int, batch_norm: bool) -> None:
         conv = nn.Conv2d(in_channels, ASPP_CHANNELS, 1, bias=False)
         super().__init__(nn.AdaptiveAvgPool2d(1), *_activated(conv, ASPP_CHANNELS, batch_norm))
 
     def forward(self, x_BChw: Tensor) -> Tensor:
-        """x_BChw -> the same size with 256 channels."""
+        """Return the same size with 256 channels."""
         # Expanding equals resizing a 1x1 image, and has an exact, deterministic gradient on every device.
         return super().forward(x_BChw).expand(-1, -1, x_BChw.shape[-2], x_BChw.shape[-1])
 
 
 class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling: the same features seen at five ranges, projected to 256 channels."""
+    """Look at the features at five ranges and project them to 256 channels (atrous spatial pyramid pooling)."""
 
     def __init__(self, in_channels: int, output_stride: int, conv3x3: Conv3x3, batch_norm: bool = True) -> None:
         super().__init__()
@@ -75,12 +75,12 @@ class ASPP(nn.Module):
         self.project = nn.Sequential(*_activated(project, ASPP_CHANNELS, batch_norm), nn.Dropout(DROPOUT))
 
     def forward(self, x_BChw: Tensor) -> Tensor:
-        """x_BChw -> the same size with 256 channels."""
+        """Return the same size with 256 channels."""
         return self.project(torch.cat([branch(x_BChw) for branch in self.convs], dim=1))
 
 
 class V3Head(nn.Module):
-    """DeepLabV3: classifies the backbone's output. Without batch norm it is the lite head."""
+    """Classify the output of the backbone, as DeepLabV3 does. Without batch norm this is the lite head."""
 
     def __init__(
         self, backbone: nn.Module, classes: int, output_stride: int, conv3x3: Conv3x3, batch_norm: bool = True
@@ -94,12 +94,12 @@ class V3Head(nn.Module):
         _init_fan_in(self)
 
     def forward(self, low_BChw: Tensor, out_BChw: Tensor) -> Tensor:
-        """Low-level features (unused) and output -> logits_BChw at the output stride."""
+        """Return logits_BChw at the output stride; low-level features are not used."""
         return self.classifier(out_BChw)
 
 
 class V3PlusHead(nn.Module):
-    """DeepLabV3+: the output, resized and joined with low-level features, is classified at stride 4."""
+    """Resize the output, join it with low-level features and classify at stride 4, as DeepLabV3+ does."""
 
     def __init__(self, backbone: nn.Module, classes: int, output_stride: int, conv3x3: Conv3x3) -> None:
         super().__init__()
@@ -113,27 +113,17 @@ class V3PlusHead(nn.Module):
         _init_fan_in(self)
 
     def forward(self, low_BChw: Tensor, out_BChw: Tensor) -> Tensor:
-        """Low-level features and output -> logits_BChw at stride 4."""
+        """Return logits_BChw at stride 4 of low-level features and output."""
         low, deep = self.project(low_BChw), self.aspp(out_BChw)
         conv = self.classifier[0]
-        # Not in a traced graph, which is for any size, nor on GPUs, whose plain convolutions are fast.
+        # Not in a traced graph, whose sizes must stay free, nor on GPUs, whose plain convolutions are fast.
         if isinstance(conv, nn.Conv2d) and deep.device.type == "cpu" and not torch.jit.is_tracing():
             return self.classifier[1:](joined_conv3x3(low, deep, conv.weight))
-        deep = F.interpolate(deep, size=low.shape[-2:], mode="bilinear", align_corners=False)
-        return self.classifier(torch.cat([low, deep], dim=1))
+        return self.classifier(torch.cat([low, upsample(deep, low.shape[-2:])], dim=1))
 
 
 def _init_fan_in(module: nn.Module) -> None:
-    """Kaiming normal by fan-in for convolutions; torch already starts batch norms at scale 1 and shift 0."""
+    """Initialise convolutions by Kaiming's normal of the fan-in; torch sets batch norms to scale 1 and shift 0."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight)
-
-
-# By name: (backbone, classes, output stride) -> head.
-HEADS: dict[str, Callable[[nn.Module, int, int], nn.Module]] = {
-    "v3": lambda backbone, classes, stride: V3Head(backbone, classes, stride, plain_conv3x3),
-    "v3_lite": lambda backbone, classes, stride: V3Head(backbone, classes, stride, plain_conv3x3, batch_norm=False),
-    "v3plus": lambda backbone, classes, stride: V3PlusHead(backbone, classes, stride, plain_conv3x3),
-    "v3plus_separable": lambda backbone, classes, stride: V3PlusHead(backbone, classes, stride, SeparableConv3x3),
-}

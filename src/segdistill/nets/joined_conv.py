@@ -2,9 +2,12 @@
 
 DeepLabV3+ resizes 256 channels from the output stride to stride 4, joins 48 low-level channels, and convolves: that is
 two thirds of a light student's multiplications. But resizing and convolution are both linear, and resizing treats all
-channels alike. So the nine taps of the kernel are applied to the small map, as one 1x1 convolution, and the result of
-each tap is then resized and moved to its place, one axis after the other. The sum is the same up to rounding, at about
-a tenth of the multiplications on those channels; neither the resized nor the joined map is ever made.
+channels alike. So this applies the nine taps of the kernel to the small map, as one 1x1 convolution, then resizes the
+result of each tap and moves it to its place, one axis after the other. The sum is the same up to rounding, at about a
+tenth of the multiplications on those channels; it makes neither the resized nor the joined map.
+
+`export.decoder` has the same sum as an ONNX graph, for images of any size, in blocks, of operators that quantise well.
+The two share no code: this file is part of every training, and an edit of the graph must not retrain.
 
 Shapes: B batch, C channels (L low-level, D deep, O out), h/w of the small map, H/W of the low-level map.
 """
@@ -17,7 +20,7 @@ from torch.nn import functional as F
 
 
 def joined_conv3x3(low_BLHW: Tensor, deep_BDhw: Tensor, weight_OC33: Tensor) -> Tensor:
-    """conv3x3(cat(low, resized deep)) with zero padding, as out_BOHW in channels-last memory; C = L + D.
+    """Return conv3x3(cat(low, resized deep)) with zero padding, as out_BOHW in channels-last memory; C = L + D.
 
     Resizing is bilinear with half-pixel centres (align_corners=False), from any h, w to any H, W that are not smaller.
     """
@@ -34,7 +37,7 @@ def joined_conv3x3(low_BLHW: Tensor, deep_BDhw: Tensor, weight_OC33: Tensor) -> 
 
 
 def _moved_resize(small: int, large: int, like: Tensor) -> Tensor:
-    """The matrix (large, small * 3) of bilinear resizing, moved by each tap -1, 0, 1, with zeros from outside."""
+    """Return the matrix (large, small * 3) of bilinear resizing, moved by each tap -1, 0, 1; zeros outside."""
     places = torch.arange(-1, large + 1, dtype=torch.float64, device=like.device)
     source = ((places + 0.5) * (small / large) - 0.5).clamp(0, small - 1)
     cells = torch.arange(small, dtype=torch.float64, device=like.device)

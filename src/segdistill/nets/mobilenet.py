@@ -35,7 +35,7 @@ def conv_bn_relu6(
     dilation: int = 1,
     groups: int = 1,
 ) -> nn.Sequential:
-    """A convolution without bias, batch norm, ReLU6."""
+    """Return a convolution without bias, batch norm and ReLU6."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel, stride, padding, dilation, groups, bias=False),
         nn.BatchNorm2d(out_channels),
@@ -44,7 +44,7 @@ def conv_bn_relu6(
 
 
 class InvertedResidual(nn.Module):
-    """Expand, depthwise 3x3, project; the input is added where the shapes agree."""
+    """Expand, convolve depthwise (3x3), project; add the input where the shapes agree."""
 
     def __init__(
         self, in_channels: int, out_channels: int, *, stride: int, dilation: int, expand_ratio: int, pads_input: bool
@@ -53,7 +53,7 @@ class InvertedResidual(nn.Module):
         hidden = in_channels * expand_ratio
         self.adds_input = stride == 1 and in_channels == out_channels
         # The first convolution of the block pads for its 3x3: a 1x1 convolution without bias maps padded zeros to
-        # zeros, so this equals padding the block's input and spares an operation.
+        # zeros, so this equals padding the block's input, with one operation less.
         expands = expand_ratio != 1
         pads_first = expands and pads_input
         layers = [conv_bn_relu6(in_channels, hidden, 1, padding=dilation if pads_first else 0)] if expands else []
@@ -73,7 +73,7 @@ class InvertedResidual(nn.Module):
         )
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """x_BCHW -> features of `out_channels`, at `stride`."""
+        """Return features of `out_channels`, at `stride`."""
         return x_BCHW + self.conv(x_BCHW) if self.adds_input else self.conv(x_BCHW)
 
 
@@ -93,7 +93,7 @@ class PaddedMobileNetV2(nn.Module):
         init_fan_out(self)
 
     def forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """images_BCHW -> low-level features (24 channels, stride 4) and output (320 channels, output stride)."""
+        """Return low-level features (24 channels, stride 4) and output (320 channels, output stride)."""
         low = self.low_level_features(images_BCHW)
         return low, self.high_level_features(low)
 
@@ -101,7 +101,7 @@ class PaddedMobileNetV2(nn.Module):
 class TorchvisionMobileNetV2(nn.Module):
     """torchvision's MobileNetV2 under its names, without its last 1x1 convolution, dilated from the output stride on.
 
-    Written out because importing torchvision's takes nearly as long as importing torch: it loads torch's compiler.
+    Own code, because importing torchvision's takes nearly as long as importing torch: it loads torch's compiler.
     """
 
     low_channels = 24
@@ -114,13 +114,13 @@ class TorchvisionMobileNetV2(nn.Module):
         init_fan_out(self)
 
     def forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """images_BCHW -> low-level features (24 channels, stride 4) and output (320 channels, output stride)."""
+        """Return low-level features (24 channels, stride 4) and output (320 channels, output stride)."""
         low = self.features[:LOW_LEVEL_BLOCKS](images_BCHW)
         return low, self.features[LOW_LEVEL_BLOCKS:](low)
 
 
 def _inverted_residuals(output_stride: int, pads_input: bool) -> list[InvertedResidual]:
-    """All blocks; once the output stride is reached, strides turn into dilation."""
+    """Return all blocks; from the output stride on, dilation takes the place of strides."""
     blocks: list[InvertedResidual] = []
     channels, current_stride, dilation = STEM_CHANNELS, 2, 1
     for expand_ratio, out_channels, num_blocks, group_stride in GROUPS:
@@ -147,7 +147,7 @@ def _inverted_residuals(output_stride: int, pads_input: bool) -> list[InvertedRe
 
 
 def init_fan_out(module: nn.Module) -> None:
-    """Kaiming normal by fan-out for convolutions; torch already starts batch norms at scale 1 and shift 0."""
+    """Initialise convolutions by Kaiming's normal of the fan-out; torch sets batch norms to scale 1 and shift 0."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out")

@@ -1,6 +1,6 @@
-"""ONNX files that this project writes, from outside: names, onnxruntime sessions, the form that is served.
+"""ONNX files that this project writes: names of inputs and outputs, sessions, and the model to serve.
 
-This module loads no torch, so the report can hand a file on quickly.
+Loads no torch, so the report can register a model quickly.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ INPUT, OUTPUTS = "image", ("classes", "logits")
 
 
 def open_session(model: str | bytes, threads: int) -> onnxruntime.InferenceSession:
-    """Return a session of the file or the bytes `model` on the CPU; raise whatever onnxruntime raises."""
+    """Return a session of the file or the bytes `model` on the CPU; raise what onnxruntime raises."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    # Workers that spin after a run would take the cores from the next call in this process.
+    # Threads that keep spinning after a run would take the cores from the next call in this process.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 

@@ -27,7 +27,7 @@ class SegmentationNet(nn.Module):
         self.classifier = head  # the public checkpoints' name
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """images_BCHW -> logits_BChw at the native stride."""
+        """Return logits_BChw at the native stride."""
         low_BChw, out_BChw = self.backbone(images_BCHW)
         return self.classifier(low_BChw, out_BChw)
 
@@ -46,7 +46,7 @@ class TorchvisionNet(nn.Module):
         self.reads_low_level = name.startswith("lraspp")
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """images_BCHW -> logits_BChw at the native stride."""
+        """Return logits_BChw at the native stride."""
         features = self.backbone(images_BCHW)
         return self.classifier(features if self.reads_low_level else features["out"])
 

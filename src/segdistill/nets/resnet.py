@@ -1,6 +1,6 @@
 """ResNet-50 and -101 as torchvision builds them, under its names, without their classifier.
 
-Written out because importing torchvision's takes nearly as long as importing torch: it loads torch's compiler.
+Own code, because importing torchvision's takes nearly as long as importing torch: it loads torch's compiler.
 
 Shapes: B batch, C channels, H/W pixels; low-level features at stride 4, the output at the output stride.
 """
@@ -38,7 +38,7 @@ class Bottleneck(nn.Module):
             self.downsample = nn.Sequential(convolution, nn.BatchNorm2d(out_channels))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """x_BCHW -> features of 4 * `channels`, at `stride`."""
+        """Return features of 4 * `channels`, at `stride`."""
         out = self.relu(self.bn1(self.conv1(x_BCHW)))
         out = self.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
@@ -61,7 +61,7 @@ class ResNetBackbone(nn.Module):
         in_channels, current_stride, dilation = STEM_CHANNELS, 4, 1
         for number, blocks in enumerate(BLOCKS[name], start=1):
             channels, stride = 64 * 2 ** (number - 1), 1 if number == 1 else 2
-            # The first block of a layer still reads undecimated features, hence the dilation of the layer before.
+            # The first block of a layer still reads features of the layer before, hence its dilation.
             first_dilation = dilation
             if current_stride == output_stride:
                 dilation, stride = dilation * stride, 1
@@ -76,7 +76,7 @@ class ResNetBackbone(nn.Module):
         init_fan_out(self)
 
     def forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """images_BCHW -> low-level features (256 channels, stride 4) and output (2048 channels, output stride)."""
+        """Return low-level features (256 channels, stride 4) and output (2048 channels, output stride)."""
         stem = self.maxpool(self.relu(self.bn1(self.conv1(images_BCHW))))
         low = self.layer1(stem)
         return low, self.layer4(self.layer3(self.layer2(low)))

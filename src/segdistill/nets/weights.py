@@ -20,7 +20,7 @@ from segdistill.formats.header import KEY, Header, read_header
 from segdistill.nets.registry import build_uninitialized, network_module
 
 WRAPPERS = ("model_state", "state_dict", "model")  # where training scripts put the state dict in what they save
-SHOWN = 5  # faulty keys named in full
+SHOWN = 5  # keys named in full
 
 # torchvision's enum of weights and the member whose training the public segmentation checkpoints started from.
 IMAGENET = {
@@ -37,7 +37,7 @@ def save_net(path: str | Path, net: nn.Module, header: Header) -> None:
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in net.state_dict().items()}
     content = save(state, metadata={KEY: header.text()})
     with atomic_file(path) as temporary:
-        temporary.write_bytes(content)  # safetensors' own writer words a full disk in a way that names no file
+        temporary.write_bytes(content)  # the message of safetensors' own writer names no file when the disk is full
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
@@ -74,7 +74,7 @@ def read_weights(file: str | Path, params_path: str) -> dict[str, Tensor]:
 
 
 class _Ignored:
-    """Stands in for numpy values beside the weights (best scores), so that reading a file runs none of numpy's code."""
+    """Takes the place of NumPy values in a checkpoint (best scores), so that reading it runs none of NumPy's code."""
 
     def __init__(self, *args: object) -> None:
         pass
@@ -94,7 +94,7 @@ _IGNORED_GLOBALS = [
 
 
 def read_torch_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a .pth or .pt file, bare or beside other things; an UserError when there is none to read."""
+    """Return the state dict in a .pth or .pt file, alone or among other entries; a UserError if there is none."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a checkpoint saved with torch.save")
@@ -110,14 +110,14 @@ def read_torch_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
 
 def check_values(state_dict: Mapping[str, Tensor], source: str) -> None:
-    """Raise an UserError naming `source` when a weight is complex, NaN or infinite."""
+    """Raise a UserError naming `source` when a weight is complex, NaN or infinite."""
     spoilt = [key for key, value in state_dict.items() if _is_spoilt(value)]
     if spoilt:
         raise UserError(f"{source}: the weights are no finite real numbers\n{_listed('spoilt', spoilt)}")
 
 
 def load_state(net: nn.Module, state_dict: Mapping[str, Any], source: str) -> None:
-    """Load all of the weights of `net` from `state_dict`; an UserError naming `source` when any does not fit."""
+    """Load all weights of `net` from `state_dict`; raise a UserError naming `source` when any does not fit."""
     found = _state_dict(state_dict, source)
     if all(key.startswith("module.") for key in found):  # saved from a DataParallel wrapper
         found = {key.removeprefix("module."): value for key, value in found.items()}
@@ -133,9 +133,9 @@ def load_state(net: nn.Module, state_dict: Mapping[str, Any], source: str) -> No
             raise UserError(f"{source}: the weights cannot be copied into the network ({why})") from error
         return
     shapes = [f"{key} {list(found[key].shape)} instead of {list(wanted[key].shape)}" for key in misshapen]
-    faults = [_listed("missing", missing), _listed("unexpected", unexpected), _listed("wrongly shaped", shapes)]
+    mismatches = [_listed("missing", missing), _listed("unexpected", unexpected), _listed("wrongly shaped", shapes)]
     hint = _class_count_hint({key: (found[key].shape, wanted[key].shape) for key in misshapen})
-    raise UserError("\n".join([f"{source}: the weights do not fit the network", *filter(None, [*faults, hint])]))
+    raise UserError("\n".join([f"{source}: the weights do not fit the network", *filter(None, [*mismatches, hint])]))
 
 
 def imagenet_backbone_state(arch: str) -> dict[str, Tensor]:
@@ -158,7 +158,7 @@ def backbone_state(arch: str, classifier_state: Mapping[str, Tensor]) -> dict[st
 
 
 def _backbone_key(backbone: str, key: str) -> str | None:
-    """torchvision's name of a classifier's weight -> the backbone's name of it, None when it has no use for it."""
+    """Return the name in the backbone of a weight of torchvision's classifier; None if the backbone has none."""
     if backbone.startswith("resnet"):
         return None if key.startswith("fc.") else key
     if not key.startswith("features."):
@@ -174,7 +174,7 @@ def _backbone_key(backbone: str, key: str) -> str | None:
 
 
 def _state_dict(content: object, source: str) -> dict[str, Tensor]:
-    """The mapping of names to tensors in what a training script saved."""
+    """Return the mapping of names to tensors in a file of a training script."""
     for wrapper in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -188,14 +188,14 @@ def _state_dict(content: object, source: str) -> dict[str, Tensor]:
 
 
 def _is_spoilt(value: Tensor) -> bool:
-    """Is any of it NaN, infinite or complex? Tensors without plain values are told apart by torch."""
+    """Return whether a value is NaN, infinite or complex; torch itself refuses tensors without plain values."""
     if value.layout != torch.strided or value.is_meta or value.is_quantized:
         return False
     return value.is_complex() or (value.is_floating_point() and not bool(torch.isfinite(value.float()).all()))
 
 
 def _listed(what: str, entries: list[str]) -> str:
-    """'  2 missing: a, b', or nothing."""
+    """Return a line like '  2 missing: a, b', or nothing."""
     if not entries:
         return ""
     more = ", ..." if len(entries) > SHOWN else ""
@@ -203,7 +203,7 @@ def _listed(what: str, entries: list[str]) -> str:
 
 
 def _class_count_hint(shapes: dict[str, tuple[torch.Size, torch.Size]]) -> str:
-    """What to do when the shapes found and wanted differ only in the number of outputs of the last layer."""
+    """Return a hint when the shapes found and wanted differ only in the number of outputs of the last layer."""
     counts = {(found[:1], wanted[:1]) for found, wanted in shapes.values()}
     only_outputs = all(found[1:] == wanted[1:] for found, wanted in shapes.values())
     if len(counts) != 1 or not only_outputs or not all("classifier" in key for key in shapes):
@@ -213,6 +213,6 @@ def _class_count_hint(shapes: dict[str, tuple[torch.Size, torch.Size]]) -> str:
 
 
 def _gist(error: Exception) -> str:
-    """The first sentence of torch's long advice."""
+    """Return the first sentence of torch's long advice."""
     lines = str(error).strip().splitlines()
     return lines[0].split(". ")[0] if lines else "no reason given"

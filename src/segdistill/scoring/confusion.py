@@ -10,7 +10,7 @@ from segdistill.formats.classes import IGNORE
 
 
 class Confusion:
-    """Pixel counts int64 (C, C): row = true class, column = predicted class; void pixels are not counted."""
+    """Count pixels, int64 (C, C): row = true class, column = predicted class; void pixels are left out."""
 
     def __init__(self, classes: int) -> None:
         self.classes = classes
@@ -18,7 +18,7 @@ class Confusion:
 
     def add(self, predicted: Tensor, labels: Tensor) -> Tensor:
         """Count `predicted` against `labels`, uint8 or int64 of one shape on one device; return these counts."""
-        # A row for each value of a byte, void among them: pairs fit in 16 bits, and void is cut off after counting.
+        # A row for each value of a byte, void included: pairs fit in 16 bits, and void is dropped afterwards.
         pair_dtype = torch.int16 if 256 * self.classes < 2**15 else torch.int32
         pairs = labels.flatten().to(pair_dtype, copy=True).mul_(self.classes).add_(predicted.flatten())
         counts = torch.bincount(pairs, minlength=256 * self.classes).reshape(256, -1).cpu()
@@ -28,7 +28,7 @@ class Confusion:
         return counts
 
     def metrics(self) -> dict:
-        """overall_acc, mean_acc, freqw_acc, mean_iou and class_iou, as the design defines them.
+        """Return overall_acc, mean_acc, freqw_acc, mean_iou and class_iou.
 
         As in the official evaluator, a class that neither occurs nor is predicted has no IoU (None) and is left out of
         the mean; one that is predicted without occurring has IoU 0. Recall is a mean over the classes that occur.

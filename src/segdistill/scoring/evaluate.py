@@ -1,7 +1,7 @@
 """Score predictions: classes and loss of every pixel, for a torch network and an ONNX session alike.
 
-Logits at full size are 160 MB for one frame of 1024x2048: writing and rereading them costs more than the arithmetic. On
-a CPU they are therefore made a strip of rows at a time, small enough for the processor's cache, and used up there.
+Logits at full size are 160 MB for one frame of 1024x2048: writing and rereading them costs more than the arithmetic. So
+on a CPU this computes them a strip of rows at a time, small enough for the processor's cache, and uses them there.
 
 Shapes: B batch, H/W frame in pixels, h/w the network's own grid, C classes, R rows of a strip.
 """
@@ -28,14 +28,15 @@ STRIP_BYTES = 4 * 2**20
 
 
 class Predictor(Protocol):
-    """uint8 frames (B, H, W, 3) -> logits float32 (B, C, h, w) on the network's own grid."""
+    """Gives logits on the network's own grid."""
 
-    def logits(self, images_BHW3: np.ndarray) -> Tensor: ...
+    def logits(self, images_BHW3: np.ndarray) -> Tensor:
+        """Return float32 (B, C, h, w) of uint8 images (B, H, W, 3)."""
 
 
 @runtime_checkable
 class ClassPredictor(Protocol):
-    """A predictor whose class maps are its own, as those of an ONNX graph."""
+    """Gives class maps too, as an ONNX graph does."""
 
     def logits_and_classes(self, images_BHW3: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return logits (B, C, h, w) and classes uint8 (B, H, W)."""
@@ -115,23 +116,23 @@ def evaluate(
 
 
 def _batches(split: Split, batch_size: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """(index of the first frame, images, labels) of each batch, copied: memory does not grow with the split."""
+    """Yield (index of the first frame, images, labels) of each batch, copied: memory does not grow with the split."""
     arrays = split.images, split.labels
     for start in range(0, len(split), batch_size):
         images, labels = (np.array(array[start : start + batch_size]) for array in arrays)
         following = np.arange(start + batch_size, min(start + 2 * batch_size, len(split)))
         for array in arrays:
             drop_pages(array)
-            # The system fetches the next batch from the disk while this one is computed.
+            # The kernel reads the next batch while this one is computed.
             prefetch(array, following, np.zeros_like(following), split.size_px[0])
         yield start, images, labels
 
 
 @torch.inference_mode()
 def classes_of(logits_BChw: Tensor, size_px: tuple[int, int]) -> Tensor:
-    """The class with the largest upsampled logit at each pixel, the first of equals: uint8 (B, H, W).
+    """Return the class with the largest upsampled logit at each pixel, the first of equals: uint8 (B, H, W).
 
-    Equal to the argmax of `upsample`, but where two logits are so close that the rounding of float32 decides.
+    This is the argmax of `upsample`, except where two logits are so close that the rounding of float32 decides.
     """
     classes_BHW = _empty_classes(logits_BChw, size_px)
     for frame, rows, strip_CRW in _strips(logits_BChw, size_px):
@@ -141,7 +142,7 @@ def classes_of(logits_BChw: Tensor, size_px: tuple[int, int]) -> Tensor:
 
 @torch.inference_mode()
 def loss_sum(kind: str, logits_BChw: Tensor, labels_BHW: Tensor, focal_gamma: float) -> Tensor:
-    """The sum over the valid pixels of the label loss `kind` of upsampled logits, a float64 scalar on their device.
+    """Return the label loss `kind` of upsampled logits, summed over valid pixels, a float64 scalar on their device.
 
     `labels_BHW` is uint8 or int64, on the device of the logits.
     """
@@ -155,7 +156,7 @@ def loss_sum(kind: str, logits_BChw: Tensor, labels_BHW: Tensor, focal_gamma: fl
 def classes_and_loss_sum(
     kind: str, logits_BChw: Tensor, labels_BHW: Tensor, focal_gamma: float
 ) -> tuple[Tensor, Tensor]:
-    """Both `classes_of` and `loss_sum`, from one upsampling."""
+    """Return both `classes_of` and `loss_sum`, from one upsampling."""
     classes_BHW = _empty_classes(logits_BChw, labels_BHW.shape[1:])
     total = logits_BChw.new_zeros((), dtype=torch.float64)
     for frame, rows, strip_CRW in _strips(logits_BChw, tuple(labels_BHW.shape[1:])):
@@ -169,7 +170,7 @@ def _empty_classes(logits_BChw: Tensor, size_px: tuple[int, int]) -> Tensor:
 
 
 def _strips(logits_BChw: Tensor, size_px: tuple[int, int]) -> Iterator[tuple[int, slice, Tensor]]:
-    """(frame, its rows, their upsampled logits float32 (C, R, W)), frame by frame and from top to bottom."""
+    """Yield (frame, its rows, their upsampled logits float32 (C, R, W)), frame by frame, from top to bottom."""
     (_, classes, cells, _), (height_px, width_px) = logits_BChw.shape, size_px
     if logits_BChw.device.type != "cpu":  # a GPU has the bandwidth, and launching many small kernels would cost more
         for frame, logits_Chw in enumerate(logits_BChw.float()):
@@ -182,24 +183,24 @@ def _strips(logits_BChw: Tensor, size_px: tuple[int, int]) -> Iterator[tuple[int
             rows = slice(top, min(top + rows_per_strip, height_px))
             used = weights_Hh[rows].any(0).nonzero().flatten()
             cells_used = slice(int(used[0]), int(used[-1]) + 1)
-            # Planar memory, whatever the net's own layout: then all that follows runs along rows of pixels.
+            # Planar memory, so that all that follows runs along rows of pixels.
             wide_CrW = F.interpolate(logits_Chw[:, cells_used].contiguous(), size=width_px, mode="linear")
             yield frame, rows, weights_Hh[rows, cells_used] @ wide_CrW
 
 
 @lru_cache(maxsize=8)
 def _row_weights(cells: int, height_px: int) -> Tensor:
-    """What each of `cells` rows weighs in each row of pixels, float32 (H, h): two weights a row, 0 elsewhere.
+    """Return the weight of each of `cells` rows in each row of pixels, float32 (H, h): two per row, 0 elsewhere.
 
-    They are read off torch's own interpolation, of unit vectors, so that they are the same numbers.
+    Torch interpolates unit vectors, so that the weights are the very numbers of its own interpolation.
     """
     return F.interpolate(torch.eye(cells)[None], size=height_px, mode="linear")[0].T.contiguous()
 
 
 def _nll(strip_CRW: Tensor, labels_RW: Tensor) -> Tensor:
-    """-log softmax of each pixel's class, 0 where it is void, (R, W).
+    """Return -log softmax of each pixel's class, 0 where it is void, (R, W).
 
-    Written out: in planar memory this takes a tenth of the time of torch's own, which makes rows of pixels first.
+    Own code: in planar memory it takes a tenth of the time of torch's cross entropy, which first makes rows of pixels.
     """
     below_CRW = strip_CRW - strip_CRW.amax(0)
     void_RW = labels_RW == IGNORE
@@ -208,7 +209,7 @@ def _nll(strip_CRW: Tensor, labels_RW: Tensor) -> Tensor:
 
 
 def _first_of_largest(strip_CRW: Tensor) -> Tensor:
-    """Argmax over C, uint8 (R, W). On a CPU torch's own, along any axis but the last, takes over ten times as long."""
+    """Return the argmax over C, uint8 (R, W). On a CPU torch's own is over ten times slower along this axis."""
     if strip_CRW.device.type != "cpu":
         return strip_CRW.argmax(0).to(torch.uint8)
     largest_RW = strip_CRW.amax(0)
@@ -216,5 +217,5 @@ def _first_of_largest(strip_CRW: Tensor) -> Tensor:
     rank_CRW = np.equal(strip_CRW.numpy(), largest_RW.numpy()).view(np.uint8)
     classes = len(rank_CRW)
     rank_CRW *= np.arange(classes, 0, -1, dtype=np.uint8)[:, None, None]
-    # Where a logit is not a number none is the largest; the last class stands for that.
+    # Where a logit is NaN no logit equals the largest; name the last class there.
     return torch.from_numpy(np.minimum(classes - rank_CRW.max(0), classes - 1))

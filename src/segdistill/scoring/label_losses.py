@@ -1,7 +1,7 @@
-"""Label losses.
+"""Label losses of training and evaluation.
 
 Shapes: B batch, C classes, H/W pixels of the label, P = B * H * W.
-Losses are means over valid pixels, so their scale depends neither on the batch, nor on the crop, nor on void pixels.
+Losses are means over valid pixels, so that their scale depends neither on batch, nor crop, nor void pixels.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ def _valid_pixels(labels_BHW: Tensor) -> Tensor:
 
 
 def _nll(logits_BCHW: Tensor, labels_BHW: Tensor) -> Tensor:
-    """-log softmax of each pixel's class, 0 where it is void, (P,).
+    """Return -log softmax of each pixel's class, 0 where it is void, (P,).
 
-    Pixels are rows: channels-last logits are used as they lie, where a softmax over the second of four dimensions
-    copies them there and back. Summed by torch, not by the kernel, which on a GPU would do it in no fixed order.
+    Pixels are rows, as channels-last memory has them: a softmax over the second of four dimensions copies the logits
+    there and back. The caller sums, because on a GPU the kernel sums in no fixed order.
     """
     rows_PC = logits_BCHW.float().permute(0, 2, 3, 1).flatten(0, 2)
     return F.cross_entropy(rows_PC, labels_BHW.flatten(), ignore_index=IGNORE, reduction="none")
 
 
 def label_loss_sum(kind: str, nll: Tensor, focal_gamma: float) -> Tensor:
-    """The label loss named in params, cross_entropy or focal, summed over the pixels.
+    """Return the label loss that params name, cross_entropy or focal, summed over the pixels.
 
     `nll` is -log p of each pixel's class, of any shape, 0 where the pixel is void. Focal loss is -(1 - p)^gamma log p
     (Lin et al., arXiv:1708.02002, without alpha).
@@ -40,5 +40,5 @@ def label_loss_sum(kind: str, nll: Tensor, focal_gamma: float) -> Tensor:
 
 
 def label_loss(kind: str, logits_BCHW: Tensor, labels_BHW: Tensor, focal_gamma: float) -> Tensor:
-    """The label loss named in params, mean over the valid pixels; 0 (with zero gradient) where every pixel is void."""
+    """Return the label loss that params name, mean over valid pixels; 0 (with zero gradient) if all pixels are void."""
     return label_loss_sum(kind, _nll(logits_BCHW, labels_BHW), focal_gamma) / _valid_pixels(labels_BHW)

@@ -1,4 +1,4 @@
-"""What one finished model did on val, frame by frame, so that it can be shown without its weights or the data.
+"""The record of a model on val: results by frame that the report shows without weights or data; class maps as files.
 
 A record is a folder:
 
@@ -6,7 +6,7 @@ A record is a folder:
     frames.csv       the mIoU of each frame alone
     thumbnails.zip   small images of every frame: its class map as PNG; in the teacher's, photograph and truth as well
 
-All frames are kept because which of them are worth a look is known only when the models are compared.
+It holds all frames, because only a comparison of the models shows which frames are worth a look.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the same bytes whenever it is written
 
 
 def frame_mean_iou(counts_CC: np.ndarray) -> float | None:
-    """Mean IoU of one frame over the classes that occur in it; None where nothing is labelled.
+    """Return the mean IoU of one frame over the classes that occur in it; None where nothing is labelled.
 
-    A class that is predicted but does not occur lowers the IoU of those that it covers, and is not one of the mean: one
-    stray pixel would cost as much there as a whole missed class.
+    A class that is predicted but does not occur lowers the IoU of those that it covers. It is left out of the mean: one
+    stray pixel would cost as much as a whole missed class.
     """
     hits, truth, predicted = counts_CC.diagonal(), counts_CC.sum(1), counts_CC.sum(0)
     occurs = truth > 0
@@ -44,7 +44,7 @@ def frame_mean_iou(counts_CC: np.ndarray) -> float | None:
 
 
 class ValRecorder:
-    """Takes what `evaluate` hands on of each frame; in memory stay only the small images, compressed."""
+    """Collect the results of each frame during `evaluate`; memory holds only compressed thumbnails."""
 
     def __init__(self, table: ClassTable, frame_names: tuple[str, ...]) -> None:
         self.table, self.frame_names = table, frame_names
@@ -53,13 +53,13 @@ class ValRecorder:
         self._images: dict[str, bytes] = {}
 
     def add(self, index: int, classes_HW: np.ndarray, counts_CC: np.ndarray) -> None:
-        """Frame `index`: its predicted classes uint8 (H, W) and its pixel counts int64 (C, C)."""
+        """Add the predicted classes uint8 (H, W) and the pixel counts int64 (C, C) of frame `index`."""
         self.counts_CC += counts_CC
         self.mean_iou[index] = frame_mean_iou(counts_CC)
         self.add_image(index, "classes", classes_HW)
 
     def add_image(self, index: int, kind: str, pixels: np.ndarray) -> None:
-        """A further image of a frame: a class map uint8 (H, W), or a photograph uint8 (H, W, 3)."""
+        """Add an image of a frame: a class map uint8 (H, W), or a photograph uint8 (H, W, 3)."""
         self._images[_image_name(index, kind)] = _small(pixels, self.table)
 
     def write(self, folder: Path) -> None:
@@ -72,14 +72,14 @@ class ValRecorder:
                 [index, self.frame_names[index], "" if iou is None else iou] for index, iou in self.mean_iou.items()
             ]
             _write_csv(temporary / FRAMES, ["frame", "name", "mean_iou"], frames)
-            # Stored as they are: PNG and JPEG are compressed already.
+            # Not compressed again: PNG and JPEG are.
             with zipfile.ZipFile(temporary / THUMBNAILS, "w", zipfile.ZIP_STORED) as archive:
                 for name, content in self._images.items():
                     archive.writestr(zipfile.ZipInfo(name, _ZIP_DATE), content)
 
 
 class ValRecord:
-    """Reads what a ValRecorder wrote.
+    """Read what a ValRecorder wrote.
 
     class_names: of the C classes; counts_CC: int64, row = true class; frame_names and mean_iou: by index of the frame.
     """
@@ -99,12 +99,12 @@ class ValRecord:
         self.mean_iou = {int(index): float(iou) if iou else None for index, _, iou in frames}
 
     def image(self, index: int, kind: str) -> bytes:
-        """The file of a thumbnail: PNG of "classes" and "truth", JPEG of "image"."""
+        """Return the bytes of a thumbnail: PNG of "classes" and "truth", JPEG of "image"."""
         with zipfile.ZipFile(self._thumbnails) as archive:
             return archive.read(_image_name(index, kind))
 
     def classes(self, index: int, kind: str = "classes") -> np.ndarray:
-        """A class map of the size of a thumbnail, uint8 (h, w)."""
+        """Return a class map at the size of its thumbnail, uint8 (h, w)."""
         with Image.open(io.BytesIO(self.image(index, kind))) as image:
             return np.asarray(image)
 
@@ -117,7 +117,7 @@ def _small(pixels: np.ndarray, table: ClassTable) -> bytes:
     image, stream, is_class_map = as_image(pixels, table), io.BytesIO(), pixels.ndim == 2
     if image.width > WIDTH_PX:
         size = (WIDTH_PX, max(1, round(image.height * WIDTH_PX / image.width)))
-        # Class numbers must not be mixed with their neighbours.
+        # Nearest, because class numbers cannot be averaged.
         image = image.resize(size, Image.Resampling.NEAREST if is_class_map else Image.Resampling.LANCZOS)
     if is_class_map:
         image.save(stream, "PNG")
@@ -136,20 +136,20 @@ def _read_csv(path: Path) -> list[list[str]]:
         return list(csv.reader(stream))
 
 
-MAX_MAP_BYTES = Image.MAX_IMAGE_PIXELS  # what no frame outgrows; keeps a crafted archive from filling the memory
+MAX_MAP_BYTES = Image.MAX_IMAGE_PIXELS  # more pixels than any frame has; a crafted archive cannot fill the memory
 
 
 def write_archive(path: str | Path, class_maps: dict[int, np.ndarray]) -> None:
-    """Write class maps uint8 (H, W) by frame index. They compress about fifty times; the bytes are repeatable."""
+    """Write class maps uint8 (H, W) by frame index. They shrink about fiftyfold; the bytes are repeatable."""
     with atomic_file(path) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, **{str(index): classes for index, classes in class_maps.items()})
 
 
 class ClassMapArchive:
-    """Reads what `write_archive` wrote: `archive(index)` is uint8 (H, W).
+    """Read what `write_archive` wrote: `archive(index)` is uint8 (H, W).
 
     Raises:
-        UserError: the file is no such archive, or the class map asked for is missing or damaged.
+        UserError: the file is no such archive, or the class map is missing or damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -171,7 +171,7 @@ class ClassMapArchive:
 
 
 def _class_map(content: bytes) -> np.ndarray:
-    """The uint8 (H, W) array of a .npy file, whose header is not believed before it is checked."""
+    """Return the uint8 (H, W) array of a .npy file, after checking its header."""
     if len(content) > MAX_MAP_BYTES:
         raise ValueError(f"larger than the {MAX_MAP_BYTES} bytes that are read")
     stream = io.BytesIO(content)
@@ -183,7 +183,7 @@ def _class_map(content: bytes) -> np.ndarray:
 
 
 def as_image(pixels: np.ndarray, table: ClassTable) -> Image.Image:
-    """RGB uint8 (H, W, 3) as a photograph, a class map uint8 (H, W) in its colours."""
+    """Return RGB uint8 (H, W, 3) as a photograph, a class map uint8 (H, W) in its colours."""
     image = Image.fromarray(pixels)
     if pixels.ndim == 2:
         image.putpalette(table.palette.tobytes())
@@ -193,7 +193,7 @@ def as_image(pixels: np.ndarray, table: ClassTable) -> Image.Image:
 def write_images(folder: str | Path, images: dict[str, np.ndarray], table: ClassTable) -> None:
     """Write images as PNG by name, atomically as a folder: RGB (H, W, 3), or class maps (H, W) in their colours.
 
-    Beside them lies the legend, so that whoever shows them need not know the data set.
+    The folder has a legend too, so that the report can show it without the data.
     """
     with atomic_directory(folder) as temporary:
         for name, pixels in images.items():
@@ -224,5 +224,5 @@ def metrics_on_disk(metrics: dict, class_names: Sequence[str]) -> dict:
 
 
 def class_key(name: str) -> str:
-    """The name of a class as a key of class_iou."""
+    """Return the name of a class as a key of class_iou."""
     return name.replace(" ", "_")

@@ -1,1 +1,1 @@
-"""The procedure of the students and the losses that distilling adds."""
+"""The students: their procedure, and the losses that distillation adds."""

@@ -1,4 +1,4 @@
-"""What distilling adds to a training: the losses, and the teacher's logits of each batch.
+"""Distillation losses, and the teacher's logits of each batch.
 
 Shapes: B batch, C classes, H/W pixels of the crop, h/w cells of the logits' own grid.
 All losses are means, so that their scale depends neither on the batch nor on the crop.
@@ -18,7 +18,7 @@ from segdistill.training.batches import CropBatch
 
 
 def kl(student_BChw: Tensor, teacher_BChw: Tensor, temperature: float) -> Tensor:
-    """KL(teacher || student) of the class distribution of each pixel at temperature T, mean over pixels.
+    """Return KL(teacher || student) of the class distribution of each pixel at temperature T, mean over pixels.
 
     Hinton et al., arXiv:1503.02531, applied pixel by pixel (Liu et al., arXiv:1903.04197).
     """
@@ -29,14 +29,17 @@ def kl(student_BChw: Tensor, teacher_BChw: Tensor, temperature: float) -> Tensor
 
 
 def channel_kl(student_BChw: Tensor, teacher_BChw: Tensor, temperature: float) -> Tensor:
-    """KL of each class map, taken as a distribution over places, mean over classes (Shu et al., arXiv:2011.13256)."""
+    """Return the KL of each class map as a distribution over places, mean over classes.
+
+    Shu et al., arXiv:2011.13256.
+    """
     student = F.log_softmax(student_BChw.float().flatten(2) / temperature, dim=2)
     teacher = F.log_softmax(teacher_BChw.float().flatten(2) / temperature, dim=2)
     return F.kl_div(student, teacher, reduction="sum", log_target=True) / (student.shape[0] * student.shape[1])
 
 
 def sigmoid_kl(student_BChw: Tensor, teacher_BChw: Tensor, temperature: float, clamp: float = 10.0) -> Tensor:
-    """KL between softmaxes over all classes and places of an image, of the sigmoid of the clamped logits.
+    """Return the KL between softmaxes over all classes and places of an image, of the sigmoid of the clamped logits.
 
     The loss of the light-student source, which used T = 0.01; mean over images.
     """
@@ -78,30 +81,30 @@ class Distillation:
             label: the label loss.
             logits_BChw: of the student, on its own grid.
             pixels_BCHW: the same, float32, upsampled to the crop.
-            inputs_B3HW: what the student was fed.
+            inputs_B3HW: of the student.
         """
         settings = self.settings
         if self.live_teacher is None:
-            teacher = batch.teacher_logits(self.compute.device).float()
+            teacher = batch.teacher_logits(self.compute.device)
         else:
             with torch.no_grad(), self.compute.autocast():
                 teacher = self.live_teacher(inputs_B3HW).float()
         size = pixels_BCHW.shape[-2:] if settings.kl_resolution == "full" else teacher.shape[-2:]
-        # The upsampled logits are at hand, where they are what is compared.
+        # Use the logits that are upsampled already, where the losses compare at full size.
         student = pixels_BCHW if size == pixels_BCHW.shape[-2:] else _on_grid(logits_BChw.float(), size)
         loss = DISTILLATION_LOSSES[settings.method](student, _on_grid(teacher, size), settings.temperature)
         return combine_losses(label, loss, settings.alpha, settings.temperature), loss
 
 
 class OnStoredGrid(nn.Module):
-    """A live teacher whose logits are resized as the cache stores them, so that students of all kinds compare alike."""
+    """Resize the logits of a live teacher to the grid of the cache, so that all kinds of teacher compare alike."""
 
     def __init__(self, net: nn.Module, stride: int) -> None:
         super().__init__()
         self.net, self.stride = net, stride
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """images_BCHW -> logits_BChw, float32."""
+        """Return logits_BChw, float32."""
         height_px, width_px = images_BCHW.shape[-2:]
         return _on_grid(self.net(images_BCHW).float(), stored_grid((height_px, width_px), self.stride))
 

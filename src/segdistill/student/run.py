@@ -1,8 +1,7 @@
-"""The students: distilled first, then finetuned. A control goes the same way without a teacher."""
+"""The students: distil, then finetune. A control trains for the same steps without a teacher."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -53,7 +52,8 @@ def _train_and_write(
     logits = params.teacher_logits
     views = ViewSpec.of(data, settings.crop_px, logits.views, logits.stride, params.seed)
     cache = None if settings.teacher == "none" else TeacherCache(settings.teacher, views)
-    # Opened now, because it would be late to miss the archive after the training.
+    # Open these before the training: after hours of it a missing file would be found too late.
+    val = data.val
     teacher_classes = None if cache is None else ClassMapArchive(cache.folder / VAL_CLASSES)
 
     curve: list[dict] = []
@@ -67,8 +67,8 @@ def _train_and_write(
                 teacher, _ = load_net(cache.folder / TEACHER_WEIGHTS)
                 live_teacher = OnStoredGrid(compute.place(teacher), views.stride).eval()
             distillation = Distillation(settings, compute, live_teacher)
-        taught_by = cache if distillation else None
-        training = Training(f"{phase}/{run}", net, settings, views, start, taught_by, distillation)
+        batch_cache = cache if distillation else None
+        training = Training(f"{phase}/{run}", net, settings, views, start, batch_cache, distillation)
         curve, checkpointer = run_training(training, params, data)
 
     def save_given(folder: Path) -> None:
@@ -76,20 +76,19 @@ def _train_and_write(
 
     keep_images(checkpointer and checkpointer.folder, metrics / f"{phase}_images", save_given)
 
-    recorder = ValRecorder(data.table, data.val.names) if is_last else None
+    recorder = ValRecorder(data.table, val.names) if is_last else None
     evaluation = evaluate(
         TorchPredictor(net, compute.in_float32()),
-        data.val,
+        val,
         len(data.table),
         params.evaluation.batch_size,
         loss=LabelLoss(settings.label_loss, settings.focal_gamma),
         # A control depends on no teacher, so export-onnx measures its agreement later.
         teacher_classes=teacher_classes,
-        keep=evenly_spaced(len(data.val), params.evaluation.images) if recorder else None,
+        keep=evenly_spaced(len(val), params.evaluation.images) if recorder else None,
         on_frame=recorder.add if recorder else None,
     )
-    header = replace(
-        Header.of_net(settings.student, data.table, settings.output_stride),
+    header = Header.of_net(settings.student, data.table, settings.output_stride).with_history(
         params=settings.model_dump(mode="json"),
         seed=settings.seed,
         step=settings.steps,

@@ -1,8 +1,7 @@
-"""The teacher: given or trained, checked against val, stored with the class maps by which agreement is measured."""
+"""Load or train the teacher, check it on val, and store it with its class maps, which measure agreement."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +39,7 @@ def check_teacher(params: Params, models: Path = MODELS, metrics: Path = METRICS
             `teacher.min_mean_iou`. Nothing was replaced by then.
     """
     data, teacher = PreparedData.open(), params.teacher
+    val = data.val  # opened before a training: after hours of it a damaged file would be found too late
     curve: list[dict] = []
     checkpointer: Checkpointer | None = None
     if teacher.checkpoints:
@@ -50,16 +50,16 @@ def check_teacher(params: Params, models: Path = MODELS, metrics: Path = METRICS
         member, curve, checkpointer = _train(params, data)
         members = [member]
 
-    shown = evenly_spaced(len(data.val), params.evaluation.images)
+    shown = evenly_spaced(len(val), params.evaluation.images)
     class_maps: dict[int, np.ndarray] = {}
-    recorder = ValRecorder(data.table, data.val.names)
+    recorder = ValRecorder(data.table, val.names)
 
     def keep(index: int, classes_HW: np.ndarray, counts_CC: np.ndarray) -> None:
         class_maps[index] = classes_HW
         recorder.add(index, classes_HW, counts_CC)
         # Photograph and truth are in the teacher's record only, once for all models.
-        recorder.add_image(index, "image", np.asarray(data.val.images[index]))
-        recorder.add_image(index, "truth", np.asarray(data.val.labels[index]))
+        recorder.add_image(index, "image", np.asarray(val.images[index]))
+        recorder.add_image(index, "truth", np.asarray(val.labels[index]))
 
     with atomic_directory(models / "teacher") as folder:
         write_members(folder, members, len(data.table), teacher)
@@ -67,7 +67,7 @@ def check_teacher(params: Params, models: Path = MODELS, metrics: Path = METRICS
         opened = open_teacher(folder, device_of(params.compute).in_float32())
         evaluation = evaluate(
             opened.predict,
-            data.val,
+            val,
             len(data.table),
             params.evaluation.batch_size,
             loss=LabelLoss(teacher.label_loss, teacher.focal_gamma),
@@ -85,8 +85,8 @@ def check_teacher(params: Params, models: Path = MODELS, metrics: Path = METRICS
     keep_images(checkpointer and checkpointer.folder, metrics / "teacher_images", save_given)
     images = {}
     for index in shown:
-        images[f"{index:05d}_image"] = np.asarray(data.val.images[index])
-        images[f"{index:05d}_truth"] = np.asarray(data.val.labels[index])
+        images[f"{index:05d}_image"] = np.asarray(val.images[index])
+        images[f"{index:05d}_truth"] = np.asarray(val.labels[index])
         images[f"{index:05d}_teacher"] = class_maps[index]
     write_images(metrics / "images", images, data.table)
     recorder.write(metrics / "val")
@@ -132,8 +132,7 @@ def _check_classes(file: str, header: Header | None, table: ClassTable) -> None:
 
 def _header(params: Params, table: ClassTable, arch: str, output_stride: int) -> Header:
     teacher = params.teacher
-    return replace(
-        Header.of_net(arch, table, output_stride),
+    return Header.of_net(arch, table, output_stride).with_history(
         # A lower min_mean_iou must not change the teacher's file.
         params=teacher.model_dump(mode="json", exclude={"min_mean_iou"}),
         seed=params.seed,

@@ -1,14 +1,14 @@
-"""The teacher as one model: written to `models/teacher` once, opened wherever its predictions are needed.
+"""The teacher as one model: `teacher-check` writes it to `models/teacher`, other stages open it.
 
 teacher.safetensors    a teacher that is one torch network, run once per image
 teacher.json, 0.*, ... any other: an ensemble, how its members run, and the members in order, as safetensors or ONNX
 val_classes.npz        its class maps of val
 
 An ensemble has members of any kind, and each may run at several scales and on the flipped image. It averages the
-softmax of each prediction, not the logits: the usual way of multi-scale and flipped evaluation in segmentation, and of
-ensembles to distil from, in which no member counts for more because its logits are larger. The students' losses need
-logits, so the mean is given as logits again: its logarithm, raised by the mean level (logsumexp) of the predictions. Of
-a single prediction that is its own logits.
+softmax of each prediction, not the logits, as multi-scale and flipped evaluation does in segmentation: a member with
+larger logits then counts for no more than others. The losses of the students need logits, so the mean is turned into
+logits again: its logarithm, raised by the mean level (logsumexp) of the predictions. For a single prediction these are
+its own logits.
 
 Shapes: B batch, H/W image in pixels, C classes, h/w a grid of logits.
 """
@@ -30,7 +30,7 @@ from segdistill.core.provenance import file_sha256
 from segdistill.data.teacher_cache import ENSEMBLE, is_ensemble
 from segdistill.formats.header import Header
 from segdistill.nets.device import Compute, TorchPredictor
-from segdistill.nets.resize import upsample
+from segdistill.nets.resize import resize_images, upsample
 from segdistill.nets.weights import load_net, save_net
 from segdistill.params.model import TeacherParams, is_onnx
 from segdistill.paths import TEACHER_WEIGHTS
@@ -109,13 +109,14 @@ def _parameters(net: nn.Module) -> int:
 
 
 class Member(Protocol):
-    """One network: uint8 images (B, H, W, 3) in, logits float32 (B, C, h, w) on its own grid out."""
+    """One network of an ensemble."""
 
-    def logits(self, images_BHW3: np.ndarray) -> Tensor: ...
+    def logits(self, images_BHW3: np.ndarray) -> Tensor:
+        """Return logits float32 (B, C, h, w), on its own grid, of uint8 images (B, H, W, 3)."""
 
 
 class EnsembleTeacher:
-    """Run the members as one Predictor. The logits of a single member that runs once are passed on unchanged."""
+    """Run the members as one Predictor; a single member that runs once keeps its own logits."""
 
     def __init__(self, members: Sequence[Member], flip: bool, scales: Sequence[float], device: torch.device) -> None:
         self.members, self.flip, self.scales, self.device = members, flip, scales, device
@@ -143,12 +144,13 @@ class EnsembleTeacher:
 
 
 class SoftmaxMean:
-    """The mean of the softmax of logits (B, C, h, w) added one after another, as logits."""
+    """Average the softmax of logits (B, C, h, w) that are added one after another."""
 
     def __init__(self) -> None:
         self._count = 0
 
     def add(self, logits_BChw: Tensor) -> None:
+        """Add the logits of one prediction."""
         level_B1hw = logits_BChw.logsumexp(1, keepdim=True)
         log_shares_BChw = logits_BChw - level_B1hw
         if self._count:
@@ -156,23 +158,23 @@ class SoftmaxMean:
         self._log_sum, self._level, self._count = log_shares_BChw, level_B1hw, self._count + 1
 
     def logits(self) -> Tensor:
+        """Return the mean as logits."""
         return self._log_sum - float(np.log(self._count)) + self._level / self._count
 
 
 def resized(images_BHW3: np.ndarray, scale: float) -> np.ndarray:
-    """The uint8 images at another scale, each side rounded to whole pixels; all pixels count, as in prepare."""
+    """Return the uint8 images at another scale, each side rounded to whole pixels."""
     if scale == 1:
         return images_BHW3
-    size_px = [max(1, round(side * scale)) for side in images_BHW3.shape[1:3]]
-    planes = torch.from_numpy(images_BHW3).permute(0, 3, 1, 2).float()
-    planes = F.interpolate(planes, size=size_px, mode="bilinear", align_corners=False, antialias=True)
-    return planes.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    height_px, width_px = (max(1, round(side * scale)) for side in images_BHW3.shape[1:3])
+    return resize_images(images_BHW3, (height_px, width_px))
 
 
 def sliding_window_logits(member: Member, images_BHW3: np.ndarray) -> Tensor:
-    """The member's logits; where it takes one size only, and the images have another, window by window.
+    """Return the logits of a member, window by window where it takes one size only and the images have another.
 
-    Windows overlap where they do not divide the image; there, as usual, their logits are averaged.
+    Windows overlap where they do not divide the image, and their logits are averaged there, as is usual for a teacher.
+    `predict.tiles` does not average: it shows class maps, and keeps the half of an overlap that sees more context.
 
     Raises:
         UserError: the images are smaller than the one size that the member takes.
@@ -201,7 +203,7 @@ def sliding_window_logits(member: Member, images_BHW3: np.ndarray) -> Tensor:
 
 
 def _starts(side_px: int, window_px: int) -> list[int]:
-    """Where windows begin that cover a side, evenly spread on whole cells."""
+    """Return the starts of the windows that cover a side, evenly spaced on whole cells."""
     steps = -(-side_px // window_px) - 1
     room = (side_px - window_px) // CELL_PX
     return sorted({room * step // max(steps, 1) * CELL_PX for step in range(steps + 1)})

@@ -1,4 +1,4 @@
-"""A teacher in an ONNX file of any origin: how it wants its images is read off the file, and what does not fit refused.
+"""A teacher in an ONNX file of any origin: read the form of its input from the file, and refuse what does not fit.
 
 Shapes: B batch, H/W image in pixels, C classes, h/w the file's own grid.
 """
@@ -23,10 +23,10 @@ _LOGITS = "logits"
 
 
 def write_in_one_file(source: str | Path, out: Path) -> None:
-    """Copy an ONNX file, together with the weights that exporters put into other files beside it."""
+    """Copy an ONNX file, together with weights that its exporter put into other files."""
     try:
         model = onnx.load(source)
-        if model == onnx.load(source, load_external_data=False):  # whatever in it may lie elsewhere
+        if model == onnx.load(source, load_external_data=False):  # no weights in other files
             shutil.copyfile(source, out)
         else:
             out.write_bytes(model.SerializeToString())
@@ -35,9 +35,9 @@ def write_in_one_file(source: str | Path, out: Path) -> None:
 
 
 class OnnxTeacher:
-    """Logits of uint8 RGB images from an ONNX file, on onnxruntime's CPU provider.
+    """Run an ONNX file on uint8 RGB images, on onnxruntime's CPU provider.
 
-    One input, an image of three planes, first (B, 3, H, W) or last (B, H, W, 3): bytes as they are, or floats
+    One input, an image of three planes, first (B, 3, H, W) or last (B, H, W, 3): raw bytes, or floats
     (RGB in 0..1 - mean) / std. Logits float (B, C, h, w) are the output named "logits", else the first one.
     `size_px` is the only size (H, W) that the file takes; None where it takes any.
     """
@@ -48,7 +48,7 @@ class OnnxTeacher:
         """Open and check the file.
 
         Raises:
-            UserError: no such file, no ONNX model, or one whose input or output is none of those.
+            UserError: no such file, no ONNX model, or one with another input or output.
         """
         self.name, self.classes = Path(path).name, classes
         if not Path(path).is_file():
@@ -60,7 +60,7 @@ class OnnxTeacher:
         self._mean, self._std = np.float32(mean), np.float32(std)
         self._read_input()
         self._read_output()
-        # What a file of ours gives beside its logits would be computed in vain.
+        # Do not compute the class maps that an exported student gives as well.
         self._only_logits = onnxruntime.RunOptions()
         self._only_logits.only_execute_path_to_fetches = True
 
@@ -108,7 +108,7 @@ class OnnxTeacher:
             raise self._refuse(found, f"one of {self.classes} classes, as the data has them")
 
     def logits(self, images_BHW3: np.ndarray) -> Tensor:
-        """Float32 (B, C, h, w) of uint8 images; UserError when the file cannot run at their size."""
+        """Return float32 (B, C, h, w) of uint8 images; raise a UserError when the file cannot run at their size."""
         pixels = images_BHW3
         if self._dtype is not None:
             pixels = ((images_BHW3.astype(np.float32) / 255 - self._mean) / self._std).astype(self._dtype)

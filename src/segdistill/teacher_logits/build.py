@@ -1,4 +1,4 @@
-"""Run the teacher once over what students will see, and store its logits as `data.teacher_cache` describes.
+"""Run the teacher once over the crops or frames that students use, and store its logits (see `data.teacher_cache`).
 
 Shapes: B crops, N frames, K views, M stored views, H/W pixels, h/w cells of the stored grid, C classes.
 """
@@ -45,9 +45,10 @@ _LEVELS = 255
 
 
 class LogitsOf(Protocol):
-    """uint8 images (B, H, W, 3) -> logits float32 (B, C, h, w)."""
+    """A teacher."""
 
-    def logits(self, images_BHW3: np.ndarray) -> Tensor: ...
+    def logits(self, images_BHW3: np.ndarray) -> Tensor:
+        """Return logits float32 (B, C, h, w) of uint8 images (B, H, W, 3)."""
 
 
 def teacher_logits(params: Params, kind: str) -> None:
@@ -87,10 +88,8 @@ def build_cache(
         else:
             # Which views are stored, bool (N, K); None is all of them, or whole frames.
             stored = None if limit is None else views_drawn_by(spec, limit)
-            if kind == "views":
-                crops = _view_crops(split, spec, stored, params.batch_size)
-            else:
-                crops = _whole_frames(split)
+            is_views = kind == "views"
+            crops = _view_crops(split, spec, stored, params.batch_size) if is_views else _whole_frames(split)
             shape = stored_shape(kind, spec, teacher.classes, stored)
             rows = None if stored is None else rows_of(stored)
             with LogitsWriter(folder, params.dtype, shape, rows) as writer:
@@ -102,7 +101,7 @@ def build_cache(
 
 
 def views_drawn_by(spec: ViewSpec, limit: ViewLimitParams) -> np.ndarray:
-    """Return which views of `spec` trainings of so many steps draw with its seed, bool (N, K)."""
+    """Return the views of `spec` that trainings within `limit` draw with its seed, bool (N, K)."""
     drawn = np.zeros((spec.frames, spec.views), bool)
     for phase, steps in limit.steps.items():
         drawn |= BatchSampler(spec.seed, phase, *drawn.shape, limit.batch_size, 0.0, 0.0).drawn(steps)
@@ -162,8 +161,8 @@ def logits_on_grid(teacher: LogitsOf, images_BHW3: np.ndarray, grid: tuple[int, 
 def quantize(logits_BhwC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return float32 logits as uint8 (B, h, w, C) and their scale float16 (B, h, 2, C): offset, then step.
 
-    The range of each row and class is spread over 256 levels, so that no logit is off by more than half a step. Logits
-    that are not finite, or beyond float16, leave a scale that is not.
+    256 levels span the range of each row and class, so that no logit is off by more than half a step. Logits that are
+    not finite, or beyond float16, give a scale that is not finite.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         smallest, largest = logits_BhwC.min(2), logits_BhwC.max(2)

@@ -25,7 +25,7 @@ _LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, as torchvision's rgb_to_grayscale
 
 
 class CropBatch(NamedTuple):
-    """images uint8 (B, H, W, 3), labels uint8 (B, H, W), stored logits or None, and what was drawn."""
+    """Images uint8 (B, H, W, 3), labels uint8 (B, H, W), stored logits or None, and the draws of the batch."""
 
     images: Tensor
     labels: Tensor
@@ -33,7 +33,7 @@ class CropBatch(NamedTuple):
     indices: BatchIndices
 
     def inputs(self, device: torch.device) -> Tensor:
-        """Return what the network is fed: jittered and normalised floats (B, 3, H, W) on `device`."""
+        """Return the input of the network: jittered and normalised floats (B, 3, H, W) on `device`."""
         images = self.images.to(device, non_blocking=True)
         # With jitter 0 every factor is exactly 1, and the crop stays what the teacher saw.
         return normalize(color_jitter(images, self.indices.colour) if (self.indices.colour != 1).any() else images)
@@ -48,11 +48,11 @@ class CropBatch(NamedTuple):
 
 
 class CropLoader:
-    """Batch after batch of crops of a split.
+    """Load batches of crops of a split.
 
     Args:
         split: the frames.
-        batches: what goes into batch number `step`.
+        batches: draws each batch.
         origins: top-left corners of the views, int (N, K, 2) in pixels.
         crop_px: height and width of a crop.
         cached: stored teacher logits, or None.
@@ -91,7 +91,7 @@ class CropLoader:
         return CropBatch(images, labels, logits.pinned() if logits and self.pinned else logits, indices)
 
     def drop_pages(self) -> None:
-        """Give back the memory of the pages that were read."""
+        """Drop the pages that were read from memory."""
         drop_pages(self.split.images)
         drop_pages(self.split.labels)
         if self.cached:

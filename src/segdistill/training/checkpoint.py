@@ -1,7 +1,7 @@
-"""Checkpoints of unfinished trainings, so that a killed one continues where it was.
+"""Checkpoints of unfinished trainings, so that a killed training continues.
 
-They are in an ignored folder, because DVC deletes a stage's outputs before it starts the stage. The folder's name holds
-the hash of everything that matters to the result: a changed setting never meets an old checkpoint.
+They are in an ignored folder, because DVC deletes the outputs of a stage before it starts the stage. The name of the
+folder holds the hash of everything that matters to the result: a changed setting never meets an old checkpoint.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Checkpointer:
         self._lock = filelock.FileLock(self.folder.parent / LOCK, thread_local=False)
 
     def __enter__(self) -> Checkpointer:
-        """Hold the folder, and drop what other settings of the same job left.
+        """Lock the job, and remove the checkpoints of its earlier settings.
 
         Raises:
             UserError: another process trains this job, and has not ended after `wait_s`.
@@ -64,13 +64,13 @@ class Checkpointer:
         """Replace the saved state by `state` (tensors and plain values), atomically."""
         import torch
 
-        content = io.BytesIO()  # first, because torch's own message of a full disk names no file
+        content = io.BytesIO()  # in memory first, because torch's message of a full disk names no file
         torch.save(state, content)
         with atomic_file(self.folder / STATE) as temporary:
             temporary.write_bytes(content.getbuffer())
 
     def load(self) -> dict | None:
-        """Return the saved state; None where there is none, or where it is damaged, of which a warning tells."""
+        """Return the saved state; None where there is none, or, with a warning, where it is damaged."""
         import torch
 
         path = self.folder / STATE
@@ -84,7 +84,7 @@ class Checkpointer:
             return None
 
     def clear(self) -> None:
-        """Forget the state and release the job: the outputs are on disk."""
+        """Remove the state and release the job; call it when the outputs are on disk."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.release()
 
@@ -102,12 +102,12 @@ def clear_removed(params: Params, root: Path = SCRATCH) -> None:
 
 
 class TrainingStoppedError(UserError):
-    """A training was asked to stop and has saved its state."""
+    """A signal stopped a training, which has saved its state."""
 
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """Yield a list that receives the signal when SIGINT or SIGTERM asks to stop, so that no step is cut in two."""
+    """Yield a list that receives the signal when SIGINT or SIGTERM asks to stop, so that the running step ends."""
     received: list[int] = []
     handlers = {
         number: signal.signal(number, lambda n, _: received.append(n)) for number in (signal.SIGINT, signal.SIGTERM)

@@ -17,7 +17,7 @@ from segdistill.params.model import Params, TrainingParams
 from segdistill.scoring.evaluate import Predictor, classes_of, evaluate, evenly_spaced
 from segdistill.scoring.record import write_class_map
 
-MAX_IMAGES = 40  # of one training: of more evaluations than these, every second, third and so on saves one
+MAX_IMAGES = 40  # of one training: with more evaluations every second, third and so on saves one
 IMAGES = "images"  # the folder of them beside the curve of a running training
 
 
@@ -38,7 +38,7 @@ class HoldoutEvaluator:
         self.save_given(TorchPredictor(net, self.compute))
 
     def save_given(self, predictor: Predictor) -> None:
-        """Save the prediction of a model that is not trained here, and the truth."""
+        """Save the prediction of any model as step 0, and the truth."""
         for index in self.shown:
             logits = predictor.logits(np.array(self.holdout.images[index : index + 1]))
             classes_HW = classes_of(logits, self.holdout.size_px)[0].cpu().numpy()

@@ -1,4 +1,4 @@
-"""From params to a training: what every training, of a teacher or a student, is put together from."""
+"""Build a training from params and run it: the part that the teacher and the students share."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ _WITHOUT_EFFECT = {
 
 @dataclass(frozen=True)
 class Training:
-    """What one training starts from and draws from.
+    """A network to train, and where its data and losses come from.
 
     Attributes:
         name: PHASE/RUN, or teacher; PHASE also names the draws of the batches.
         net: trained in place.
         settings: resolved, with lr, seed, and alpha of a student.
-        views: the crops that are drawn from.
-        start: what `net` starts from, see `init_fingerprint`.
+        views: the crops to draw from.
+        start: of the initial weights, see `init_fingerprint`.
         cache: the teacher logits that batches carry; None for a teacher and for a control.
-        distillation: the loss that is added; None likewise.
+        distillation: the loss that it adds; None likewise.
     """
 
     name: str
@@ -122,7 +122,7 @@ def initial_net(arch: str, classes: int, settings: TrainingParams, seed: int, pa
 
 
 def init_fingerprint(init: str) -> str:
-    """Return what a network starts from, for the key of a checkpoint: a file by its content, which may be replaced."""
+    """Return the source of initial weights, for the key of a checkpoint: a file by the hash of its content."""
     return init if init in ("random", "imagenet") else file_sha256(init)
 
 
@@ -134,9 +134,9 @@ def warn_if_unseen(params_path: str, file: str, folder: Path) -> None:
 
 
 def compiled(net: nn.Module, name: str, params_path: str) -> Callable[[Tensor], Tensor]:
-    """Return `net` as a function that torch's compiler makes at its first call: the same up to rounding, with dropout.
+    """Return `net` as a function that torch's compiler makes at its first call: equal up to rounding, dropout included.
 
-    It shares the weights of `net`, which itself stays as it is. torch keeps what it compiled for later processes.
+    It shares the weights of `net`, which stays unchanged. Later processes find what torch compiled in its cache.
 
     Raises:
         UserError: (the function) torch cannot compile here.

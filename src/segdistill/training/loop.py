@@ -27,7 +27,7 @@ CURVE_FILE = "curve.csv"  # in the checkpointer's folder; `segdistill track --wa
 
 
 class AddedLoss(Protocol):
-    """What a student adds to the label loss; see `student.distillation`."""
+    """The loss that a student adds to the label loss; see `student.distillation`."""
 
     def __call__(
         self, label: Tensor, logits_BChw: Tensor, pixels_BCHW: Tensor, inputs_B3HW: Tensor, batch: CropBatch
@@ -36,7 +36,7 @@ class AddedLoss(Protocol):
 
 
 class Job(NamedTuple):
-    """One training: a network, its batches and its settings, and what is added to the label loss.
+    """One training: a network, its batches and settings, and the loss that it adds.
 
     Attributes:
         name: PHASE/RUN, or teacher.
@@ -75,7 +75,7 @@ def train(job: Job, checkpointer: Checkpointer) -> list[dict]:
         first, sums, curve = state["step"], state["sums"], state["curve"]
         logger.info("%s: continues after step %d of %d", job.name, first, settings.steps)
     curve_file = checkpointer.folder / CURVE_FILE
-    write_curve(curve_file, curve)  # anew: the killed process may have been ahead of its last checkpoint
+    write_curve(curve_file, curve)  # again: a killed process may have been ahead of its last checkpoint
 
     with stop_requests() as stops, Progress(job.name, settings.steps, first) as progress:
         for step, batch in job.batches.steps(first, settings.steps):
@@ -90,7 +90,9 @@ def train(job: Job, checkpointer: Checkpointer) -> list[dict]:
                 means = dict(zip(("loss", "label_loss", "distill_loss"), (sums / steps_since).tolist(), strict=True))
                 curve.append({"step": done, "lr": lr, **means, "holdout_mean_iou": mean_iou})
                 append_point(curve_file, curve[-1])
-                progress.show(f"loss {means['loss']:.3f}" + (f", holdout mIoU {mean_iou:.1%}" if mean_iou else ""))
+                progress.show(
+                    f"loss {means['loss']:.3f}" + ("" if mean_iou is None else f", holdout mIoU {mean_iou:.1%}")
+                )
                 sums.zero_()
             progress.advance()
             if stops or _is_due(done, settings.checkpoint_every_steps, settings):

@@ -82,7 +82,9 @@ def test_cache_that_fits_is_opened(opened, copied, in_8_bits):
 
 
 @pytest.mark.parametrize("name", [LOGITS, SCALE])
-@pytest.mark.parametrize("damage", [lambda whole: whole[:0], lambda whole: whole[:50], lambda whole: whole + b"x", None])
+@pytest.mark.parametrize(
+    "damage", [lambda whole: whole[:0], lambda whole: whole[:50], lambda whole: whole + b"x", None]
+)
 def test_truncated_longer_and_missing_arrays_are_refused(opened, in_8_bits, name, damage):
     whole = (in_8_bits / name).read_bytes()
     (in_8_bits / name).unlink()

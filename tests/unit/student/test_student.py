@@ -94,7 +94,7 @@ def test_missing_logits_are_reported(here):
 
 
 def test_control_and_student_have_the_same_first_batch(here):
-    # In step 1 the same network gets the same crops, so the label losses are equal to the bit; then the networks differ.
+    # In step 1 the same network gets the same crops, so the label losses are equal to the bit.
     distill(params_of(), "vanilla")
     distill(params_of(), "views")
     first, other = curve("vanilla"), curve("views")
@@ -108,7 +108,7 @@ def test_cached_views_give_the_loss_of_the_live_teacher(here):
     for kind in still:
         distill(params_of(**still), kind)
     stored, live = (float(curve(kind)[0]["distill_loss"]) for kind in still)
-        assert stored == pytest.approx(live, rel=0.2)
+    assert stored == pytest.approx(live, rel=0.2)
 
 
 def test_training_gives_the_same_bytes_twice_and_others_with_another_seed(here):

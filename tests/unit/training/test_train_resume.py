@@ -71,7 +71,9 @@ def test_outdated_checkpoint_is_removed(tmp_path):
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 def test_stop_signal_saves_after_the_running_step(straight, tmp_path, signal_number):
-    with pytest.raises(TrainingStoppedError, match=r"distill/tiny: stopped after step 3 of 8; dvc repro continues from there"):
+    with pytest.raises(
+        TrainingStoppedError, match=r"distill/tiny: stopped after step 3 of 8; dvc repro continues from there"
+    ):
         run(tmp_path, hook=at(2, lambda: os.kill(os.getpid(), signal_number)))
     seen = []
     assert_same(run(tmp_path, hook=seen.append), straight)

@@ -1,0 +1,132 @@
+"""What an edit reruns: in a finished project, `dvc status` names the stages of the edit and no others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from support.checkout import Checkout
+from support.finished_project import CONTROL, FRAMES, RUNS, STUDENT, TRAINING
+from support.stage_calls import call_dvc, call_stage
+from support.tiny_city import ARCH, tinier_params
+
+SOURCE = "src/segdistill"
+DISTILL, FINETUNE, EXPORT = (
+    [f"{stage}@{run}" for run in RUNS] for stage in ("distill", "steplr-finetune", "export-onnx")
+)
+STUDENTS, TEACHER, LOGITS = DISTILL + FINETUNE, ["teacher-check"], ["teacher-logits@views"]
+# By edit: the files that get a further line, and the stages that have to rerun.
+EDITS = {
+    "a distillation loss": (["student/distillation.py"], STUDENTS),
+    "the procedure of the students": (["student/run.py"], STUDENTS),
+    "the training loop": (["training/loop.py", "training/batches.py"], STUDENTS + TEACHER),
+    "checkpoints and evaluation during training": (
+        ["training/checkpoint.py", "training/holdout.py"],
+        STUDENTS + TEACHER,
+    ),
+    "the check of the teacher": (["teacher/check.py"], TEACHER),
+    "building the cache": (["teacher_logits/build.py"], LOGITS),
+    "ONNX export": (["export/run.py", "export/onnx_file.py", "export/argmax_graph.py", "export/wrapper.py"], EXPORT),
+    "quantisation": (["export/quantize.py"], EXPORT),
+    "latency": (["latency/run.py", "latency/engines.py", "latency/timing.py"], ["benchmark"]),
+    "the report": (["report/__init__.py"], ["report"]),
+    "the results": (["results/summary.py", "results/champion.py"], ["report"]),
+    "tracking": (["tracking/__init__.py"], ["report"]),
+    "reading raw data": (["prepare/cityscapes.py", "prepare/synthetic/city.py"], ["prepare"]),
+    "the command line": (["cli/__init__.py", "__main__.py"], []),
+    "predict": (["predict/run.py", "predict/video.py"], []),
+    "compare": (["compare/tables.py"], []),
+    "the params model": (["params/model.py", "params/read.py", "params/archs.py"], []),
+    "wording of errors, progress, atomic writing, logging": (
+        ["core/errors.py", "core/progress.py", "core/files.py", "core/log.py", "core/stage.py"],
+        [],
+    ),
+    "a network that no run names": (["networks/deeplabv3_resnet101.py"], []),
+    "the network of one run": (
+        [f"networks/{RUNS[STUDENT]['student']}.py"],
+        [f"{stage}@{STUDENT}" for stage in ("distill", "steplr-finetune", "export-onnx")],
+    ),
+    "the network of the teacher and of the control": (
+        [f"networks/{ARCH}.py"],
+        [*TEACHER, *LOGITS, *(f"{stage}@{CONTROL}" for stage in ("distill", "steplr-finetune", "export-onnx"))],
+    ),
+    "the scoring of val": (["scoring/evaluate.py"], [*STUDENTS, *TEACHER, *EXPORT, "benchmark"]),
+}
+# By path in params.yaml: another value, and the stages that read it.
+VALUES = {
+    f"runs.{STUDENT}.alpha": (
+        0.6,
+        [*(f"{s}@{STUDENT}" for s in ("distill", "steplr-finetune", "export-onnx")), "benchmark"],
+    ),
+    "distill.temperature": (2.0, STUDENTS + EXPORT),
+    "finetune.steps": (1, FINETUNE),
+    "teacher.steps": (3, TEACHER),
+    "teacher_logits.dtype": ("uint8", LOGITS),
+    "export.opset": (19, [*EXPORT, "benchmark"]),
+    "benchmark.frames": (2, ["benchmark"]),
+    "tracking.experiment": ("other", []),
+    "seed": (1, ["prepare", *TEACHER, *LOGITS, *STUDENTS, *EXPORT]),
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Checkout:
+    """A clone in which every stage has run on a few frames, and DVC knows it.
+
+    Stages run in forks of this process, so that torch is loaded once; `dvc commit` then records what they wrote.
+    """
+    checkout = Checkout(tmp_path_factory.mktemp("clone") / "project")
+    params = tinier_params(data={"synthetic": FRAMES}, benchmark={"frames": 1, "warmup_frames": 1}, runs=RUNS)
+    checkout.params = params.model_dump(mode="json", exclude_none=False)
+    checkout.save_params()
+    checkout.commit("tiny params")
+    for call in [*TRAINING, *(f"export_onnx --run {run}" for run in RUNS), "benchmark", "report"]:
+        stage, *arguments = call.split()
+        done = call_stage(checkout.folder, stage, *arguments)
+        assert done.exit_code == 0, f"{call}: {done.err}"
+    done = call_dvc(checkout.folder, "commit", "--force", "--quiet")
+    assert done.exit_code == 0, done.err
+    assert changed_stages(checkout) == []
+    return checkout
+
+
+def changed_stages(checkout: Checkout) -> list[str]:
+    """The stages that `dvc repro` would run for their own sake."""
+    done = call_dvc(checkout.folder, "status", "--json")
+    assert done.exit_code == 0, done.err
+    return sorted(json.loads(done.out))
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_edit_of_code_reruns_only_the_stages_that_it_changes(finished, edit):
+    names, stages = EDITS[edit]
+    files = [finished.folder / SOURCE / name for name in names]
+    before = {file: file.read_bytes() for file in files}
+    for file in files:
+        file.write_bytes(before[file] + b"# edited\n")
+    try:
+        assert changed_stages(finished) == sorted(stages)
+    finally:
+        for file in files:
+            file.write_bytes(before[file])
+
+
+@pytest.mark.parametrize("path", VALUES)
+def test_value_in_params_reruns_only_the_stages_that_read_it(finished, path):
+    value, stages = VALUES[path]
+    file: Path = finished.folder / "params.yaml"
+    before = file.read_bytes()
+    *sections, key = path.split(".")
+    section = json.loads(json.dumps(finished.params))
+    changed = section
+    for name in sections:
+        section = section[name]
+    assert section[key] != value
+    section[key] = value
+    file.write_text(json.dumps(changed), encoding="utf-8")
+    try:
+        assert changed_stages(finished) == sorted([*stages, "report"])
+    finally:
+        file.write_bytes(before)
