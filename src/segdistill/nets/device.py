@@ -105,7 +105,8 @@ def keep_freed_memory() -> bool:
     """Keep freed memory in the process from now on; return False where the C library is not GNU's.
 
     glibc returns large blocks to the kernel after each free, and the next forward pays the page faults again: 1.05
-    times the training step, 1.54 times a forward over 1024x2048 (benchmarks/memory.py). Results keep their bits. The process does not grow beyond its largest use, except for gaps between blocks (4 to 13% in trainings).
+    times the training step, 1.54 times a forward over 1024x2048 (benchmarks/memory.py). Results keep their bits. The
+    process does not grow beyond its largest use, except for gaps between blocks (4 to 13% in trainings).
     """
     if sys.platform != "linux":
         return False
