@@ -1,4 +1,4 @@
-"""What tests share: the helper modules that lie beside this file, torch on one thread, files of a small net."""
+"""Fixtures of all tests: torch on one thread, the files of a small network, decoders of PNG."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from types import SimpleNamespace
 
 import pytest
 
-from segdistill.nets import device as freed_memory
+from segdistill.nets import device
 from support.png_decoders import DECODERS, decoding_with
 
 
 @pytest.fixture(autouse=True)
 def _same_random_numbers():
-    """torch begins with another seed in every process."""
+    """Seed torch, which begins with another seed in every process."""
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _freed_memory_goes_back():
-    """A stage keeps what it frees, for as long as its process lives; tests share theirs with others."""
+    """Leave malloc alone: a stage keeps the memory that it frees, and tests share one process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(freed_memory, "ctypes", SimpleNamespace(CDLL=lambda _: None))
+        patch.setattr(device, "ctypes", SimpleNamespace(CDLL=lambda _: None))
         yield
 
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """Inputs are small: more threads only get into each other's way, badly so on a busy machine."""
+    """Run torch on one thread: inputs are small, and threads wait for each other on a busy machine."""
     import torch
 
     threads = torch.get_num_threads()
@@ -39,14 +39,14 @@ def one_thread():
 
 @pytest.fixture(params=DECODERS)
 def decoder(request):
-    """Both ways of decoding a PNG, in turn."""
+    """Each way of decoding a PNG, in turn."""
     with decoding_with(request.param) as name:
         yield name
 
 
 @pytest.fixture(scope="session")
 def small_models(tmp_path_factory):
-    """The files of one small random net, for tests that only read them."""
+    """The files of one small random network, for tests that only read them."""
     from support.model_files import ModelFiles
 
     return ModelFiles(tmp_path_factory.mktemp("models"))

@@ -1,6 +1,6 @@
-"""What happens to a file from elsewhere when the pipeline opens it, up to the values that are used; checked a little.
+"""Open a file as the pipeline does, up to the values that it uses, and check some of them.
 
-Each function takes a path, and gives nothing; an AssertionError is a file that was believed and should not have been.
+Each function takes a path and returns nothing; an AssertionError means that a damaged file was accepted.
 """
 
 from __future__ import annotations
@@ -13,23 +13,22 @@ from unittest.mock import patch
 import numpy as np
 import seeds as valid
 import torch
-from segdistill.predict.classes import class_table
 
 from segdistill.core.errors import UserError
 from segdistill.data.arrays import open_array
+from segdistill.data.prepared import PreparedData
 from segdistill.data.sampling import BatchSampler
-from segdistill.data.teacher_cache import Teaching, origins_of
-from segdistill.export.onnx_file import read_metadata
+from segdistill.data.teacher_cache import TeacherCache
+from segdistill.export.onnx_file import OnnxPredictor
+from segdistill.formats import curve
+from segdistill.formats.header import read_header
 from segdistill.nets.weights import load_net, load_state, read_state, read_torch_checkpoint
 from segdistill.params.read import load_params
 from segdistill.prepare import images as png_file
 from segdistill.prepare.cityscapes import CityscapesFrames
 from segdistill.prepare.file_tree import ZipTree
 from segdistill.prepare.sources import Frame
-from segdistill.report import curves
 from segdistill.scoring.record import ClassMapArchive
-from segdistill.tracking import rows
-from segdistill.training.job import Data
 
 FRAME = Frame("train", "aachen", "000000", valid.STEMS[0], 0)
 MOST_FRAMES = 8  # of a zip, which may list one name many times
@@ -49,7 +48,7 @@ class OneFile:
 
 
 def read_frame_pair(path: Path) -> None:
-    """As a photograph beside a good label map, and as a label map beside a good photograph; one of both may do."""
+    """Read it as a photograph with a good label map, and as a label map with a good photograph; one of both may do."""
     content, taken = path.read_bytes(), 0
     for image, label_ids in ((content, valid.label_map()), (valid.photograph(), content)):
         try:
@@ -110,20 +109,20 @@ def read_class_maps(path: Path) -> None:
 
 
 def read_safetensors(path: Path) -> None:
-    class_table(read_facts(path))
+    assert read_header(path).classes > 0
     assert all(isinstance(tensor, torch.Tensor) for tensor in read_state(path).values())
 
 
 class NetHeader:
-    """Loads the net of a header, before tensors that are all zero: a hole in the file, which needs no disk."""
+    """Load the network of a header, before tensors that are all zero: a hole in the file, which needs no disk."""
 
     def __call__(self, path: Path) -> None:
-        header, file = path.read_bytes(), path.with_suffix(".safetensors")
+        content, file = path.read_bytes(), path.with_suffix(".safetensors")
         with file.open("wb") as stream:
-            stream.write(struct.pack("<Q", len(header)) + header)
-            stream.truncate(8 + len(header) + valid.tensor_bytes())
-        net, facts = load_net(file)
-        assert facts["classes"] == valid.CLASSES
+            stream.write(struct.pack("<Q", len(content)) + content)
+            stream.truncate(8 + len(content) + valid.tensor_bytes())
+        net, header = load_net(file)
+        assert header.classes == valid.CLASSES
         assert not net.training
 
 
@@ -132,36 +131,35 @@ def read_torch(path: Path) -> None:
 
 
 def read_onnx(path: Path) -> None:
-    facts = read_metadata(path)
-    assert len(class_table(facts)) == facts["classes"]
+    header = OnnxPredictor(path, threads=1).header
+    assert header.table is None or len(header.table) == header.classes
 
 
 def read_index_and_split(path: Path) -> None:
-    data = Data(path.parent)
+    data = PreparedData.open(path.parent)
     data.check_crop("distill.crop_px", (8, 8))
-    assert all(isinstance(name, str) for name in (*data.class_names, *data.val.names, data.fingerprint))
+    assert all(isinstance(name, str) for name in (*data.table.names, *data.val.names, data.fingerprint))
 
 
 def read_manifest(path: Path) -> None:
-    """Open the logits beside it, and cut a batch out of them."""
-    with contextlib.chdir(path.parent):  # where there is no teacher that they would have to be of
-        teaching = Teaching("views", valid.FACTS, path.parent)
-    plan = BatchSampler(0, "distill", valid.FRAMES, valid.VIEWS, 2, 0.5, 0.0).plan(0)
-    crops = teaching.stored.cut(plan, origins_of(valid.FACTS)[plan.frames, plan.views])
+    """Open the logits of the folder, and crop a batch from them."""
+    with contextlib.chdir(path.parent):  # where there is no teacher to compare them with
+        cache = TeacherCache("views", valid.SPEC, path.parent)
+    indices = BatchSampler(0, "distill", valid.FRAMES, valid.VIEWS, 2, 0.5, 0.0).indices(0)
+    crops = cache.stored.crop(indices, valid.SPEC.origins()[indices.frames, indices.views])
     assert crops.scale is not None
     assert torch.isfinite(crops.floats(torch.device("cpu"))).all()
-    assert isinstance(teaching.manifest["teacher_sha256"], str)
+    assert isinstance(cache.manifest.teacher_sha256, str)
 
 
 def read_curves(path: Path) -> None:
-    for point in rows.read_curve(path):
-        assert isinstance(point.step, int)
-    curves.read_curve(path, 10)
+    for point in curve.read_curve(path, 10):
+        assert isinstance(point["step"], int)
 
 
 def read_params(path: Path) -> None:
     params = load_params(path)
     for run in params.runs:
         assert params.distill_settings(run).lr > 0
-        assert params.finetune_settings(run)[1] >= 0
+        assert params.finetune_settings(run).steps >= 0
         params.export_params(run)

@@ -1,4 +1,4 @@
-"""Small valid files of every kind that is read, built in memory, and the files that have to lie around them."""
+"""Small valid files of every kind that is read, built in memory, and the files that their readers need as well."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ import torch
 from PIL import Image
 from torch import nn
 
-from segdistill.data.prepared import Split
-from segdistill.data.teacher_cache import VAL_CLASSES, LogitsWriter, geometry, stored_shape
+from segdistill.data.sampling import ViewSpec
+from segdistill.data.teacher_cache import VAL_CLASSES, Manifest
 from segdistill.formats.classes import ClassTable
-from segdistill.formats.header import Header
+from segdistill.formats.header import KEY, Header
 from segdistill.nets.registry import build_uninitialized
 from segdistill.nets.weights import save_net
 from segdistill.scoring.record import write_archive
+from segdistill.teacher_logits.build import LogitsWriter, stored_shape
 
 PROFILES = Path(__file__).resolve().parents[2] / "profiles"
 STEMS = ("aachen_000000_000019", "bochum_000001_000019")
 SIZE_PX, CROP_PX, FRAMES, VIEWS, CLASSES = (8, 16), (8, 8), 3, 2, 4
 TABLE = ClassTable(("sky", "sea", "land", "ship"), (0, 7, 9, 200), ((0, 0, 0), (1, 2, 3), (255, 0, 0), (9, 9, 9)))
-FACTS = geometry(Split(np.empty((FRAMES, *SIZE_PX, 3)), np.empty(0), ()), "data", 0, CROP_PX, VIEWS, 4)
+SPEC = ViewSpec("data", FRAMES, SIZE_PX, CROP_PX, VIEWS, stride=4, seed=0)
 HEADER = "step,lr,loss,label_loss,distill_loss,holdout_mean_iou\n"
 
 
@@ -93,7 +94,7 @@ def npzs() -> list[bytes]:
 
 
 class Tiny(nn.Module):
-    """A net of few weights under the names that nets have."""
+    """A network of few weights under the names that networks have."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,7 +118,7 @@ def _net_header() -> bytes:
 
 
 def net_headers() -> list[bytes]:
-    """The header of a whole net's weights file; its tensors are zeros, see `NetHeader`."""
+    """The header of a weights file of a whole network; its tensors are zeros, see `NetHeader`."""
     return [_net_header()]
 
 
@@ -150,7 +151,7 @@ def _torch_saved(content: object, zipped: bool = True) -> bytes:
 
 
 def onnx_models() -> list[bytes]:
-    """A model with our inputs, outputs and metadata, and the kinds of operators that ours have."""
+    """A model with the inputs, outputs, metadata and kinds of operators of an exported student."""
     from onnx import TensorProto, helper, numpy_helper
 
     def node(kind: str, inputs: str, output: str, **attributes):
@@ -183,8 +184,8 @@ def onnx_models() -> list[bytes]:
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-    facts = Header.of_net("deeplabv3_mobilenet_lite", TABLE, 16)
-    helper.set_model_props(model, {"segdistill": json.dumps(facts, sort_keys=True)})
+    header = Header.of_net("deeplabv3_mobilenet_lite", TABLE, 16)
+    helper.set_model_props(model, {KEY: header.text()})
     return [model.SerializeToString()]
 
 
@@ -199,7 +200,7 @@ def indices() -> list[bytes]:
 
 
 def write_split(folder: Path) -> None:
-    """The arrays that `indices` is of."""
+    """Write the arrays of `indices`."""
     for name in ("train", "holdout", "val"):
         (folder / name).mkdir()
         np.save(folder / name / "images.npy", np.zeros((FRAMES, *SIZE_PX, 3), np.uint8))
@@ -209,13 +210,12 @@ def write_split(folder: Path) -> None:
 def manifests() -> list[bytes]:
     with tempfile.TemporaryDirectory() as folder:
         arrays = write_logits(Path(folder))
-    described = {"kind": "views", "dtype": "uint8", "teacher_sha256": "0" * 64, "arrays": arrays}
-    return [json.dumps(FACTS | described).encode()]
+    return [json.dumps(Manifest("views", SPEC, "uint8", "0" * 64, arrays).facts()).encode()]
 
 
 def write_logits(folder: Path) -> dict:
-    """The logits that `manifests` is of; what their writer says of them."""
-    shape = stored_shape("views", FACTS, CLASSES)
+    """Write the logits of `manifests` and return their arrays."""
+    shape = stored_shape("views", SPEC, CLASSES)
     with LogitsWriter(folder, "uint8", shape) as writer:
         writer.append(_rng().normal(size=(FRAMES * VIEWS, *shape[2:])).astype(np.float32))
     write_archive(folder / VAL_CLASSES, dict.fromkeys(range(FRAMES), np.zeros(SIZE_PX, np.uint8)))

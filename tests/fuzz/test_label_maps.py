@@ -1,4 +1,4 @@
-"""Label maps of any values, from the PNG to the figures, against plain loops over pixels."""
+"""Label maps of any values, from the PNG to the metrics, against plain loops over pixels."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from segdistill.core.errors import UserError
+from segdistill.formats.classes import IGNORE
 from segdistill.prepare.cityscapes import CLASSES, CODING, LABEL_ID_OF_TRAIN_ID, LABELS, TRAIN_ID_OF_LABEL_ID
 from segdistill.prepare.images import decoded_label_ids
 from segdistill.prepare.label_coding import SHOWN
@@ -21,7 +22,7 @@ from segdistill.scoring.evaluate import classes_of
 from support.png_decoders import DECODERS, decoding_with
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-VOID = 255
+VOID = IGNORE
 often = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 sizes = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
@@ -65,8 +66,8 @@ def test_train_ids_are_the_tables(label_ids):
     assert np.array_equal(LABEL_ID_OF_TRAIN_ID[train_ids][valid], label_ids[valid])
 
 
-def plain_figures(pairs: list[tuple[int, int]], classes: int) -> dict:
-    """The figures of (predicted, true) pixels, void among the true ones, one class after the other."""
+def plain_metrics(pairs: list[tuple[int, int]], classes: int) -> dict:
+    """The metrics of (predicted, true) pixels, void among the true ones, one class after the other."""
     valid = [(p, t) for p, t in pairs if t != VOID]
     iou, recall, frequency = [], [], []
     for c in range(classes):
@@ -98,12 +99,12 @@ def scored_maps(draw):
 
 @often
 @given(scored_maps())
-def test_figures_are_those_of_plain_loops(drawn):
+def test_metrics_are_those_of_plain_loops(drawn):
     classes, predicted, labels = drawn
     confusion = Confusion(classes)
     for rows in (slice(0, 2), slice(2, None)):  # in two parts
         confusion.add(torch.from_numpy(predicted[rows].copy()), torch.from_numpy(labels[rows].copy()))
-    found, expected = confusion.figures(), plain_figures([*zip(predicted.flat, labels.flat, strict=True)], classes)
+    found, expected = confusion.metrics(), plain_metrics([*zip(predicted.flat, labels.flat, strict=True)], classes)
     assert found.keys() == expected.keys()
     for name in expected.keys() - {"class_iou"}:
         assert found[name] == (None if expected[name] is None else pytest.approx(expected[name], abs=1e-12)), name

@@ -206,7 +206,7 @@ class StoredLogits:
 
     @property
     def lacking(self) -> np.ndarray | None:
-        """The views that are not stored, bool (N, K); None where all are."""
+        """Return the views that are not stored, bool (N, K); None where all are."""
         return None if self.rows is None or (self.rows >= 0).all() else self.rows < 0
 
     def crop(self, indices: BatchIndices, origins: np.ndarray) -> StoredCrops:

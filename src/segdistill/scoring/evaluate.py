@@ -50,7 +50,7 @@ class LabelLoss(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """metrics: flat keys as in the metrics files; classes: uint8 (H, W) of the frames asked for, by index."""
+    """Metrics by flat key, as in the metrics files, and the class maps uint8 (H, W) of the kept frames, by index."""
 
     metrics: dict
     classes: dict[int, np.ndarray]

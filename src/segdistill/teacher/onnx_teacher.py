@@ -66,7 +66,7 @@ class OnnxTeacher:
 
     @property
     def header(self) -> Header | None:
-        """The header in a file of this project; None in others.
+        """Return the header in a file of this project; None in others.
 
         Raises:
             UserError: it describes no network.

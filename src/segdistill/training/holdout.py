@@ -18,7 +18,7 @@ from segdistill.scoring.evaluate import Predictor, classes_of, evaluate, evenly_
 from segdistill.scoring.record import write_class_map
 
 MAX_IMAGES = 40  # of one training: with more evaluations every second, third and so on saves one
-IMAGES = "images"  # the folder of them beside the curve of a running training
+IMAGES = "images"  # their folder, in that of the checkpoint
 
 
 class HoldoutEvaluator:

@@ -233,7 +233,7 @@ class SGD:
                 raise UserError(
                     f"{source}: holds optimizer state of {name!r}, which this network does not have; remove it"
                 )
-        # In the layout of the parameter, whatever the layout of what was stored.
+        # In the memory layout of the parameter: a loaded state may have another.
         self._velocities = {
             name: torch.empty_like(parameters[name], requires_grad=False).copy_(velocity)
             for name, velocity in state.items()
