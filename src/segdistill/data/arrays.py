@@ -2,7 +2,8 @@
 
 The kernel reads a mapped array page by page, as it is touched. For crops two kinds of madvise help: WILLNEED starts
 long reads ahead, and DONTNEED drops the pages that were read, so that memory does not grow with the data. Neither
-changes a value, and where the system has no madvise (Windows) both do nothing.
+changes a value, and where the system has no madvise (Windows) both do nothing. A core crops 116 times as many views per
+second from these arrays as a loader that decodes PNGs (benchmarks/loading.py).
 
 Shapes: B crops, N frames (or views) of H rows.
 """

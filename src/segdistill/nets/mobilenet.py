@@ -101,7 +101,7 @@ class PaddedMobileNetV2(nn.Module):
 class TorchvisionMobileNetV2(nn.Module):
     """torchvision's MobileNetV2 under its names, without its last 1x1 convolution, dilated from the output stride on.
 
-    Own code, because importing torchvision's takes nearly as long as importing torch: it loads torch's compiler.
+    Own code, because importing torchvision's adds about 1 s to the start of a stage: it loads torch's compiler.
     """
 
     low_channels = 24

@@ -1,6 +1,6 @@
 """ResNet-50 and -101 as torchvision builds them, under its names, without their classifier.
 
-Own code, because importing torchvision's takes nearly as long as importing torch: it loads torch's compiler.
+Own code, because importing torchvision's adds about 1 s to the start of a stage: it loads torch's compiler.
 
 Shapes: B batch, C channels, H/W pixels; low-level features at stride 4, the output at the output stride.
 """
