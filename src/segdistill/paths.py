@@ -11,6 +11,10 @@ CHECKPOINTS, INITIAL_WEIGHTS = Path("checkpoints"), Path("initial_weights")
 MODELS, METRICS = Path("models"), Path("metrics")
 TEACHER = MODELS / "teacher"
 TEACHER_WEIGHTS = "teacher.safetensors"  # in TEACHER, of a teacher that is one network
+VAL_CLASSES = "val_classes.npz"  # in TEACHER and TEACHER_LOGITS/KIND: the teacher's class maps of val
+# In run_models(RUN).
+DISTILLED, FINETUNED = "distilled.safetensors", "finetuned.safetensors"
+STUDENT_ONNX = {"float32": "student.onnx", "int8": "student.int8.onnx"}
 REPORT = Path("reports/index.html")
 BENCHMARK = METRICS / "benchmark.json"
 SCRATCH = Path("scratch")  # unfinished trainings; ignored by git and DVC

@@ -17,11 +17,12 @@ from PIL import Image
 from torch import nn
 
 from segdistill.data.sampling import ViewSpec
-from segdistill.data.teacher_cache import VAL_CLASSES, Manifest
+from segdistill.data.teacher_cache import Manifest
 from segdistill.formats.classes import ClassTable
 from segdistill.formats.header import KEY, Header
 from segdistill.nets.registry import build_uninitialized
 from segdistill.nets.weights import save_net
+from segdistill.paths import VAL_CLASSES
 from segdistill.scoring.record import write_archive
 from segdistill.teacher_logits.build import LogitsWriter, stored_shape
 

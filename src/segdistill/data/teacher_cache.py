@@ -41,7 +41,7 @@ from segdistill.data.sampling import BatchIndices, BatchSampler, ViewSpec
 from segdistill.data.transforms import crop
 from segdistill.paths import TEACHER, TEACHER_LOGITS, TEACHER_WEIGHTS
 
-VAL_CLASSES, MANIFEST = "val_classes.npz", "manifest.json"
+MANIFEST = "manifest.json"
 LOGITS, SCALE, ROWS = "logits.npy", "scale.npy", "rows.npy"
 ENSEMBLE = "teacher.json"  # in TEACHER, of a teacher that is more than one torch network
 _REMEDY = "run: dvc repro teacher-logits"

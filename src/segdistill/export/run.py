@@ -16,7 +16,7 @@ from segdistill.formats.header import Header
 from segdistill.nets.device import TorchPredictor, device_of
 from segdistill.nets.weights import load_net
 from segdistill.params.model import Params
-from segdistill.paths import METRICS, MODELS, run_metrics, run_models
+from segdistill.paths import FINETUNED, METRICS, MODELS, STUDENT_ONNX, VAL_CLASSES, run_metrics, run_models
 from segdistill.scoring.evaluate import LabelLoss, classes_of, evaluate, evenly_spaced
 from segdistill.scoring.record import ClassMapArchive, metrics_on_disk
 
@@ -27,12 +27,12 @@ def export_run(params: Params, run: str, models: Path = MODELS, metrics: Path = 
     The int8 ranges are calibrated on frames of the holdout, evenly spaced: never on what is reported.
     """
     data, export, folder = PreparedData.open(), params.export_params(run), run_models(run, models)
-    settings, weights = params.distill_settings(run), folder / "finetuned.safetensors"
+    settings, weights = params.distill_settings(run), folder / FINETUNED
     expected = Header.of_net(settings.student, len(data.table), settings.output_stride)
     net, header = load_net(weights, expected)
-    teacher_classes = ClassMapArchive(models / "teacher" / "val_classes.npz")  # before anything is written
+    teacher_classes = ClassMapArchive(models / "teacher" / VAL_CLASSES)  # before anything is written
     header = header.with_history(weights_sha256=file_sha256(weights))
-    files = {"float32": folder / "student.onnx", "int8": folder / "student.int8.onnx"}
+    files = {precision: folder / name for precision, name in STUDENT_ONNX.items()}
     write_float32(files["float32"], net, header, export.opset, data.val.size_px)
     calibration = data.holdout.images[evenly_spaced(len(data.holdout), export.calibration_images)]
     write_int8(files["int8"], net, header, export.opset, calibration)

@@ -22,9 +22,10 @@ from segdistill.formats.header import read_header
 from segdistill.latency.engines import Engine, best_torch_engine, onnx_engine, torch_engine
 from segdistill.latency.timing import interleaved_ms, quantiles
 from segdistill.nets.device import Compute, resolve_device
+from segdistill.nets.resize import resize_images
 from segdistill.nets.weights import load_net
 from segdistill.params.model import Params
-from segdistill.paths import BENCHMARK, MODELS
+from segdistill.paths import BENCHMARK, FINETUNED, MODELS, STUDENT_ONNX, TEACHER_WEIGHTS, run_models
 from segdistill.scoring.evaluate import classes_of, evenly_spaced
 from segdistill.teacher.model import open_teacher
 
@@ -77,8 +78,8 @@ def _network(models: Path, name: str) -> str:
 
 def _weights(models: Path, name: str) -> Path:
     if name == "teacher":
-        return models / "teacher" / "teacher.safetensors"
-    return models / "runs" / name / "finetuned.safetensors"
+        return models / "teacher" / TEACHER_WEIGHTS
+    return run_models(name, models) / FINETUNED
 
 
 def _frames(params: Params) -> np.ndarray:
@@ -88,17 +89,13 @@ def _frames(params: Params) -> np.ndarray:
     size_px = params.benchmark.size_px
     if size_px is None or tuple(size_px) == frames.shape[1:3]:
         return frames
-    resized = torch.nn.functional.interpolate(
-        torch.from_numpy(frames).permute(0, 3, 1, 2).float(), size=size_px, mode="bilinear", align_corners=False
-    )
-    return np.ascontiguousarray(resized.round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
+    return resize_images(frames, size_px)
 
 
 def _onnx_files(params: Params, name: str, models: Path, scratch: Path, size_px: tuple[int, int]) -> dict[str, Path]:
     """The ONNX files of a student as exported; the teacher's are made here, to be timed and forgotten."""
     if name != "teacher":
-        folder = models / "runs" / name
-        return {"onnx_float32": folder / "student.onnx", "onnx_int8": folder / "student.int8.onnx"}
+        return {f"onnx_{precision}": run_models(name, models) / file for precision, file in STUDENT_ONNX.items()}
     net, header = load_net(_weights(models, name))
     files = {"onnx_float32": scratch / "teacher.onnx", "onnx_int8": scratch / "teacher.int8.onnx"}
     write_float32(files["onnx_float32"], net, header, params.export.opset, size_px)

@@ -10,13 +10,21 @@ from segdistill.core.files import write_json
 from segdistill.core.provenance import file_sha256, git_revision
 from segdistill.data.prepared import PreparedData
 from segdistill.data.sampling import ViewSpec
-from segdistill.data.teacher_cache import VAL_CLASSES, TeacherCache
+from segdistill.data.teacher_cache import TeacherCache
 from segdistill.formats.curve import write_curve
 from segdistill.formats.header import Header
 from segdistill.nets.device import TorchPredictor, device_of
 from segdistill.nets.weights import load_net, save_net
 from segdistill.params.model import Params, StudentSettings
-from segdistill.paths import INITIAL_WEIGHTS, TEACHER_WEIGHTS, run_metrics, run_models
+from segdistill.paths import (
+    DISTILLED,
+    FINETUNED,
+    INITIAL_WEIGHTS,
+    TEACHER_WEIGHTS,
+    VAL_CLASSES,
+    run_metrics,
+    run_models,
+)
 from segdistill.scoring.evaluate import LabelLoss, evaluate, evenly_spaced
 from segdistill.scoring.record import ClassMapArchive, ValRecorder, metrics_on_disk, write_images
 from segdistill.student.distillation import Distillation, OnStoredGrid
@@ -39,7 +47,7 @@ def distill(params: Params, run: str) -> None:
 def finetune(params: Params, run: str) -> None:
     """Train the distilled student of `run` further; write models/runs/RUN/finetuned.safetensors and its metrics."""
     settings, data = params.finetune_settings(run), PreparedData.open()
-    distilled = run_models(run) / "distilled.safetensors"
+    distilled = run_models(run) / DISTILLED
     net, _ = load_net(distilled, Header.of_net(settings.student, len(data.table), settings.output_stride))
     _train_and_write(params, run, "finetune", settings, data, net, file_sha256(distilled))
 
@@ -95,7 +103,7 @@ def _train_and_write(
         teacher_sha256=cache.manifest.teacher_sha256 if cache else None,
         git_revision=git_revision(),
     )
-    weights = run_models(run) / ("finetuned.safetensors" if is_last else "distilled.safetensors")
+    weights = run_models(run) / (FINETUNED if is_last else DISTILLED)
     save_net(weights, net, header)
     write_curve(metrics / f"{phase}_curve.csv", curve)
     if recorder:

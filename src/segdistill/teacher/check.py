@@ -11,7 +11,7 @@ from segdistill.core.files import atomic_directory, write_json
 from segdistill.core.provenance import git_revision
 from segdistill.data.prepared import PreparedData
 from segdistill.data.sampling import ViewSpec
-from segdistill.data.teacher_cache import VAL_CLASSES, teacher_sha256
+from segdistill.data.teacher_cache import teacher_sha256
 from segdistill.formats.classes import ClassTable
 from segdistill.formats.curve import write_curve
 from segdistill.formats.header import Header, header_if_any
@@ -19,7 +19,7 @@ from segdistill.nets.device import device_of
 from segdistill.nets.registry import build_uninitialized
 from segdistill.nets.weights import check_values, load_state, read_weights
 from segdistill.params.model import Params, is_onnx
-from segdistill.paths import CHECKPOINTS, METRICS, MODELS
+from segdistill.paths import CHECKPOINTS, METRICS, MODELS, VAL_CLASSES
 from segdistill.scoring.evaluate import LabelLoss, evaluate, evenly_spaced
 from segdistill.scoring.record import ValRecorder, metrics_on_disk, write_archive, write_images
 from segdistill.teacher.model import TorchMember, open_teacher, write_members

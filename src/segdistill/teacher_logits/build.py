@@ -25,7 +25,6 @@ from segdistill.data.teacher_cache import (
     LOGITS,
     ROWS,
     SCALE,
-    VAL_CLASSES,
     ArraySpec,
     Manifest,
     is_ensemble,
@@ -37,7 +36,7 @@ from segdistill.data.transforms import crop
 from segdistill.nets.device import Compute, device_of
 from segdistill.nets.resize import upsample
 from segdistill.params.model import Params, TeacherLogitsParams, ViewLimitParams
-from segdistill.paths import TEACHER, TEACHER_LOGITS, TEACHER_WEIGHTS
+from segdistill.paths import TEACHER, TEACHER_LOGITS, TEACHER_WEIGHTS, VAL_CLASSES
 from segdistill.teacher.model import open_teacher
 
 Crops = tuple[np.ndarray, np.ndarray]  # the frame of each (B,), and images uint8 (B, H, W, 3)

@@ -10,12 +10,13 @@ from segdistill.core.errors import UserError
 from segdistill.core.provenance import file_sha256
 from segdistill.data.prepared import Split
 from segdistill.data.sampling import BatchSampler, ViewSpec
-from segdistill.data.teacher_cache import LOGITS, ROWS, SCALE, VAL_CLASSES, TeacherCache
+from segdistill.data.teacher_cache import LOGITS, ROWS, SCALE, TeacherCache
 from segdistill.data.transforms import crop, normalize
 from segdistill.nets.registry import build
 from segdistill.nets.resize import upsample
 from segdistill.nets.weights import load_net
 from segdistill.params.model import ViewLimitParams
+from segdistill.paths import VAL_CLASSES
 from segdistill.scoring.record import ClassMapArchive
 from segdistill.student.distillation import OnStoredGrid
 from segdistill.teacher_logits.build import build_cache
