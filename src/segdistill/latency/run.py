@@ -34,7 +34,8 @@ ENSEMBLE_NETWORK = "ensemble"  # stands where the name of a network does
 
 def benchmark(params: Params, models: Path = MODELS, out: Path = BENCHMARK) -> None:
     """Time every distinct network of the sweep and the teacher, and write metrics/benchmark.json."""
-    frames = _frames(params)
+    data = PreparedData.open()
+    frames = _frames(params, data)
     compute = resolve_device("cpu", params.compute.precision, params.benchmark.threads)
     networks = {name: _network(models, name) for name in ("teacher", *params.runs)}
     first_of = {networks[name]: name for name in reversed(networks)}
@@ -46,7 +47,7 @@ def benchmark(params: Params, models: Path = MODELS, out: Path = BENCHMARK) -> N
             if name == "teacher" and ensemble:
                 made[network] = ensemble
                 continue
-            files = _onnx_files(params, name, models, Path(scratch), frames.shape[1:3])
+            files = _onnx_files(params, name, models, Path(scratch), data)
             made[network] = _engines(_weights(models, name), files, compute, params, frames[:1])
         in_order = dict.fromkeys(networks.values())
         engines = {(network, backend): made[network][backend] for network in in_order for backend in made[network]}
@@ -82,25 +83,24 @@ def _weights(models: Path, name: str) -> Path:
     return run_models(name, models) / FINETUNED
 
 
-def _frames(params: Params) -> np.ndarray:
+def _frames(params: Params, data: PreparedData) -> np.ndarray:
     """Up to 16 val frames uint8 (N, H, W, 3) in memory, at the size that is timed."""
-    val = PreparedData.open().val
-    frames = np.array(val.images[evenly_spaced(len(val), 16)])
+    frames = np.array(data.val.images[evenly_spaced(len(data.val), 16)])
     size_px = params.benchmark.size_px
     if size_px is None or tuple(size_px) == frames.shape[1:3]:
         return frames
     return resize_images(frames, size_px)
 
 
-def _onnx_files(params: Params, name: str, models: Path, scratch: Path, size_px: tuple[int, int]) -> dict[str, Path]:
+def _onnx_files(params: Params, name: str, models: Path, scratch: Path, data: PreparedData) -> dict[str, Path]:
     """The ONNX files of a student as exported; the teacher's are made here, to be timed and forgotten."""
     if name != "teacher":
         return {f"onnx_{precision}": run_models(name, models) / file for precision, file in STUDENT_ONNX.items()}
     net, header = load_net(_weights(models, name))
     files = {"onnx_float32": scratch / "teacher.onnx", "onnx_int8": scratch / "teacher.int8.onnx"}
+    size_px = params.benchmark.size_px or data.val.size_px
     write_float32(files["onnx_float32"], net, header, params.export.opset, size_px)
-    holdout = PreparedData.open().holdout
-    calibration = holdout.images[evenly_spaced(len(holdout), params.export.calibration_images)]
+    calibration = data.holdout.images[evenly_spaced(len(data.holdout), params.export.calibration_images)]
     write_int8(files["onnx_int8"], net, header, params.export.opset, calibration)
     return files
 
