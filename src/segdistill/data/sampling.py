@@ -49,7 +49,7 @@ class ViewSpec:
     def of(cls, data: PreparedData, crop_px: tuple[int, int], views: int, stride: int, seed: int) -> ViewSpec:
         """Return the spec of views of the train split of `data`."""
         train = data.train
-        return cls(data.fingerprint, len(train), tuple(train.size_px), tuple(crop_px), views, stride, seed)
+        return cls(data.fingerprint, len(train), train.size_px, crop_px, views, stride, seed)
 
     def facts(self) -> dict:
         """Return the spec as JSON-like values, with the normalisation of the pixels that the teacher sees."""

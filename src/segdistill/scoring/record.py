@@ -17,6 +17,7 @@ import math
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -136,13 +137,14 @@ def _read_csv(path: Path) -> list[list[str]]:
         return list(csv.reader(stream))
 
 
-MAX_MAP_BYTES = Image.MAX_IMAGE_PIXELS  # more pixels than any frame has; a crafted archive cannot fill the memory
+MAX_MAP_BYTES = 2**30 // 12  # of a class map: Pillow's own limit of pixels, so only a crafted archive has more
 
 
 def write_archive(path: str | Path, class_maps: dict[int, np.ndarray]) -> None:
     """Write class maps uint8 (H, W) by frame index. They shrink about fiftyfold; the bytes are repeatable."""
     with atomic_file(path) as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(stream, **{str(index): classes for index, classes in class_maps.items()})
+        arrays: Any = {str(index): classes for index, classes in class_maps.items()}
+        np.savez_compressed(stream, **arrays)
 
 
 class ClassMapArchive:
