@@ -156,7 +156,7 @@ class StoredCrops(NamedTuple):
 
     def pinned(self) -> StoredCrops:
         """Return the same in page-locked memory."""
-        return StoredCrops(*(part if part is None else part.pin_memory() for part in self))
+        return StoredCrops(self.values.pin_memory(), None if self.scale is None else self.scale.pin_memory())
 
 
 class StoredLogits:
@@ -256,7 +256,8 @@ class TeacherCache:
         self.stored: StoredLogits | None = None
         if kind != "online":
             self.stored = StoredLogits.open(self.folder, self.manifest)
-            found, needed = np.shape(self.stored.rows), (spec.frames, spec.views) if kind == "views" else ()
+            found = () if self.stored.rows is None else self.stored.rows.shape
+            needed = (spec.frames, spec.views) if kind == "views" else ()
             if found != needed:
                 arrays = f"its arrays are of {list(found)} frames and views, {list(needed)} are needed"
                 raise UserError(f"{self.folder}: {arrays}; {_REMEDY}")

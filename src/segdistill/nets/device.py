@@ -39,7 +39,7 @@ class Compute(NamedTuple):
 
     def place(self, net: nn.Module) -> nn.Module:
         """Return the network on the device, in the memory layout in which its convolutions are fastest."""
-        return net.to(self.device, memory_format=torch.channels_last)
+        return net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload] # torch lacks it
 
 
 def resolve_device(device: str, precision: str, threads: int) -> Compute:
@@ -58,7 +58,7 @@ def resolve_device(device: str, precision: str, threads: int) -> Compute:
         # warn_only=True), which also imports torch's compiler, for seconds.
         torch.set_deterministic_debug_mode("warn")
         # Nothing here reads memory that it did not write, and filling it first would cost each step.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     if precision == "auto" and (use_cuda or _cpu_computes_bfloat16()):
         dtype = torch.bfloat16

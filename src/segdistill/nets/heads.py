@@ -8,6 +8,7 @@ Shapes: B batch, C channels (logits: classes), h/w at stride 4 for low-level fea
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,13 @@ DILATIONS = {16: (6, 12, 18), 8: (12, 24, 36)}  # of the ASPP branches, by outpu
 
 # (in_channels, out_channels, dilation) -> a 3x3 convolution that keeps the size
 Conv3x3 = Callable[[int, int, int], nn.Module]
+
+
+class Backbone(Protocol):
+    """A network that gives low-level features and its output, each of so many channels."""
+
+    low_channels: int
+    out_channels: int
 
 
 def plain_conv3x3(in_channels: int, out_channels: int, dilation: int = 1) -> nn.Module:
@@ -67,7 +75,7 @@ class ASPP(nn.Module):
 
     def __init__(self, in_channels: int, output_stride: int, conv3x3: Conv3x3, batch_norm: bool = True) -> None:
         super().__init__()
-        branches = [nn.Conv2d(in_channels, ASPP_CHANNELS, 1, bias=False)]
+        branches: list[nn.Module] = [nn.Conv2d(in_channels, ASPP_CHANNELS, 1, bias=False)]
         branches += [conv3x3(in_channels, ASPP_CHANNELS, dilation) for dilation in DILATIONS[output_stride]]
         self.convs = nn.ModuleList(nn.Sequential(*_activated(conv, ASPP_CHANNELS, batch_norm)) for conv in branches)
         self.convs.append(ImagePooling(in_channels, batch_norm))
@@ -83,7 +91,7 @@ class V3Head(nn.Module):
     """Classify the output of the backbone, as DeepLabV3 does. Without batch norm this is the lite head."""
 
     def __init__(
-        self, backbone: nn.Module, classes: int, output_stride: int, conv3x3: Conv3x3, batch_norm: bool = True
+        self, backbone: Backbone, classes: int, output_stride: int, conv3x3: Conv3x3, batch_norm: bool = True
     ) -> None:
         super().__init__()
         self.classifier = nn.Sequential(
@@ -101,7 +109,7 @@ class V3Head(nn.Module):
 class V3PlusHead(nn.Module):
     """Resize the output, join it with low-level features and classify at stride 4, as DeepLabV3+ does."""
 
-    def __init__(self, backbone: nn.Module, classes: int, output_stride: int, conv3x3: Conv3x3) -> None:
+    def __init__(self, backbone: Backbone, classes: int, output_stride: int, conv3x3: Conv3x3) -> None:
         super().__init__()
         project = nn.Conv2d(backbone.low_channels, LOW_LEVEL_CHANNELS, 1, bias=False)
         self.project = nn.Sequential(*_activated(project, LOW_LEVEL_CHANNELS, batch_norm=True))

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def upsample(logits_BChw: Tensor, size_px: tuple[int, int]) -> Tensor:
+def upsample(logits_BChw: Tensor, size_px: tuple[int, ...]) -> Tensor:
     """Return logits_BCHW of `size_px` = (H, W)."""
     return F.interpolate(logits_BChw, size=size_px, mode="bilinear", align_corners=False)
 

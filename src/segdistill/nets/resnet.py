@@ -51,6 +51,10 @@ class ResNetBackbone(nn.Module):
 
     low_channels = 256
     out_channels = 2048
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
 
     def __init__(self, name: str, output_stride: int) -> None:
         super().__init__()

@@ -83,7 +83,7 @@ class _Ignored:
         pass
 
 
-_IGNORED_GLOBALS = [
+_IGNORED_GLOBALS: list[Any] = [
     (_Ignored, name)
     for name in (
         "numpy.dtype",

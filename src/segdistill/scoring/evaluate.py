@@ -86,7 +86,8 @@ def evaluate(
             the counts is a true class, a column a predicted one.
     """
     loss = loss or LabelLoss()
-    confusion, total_loss, valid, agreeing, pixels = Confusion(classes), 0.0, 0, 0, 0
+    confusion, valid, agreeing, pixels = Confusion(classes), 0, 0, 0
+    total_loss: float | Tensor = 0.0
     kept: dict[int, np.ndarray] = {}
     for start, images, labels in _batches(split, batch_size):
         targets = torch.from_numpy(labels)
@@ -99,12 +100,12 @@ def evaluate(
             targets = targets.to(logits.device)
             predicted, batch_loss = classes_and_loss_sum(loss.kind, logits, targets, loss.focal_gamma)
         total_loss = total_loss + batch_loss  # on the device: nothing waits for it
-        valid += np.count_nonzero(labels != IGNORE)
+        valid += int(np.count_nonzero(labels != IGNORE))
         for offset, frame_classes in enumerate(predicted.cpu().numpy()):
             index = start + offset
             counts = confusion.add(predicted[offset], targets[offset])
             if teacher_classes is not None:
-                agreeing += np.count_nonzero(frame_classes == teacher_classes(index))
+                agreeing += int(np.count_nonzero(frame_classes == teacher_classes(index)))
                 pixels += frame_classes.size
             if keep and index in keep:
                 kept[index] = frame_classes
@@ -148,7 +149,7 @@ def loss_sum(kind: str, logits_BChw: Tensor, labels_BHW: Tensor, focal_gamma: fl
     `labels_BHW` is uint8 or int64, on the device of the logits.
     """
     total = logits_BChw.new_zeros((), dtype=torch.float64)
-    for frame, rows, strip_CRW in _strips(logits_BChw, tuple(labels_BHW.shape[1:])):
+    for frame, rows, strip_CRW in _strips(logits_BChw, labels_BHW.shape[1:]):
         total += label_loss_sum(kind, _nll(strip_CRW, labels_BHW[frame, rows]), focal_gamma)
     return total
 
@@ -160,17 +161,17 @@ def classes_and_loss_sum(
     """Return both `classes_of` and `loss_sum`, from one upsampling."""
     classes_BHW = _empty_classes(logits_BChw, labels_BHW.shape[1:])
     total = logits_BChw.new_zeros((), dtype=torch.float64)
-    for frame, rows, strip_CRW in _strips(logits_BChw, tuple(labels_BHW.shape[1:])):
+    for frame, rows, strip_CRW in _strips(logits_BChw, labels_BHW.shape[1:]):
         classes_BHW[frame, rows] = _first_of_largest(strip_CRW)
         total += label_loss_sum(kind, _nll(strip_CRW, labels_BHW[frame, rows]), focal_gamma)
     return classes_BHW, total
 
 
-def _empty_classes(logits_BChw: Tensor, size_px: tuple[int, int]) -> Tensor:
+def _empty_classes(logits_BChw: Tensor, size_px: tuple[int, ...]) -> Tensor:
     return logits_BChw.new_empty((len(logits_BChw), *size_px), dtype=torch.uint8)
 
 
-def _strips(logits_BChw: Tensor, size_px: tuple[int, int]) -> Iterator[tuple[int, slice, Tensor]]:
+def _strips(logits_BChw: Tensor, size_px: tuple[int, ...]) -> Iterator[tuple[int, slice, Tensor]]:
     """Yield (frame, its rows, their upsampled logits float32 (C, R, W)), frame by frame, from top to bottom."""
     (_, classes, cells, _), (height_px, width_px) = logits_BChw.shape, size_px
     if logits_BChw.device.type != "cpu":  # a GPU has the bandwidth, and launching many small kernels would cost more

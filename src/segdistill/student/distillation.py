@@ -86,6 +86,7 @@ class Distillation:
         settings = self.settings
         if self.live_teacher is None:
             teacher = batch.teacher_logits(self.compute.device)
+            assert teacher is not None, "neither cached logits nor a live teacher"
         else:
             with torch.no_grad(), self.compute.autocast():
                 teacher = self.live_teacher(inputs_B3HW).float()
@@ -109,5 +110,5 @@ class OnStoredGrid(nn.Module):
         return _on_grid(self.net(images_BCHW).float(), stored_grid((height_px, width_px), self.stride))
 
 
-def _on_grid(logits_BChw: Tensor, size: tuple[int, int]) -> Tensor:
+def _on_grid(logits_BChw: Tensor, size: tuple[int, ...]) -> Tensor:
     return logits_BChw if tuple(logits_BChw.shape[-2:]) == tuple(size) else upsample(logits_BChw, size)

@@ -82,7 +82,7 @@ def _train_and_write(
     def save_given(folder: Path) -> None:
         HoldoutEvaluator(params, data, settings, folder).save_start(net)
 
-    keep_images(checkpointer and checkpointer.folder, metrics / f"{phase}_images", save_given)
+    keep_images(checkpointer.folder if checkpointer else None, metrics / f"{phase}_images", save_given)
 
     recorder = ValRecorder(data.table, val.names) if is_last else None
     evaluation = evaluate(

@@ -82,7 +82,7 @@ def check_teacher(params: Params, models: Path = MODELS, metrics: Path = METRICS
     def save_given(folder: Path) -> None:
         HoldoutEvaluator(params, data, teacher, folder).save_given(opened.predict)
 
-    keep_images(checkpointer and checkpointer.folder, metrics / "teacher_images", save_given)
+    keep_images(checkpointer.folder if checkpointer else None, metrics / "teacher_images", save_given)
     images = {}
     for index in shown:
         images[f"{index:05d}_image"] = np.asarray(val.images[index])
@@ -112,7 +112,8 @@ def _given_member(params: Params, table: ClassTable, file: str) -> TorchMember |
         return Path(file)
     state, header = read_weights(file, "teacher.checkpoint"), header_if_any(file)
     _check_classes(file, header, table)
-    arch, output_stride = teacher.arch, teacher.output_stride
+    arch: str = teacher.arch
+    output_stride: int = teacher.output_stride
     if isinstance(teacher.checkpoint, tuple) and header:  # networks of a list may differ; our files name theirs
         arch, output_stride = header.arch, header.output_stride
     net = build_uninitialized(arch, len(table), output_stride)

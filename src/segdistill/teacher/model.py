@@ -58,7 +58,9 @@ class Teacher(NamedTuple):
 def write_members(folder: Path, members: Sequence[TorchMember | Path], classes: int, teacher: TeacherParams) -> None:
     """Write the teacher made of `members`, torch networks and paths of ONNX files, into an empty folder."""
     if teacher.is_one_net:
-        save_net(folder / TEACHER_WEIGHTS, *members[0])
+        (member,) = members
+        assert isinstance(member, TorchMember)
+        save_net(folder / TEACHER_WEIGHTS, member.net, member.header)
         return
     rows = []
     for number, member in enumerate(members):
@@ -68,7 +70,7 @@ def write_members(folder: Path, members: Sequence[TorchMember | Path], classes: 
 
             write_in_one_file(member, file)
         else:
-            save_net(file, *member)
+            save_net(file, member.net, member.header)
         rows.append({"file": file.name, "sha256": file_sha256(file)})
     how = teacher.model_dump(mode="json", include={"flip", "scales", "onnx_mean", "onnx_std"})
     write_json(folder / ENSEMBLE, {"described": teacher.described, "classes": classes, "members": rows} | how)
@@ -84,7 +86,8 @@ def open_teacher(folder: Path, compute: Compute) -> Teacher:
         net, header = load_net(folder / TEACHER_WEIGHTS)
         return Teacher(TorchPredictor(net, compute), header.classes, _parameters(net), header.arch)
     facts = read_json(folder / ENSEMBLE)
-    members, parameters = [], 0
+    members: list[Member] = []
+    parameters: int | None = 0
     for row in facts["members"]:
         file = folder / row["file"]
         if not file.is_file() or file_sha256(file) != row["sha256"]:
@@ -146,6 +149,9 @@ class EnsembleTeacher:
 class SoftmaxMean:
     """Average the softmax of logits (B, C, h, w) that are added one after another."""
 
+    _log_sum: Tensor
+    _level: Tensor
+
     def __init__(self) -> None:
         self._count = 0
 
@@ -182,10 +188,10 @@ def sliding_window_logits(member: Member, images_BHW3: np.ndarray) -> Tensor:
     size_px = getattr(member, "size_px", None)
     if size_px is None or size_px == images_BHW3.shape[1:3]:
         return member.logits(images_BHW3)
-    found = list(images_BHW3.shape[1:3])
+    found, name = list(images_BHW3.shape[1:3]), getattr(member, "name", type(member).__name__)
     if any(side % CELL_PX for side in size_px) or any(np.less(found, size_px)):
         raise UserError(
-            f"teacher.checkpoint: {member.name}: takes images of {list(size_px)} pixels only, and got {found}; allowed "
+            f"teacher.checkpoint: {name}: takes images of {list(size_px)} pixels only, and got {found}; allowed "
             f"are sides of at least its own, which are to be multiples of {CELL_PX} (distill.crop_px, teacher.scales)"
         )
     rows, columns = (-side % CELL_PX for side in found)  # windows lie on whole cells

@@ -57,7 +57,7 @@ class OnnxTeacher:
             self._session = open_session(str(path), threads)
         except Exception as error:  # onnxruntime's own exceptions share no base class
             raise UserError(f"teacher.checkpoint: {path}: no readable ONNX model ({_gist(error)})") from None
-        self._mean, self._std = np.float32(mean), np.float32(std)
+        self._mean, self._std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
         self._read_input()
         self._read_output()
         # Do not compute the class maps that an exported student gives as well.

@@ -208,7 +208,7 @@ class LogitsWriter:
     def append(self, logits_BhwC: np.ndarray) -> np.ndarray:
         """Write the next float32 crops; return whether each is finite as stored, bool (B,)."""
         if self.dtype == "uint8":
-            parts = quantize(logits_BhwC)
+            parts: tuple[np.ndarray, ...] = quantize(logits_BhwC)
         else:
             with np.errstate(over="ignore"):
                 parts = (logits_BhwC.astype(self.dtype),)

@@ -113,7 +113,9 @@ def initial_net(arch: str, classes: int, settings: TrainingParams, seed: int, pa
     torch.manual_seed(int(generator(seed, "initial weights").integers(2**63)))
     net = build(arch, classes, settings.output_stride)
     if settings.init == "imagenet":
-        load_state(net.backbone, imagenet_backbone_state(arch), source="torchvision's ImageNet weights")
+        load_state(
+            net.get_submodule("backbone"), imagenet_backbone_state(arch), source="torchvision's ImageNet weights"
+        )
     elif settings.init != "random":
         state = read_weights(settings.init, params_path)
         load_state(net, state, source=settings.init)

@@ -164,7 +164,8 @@ class ParameterGroup(NamedTuple):
 
 def sgd(net: nn.Module, settings: TrainingParams) -> SGD:
     """Return SGD over the backbone and the rest, each at its own factor of the learning rate."""
-    backbone, rest = {}, {}
+    backbone: dict[str, nn.Parameter] = {}
+    rest: dict[str, nn.Parameter] = {}
     for name, parameter in net.named_parameters():
         (backbone if name.startswith("backbone.") else rest)[name] = parameter
     groups = [ParameterGroup(backbone, settings.backbone_lr_factor), ParameterGroup(rest, 1.0)]
@@ -192,16 +193,16 @@ class SGD:
     def step(self, lr: float) -> None:
         """Move every parameter that has a gradient."""
         for group in self.groups:
-            moving = {name: weight for name, weight in group.parameters.items() if weight.grad is not None}
-            first = {name: weight for name, weight in moving.items() if self.momentum and name not in self._velocities}
-            self._velocities |= {name: torch.empty_like(weight.grad) for name, weight in first.items()}
-            later = {name: weight for name, weight in moving.items() if name not in first}
-            for weights, is_first_step in ((first, True), (later, False)):
-                if weights:
+            gradients = {name: weight.grad for name, weight in group.parameters.items() if weight.grad is not None}
+            first = {name: g for name, g in gradients.items() if self.momentum and name not in self._velocities}
+            self._velocities |= {name: torch.empty_like(gradient) for name, gradient in first.items()}
+            later = {name: gradient for name, gradient in gradients.items() if name not in first}
+            for moving, is_first_step in ((first, True), (later, False)):
+                if moving:
                     torch._fused_sgd_(
-                        list(weights.values()),
-                        [weight.grad for weight in weights.values()],
-                        [self._velocities[name] for name in weights] if self.momentum else [],
+                        [group.parameters[name] for name in moving],
+                        list(moving.values()),
+                        [self._velocities[name] for name in moving] if self.momentum else [],
                         weight_decay=self.weight_decay,
                         momentum=self.momentum,
                         lr=lr * group.lr_factor,
