@@ -43,13 +43,13 @@ class Checkout:
         (self.folder / "params.yaml").write_text(yaml.safe_dump(self.params, sort_keys=False))
 
     def environment(self, git: bool = False) -> dict[str, str]:
-        """Where the copy's own package is found, and no one else's settings."""
+        """Return an environment that finds the package of the copy and no settings of the user."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         extra = {"PATH": path, "PYTHONPATH": str(self.folder / "src"), "DVC_NO_ANALYTICS": "true"}
-        # Where stages run: with dash, which stands between DVC and its stage, signals and deaths have a longer way.
+        # DVC runs stages through this shell. With dash a further process is between DVC and its stage.
         extra["SHELL"] = "/bin/sh"
         if git:
-            # The revision stands in the headers of weights: two copies of one tree are one commit only at one date.
+            # Headers of weights name the revision: two copies of one tree are one commit only at one date.
             extra |= dict.fromkeys(("GIT_AUTHOR_DATE", "GIT_COMMITTER_DATE"), "2026-01-01T00:00:00Z")
         return {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"} | extra
 
@@ -59,7 +59,7 @@ class Checkout:
         return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, env=environment, check=False)
 
     def start(self, *command: str) -> subprocess.Popen:
-        """Start a command in the copy, in a process group of its own; what it says lies in `said`."""
+        """Start a command in the copy, in a new process group; its output goes to the file `said`."""
         with self.said.open("w") as said:
             return subprocess.Popen(
                 command, cwd=self.folder, env=self.environment(), stdout=said, stderr=said, start_new_session=True
@@ -67,7 +67,7 @@ class Checkout:
 
     @property
     def said(self) -> Path:
-        """What the command that was started last has printed."""
+        """The output of the command that was started last."""
         return self.folder / ".dvc" / "said.txt"
 
     def git(self, *arguments: str) -> None:

@@ -1,4 +1,4 @@
-"""A folder in which every stage has run, and cheap copies of it in which one thing at a time may be broken."""
+"""A folder in which every stage has run, and cheap copies of it in which tests break one thing at a time."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from support.stage_calls import Done, call_command, call_stage
 from support.tiny_city import tinier_params
 
 CONTROL, STUDENT = "vanilla", "taught"
-RUNS = {  # of two networks: the student's ONNX files are not those of the teacher
+RUNS = {  # of two networks, so that the student's ONNX files differ from the teacher's
     CONTROL: {"alpha": 0.0, "lr": 0.01, "teacher": "none"},
     STUDENT: {"alpha": 0.5, "lr": 0.01, "teacher": "views", "student": "deeplabv3plus_mobilenet"},
 }
-# One frame of val and one held out: the least that there can be.
+# One frame of val and one of the holdout: the minimum.
 FRAMES = {"train_frames": 3, "val_frames": 1}
 PASSWORD = "hunter2-in-the-uri"  # of the tracking server
 # The frames of the tiny Cityscapes that the fixture `city` writes, and the files of one of them.
@@ -31,7 +31,7 @@ KEPT = ("data", "models", "metrics", "reports")
 
 
 class Project:
-    """A working folder with its params.yaml; `params` are what the file says, as JSON."""
+    """A working folder with its params.yaml; `params` is its content as JSON."""
 
     def __init__(self, folder: Path, params: str) -> None:
         self.folder, self._params = folder, params
@@ -46,14 +46,14 @@ class Project:
             *sections, key = path.split("__")
             functools.reduce(dict.__getitem__, sections, raw)[key] = value
         self._params = json.dumps(raw)
-        # Read again, so that nothing in it is one object in two places, which YAML would write as an alias.
+        # Parsed again, because YAML would write an object in two places as an alias.
         self.write("params.yaml", yaml.safe_dump(self.params(), sort_keys=False).encode())
 
     def path(self, name: str) -> Path:
         return self.folder / name
 
     def write(self, name: str, content: bytes) -> None:
-        """Put a new file in the place of `name`: the old one may be linked from elsewhere."""
+        """Replace the file `name` by a new one: other copies may link to the old one."""
         path = self.path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
@@ -74,7 +74,7 @@ class Project:
         return {str(path.relative_to(self.folder)): (path.stat().st_size, _hash(path)) for path in files}
 
     def copy(self, folder: Path) -> Project:
-        """A copy whose files are links; no stage writes into a file that is there."""
+        """Return a copy whose files are links; no stage writes into an existing file."""
         shutil.copytree(self.folder, folder, copy_function=os.link, symlinks=True)
         return Project(folder, self._params)
 
@@ -83,7 +83,7 @@ _hashes: dict[tuple, str] = {}
 
 
 def _hash(path: Path) -> str:
-    """The hash of a file, computed once for all of its links as long as nobody writes to it."""
+    """Return the hash of a file, computed once for all of its links until someone writes to it."""
     facts = path.stat()
     version = facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
     if version not in _hashes:
@@ -97,7 +97,7 @@ FINISHING = [f"export_onnx --run {STUDENT}", "benchmark", "report", "show", "tra
 
 
 def start_project(folder: Path) -> Project:
-    """A project of two runs that nothing has been done for yet."""
+    """Return a project of two runs in which no stage has run."""
     params = tinier_params(data={"synthetic": FRAMES}, benchmark={"frames": 1, "warmup_frames": 1}, runs=RUNS)
     project = Project(folder, params.model_dump_json())
     project.set_params()

@@ -1,4 +1,4 @@
-"""Stage scripts and the command line, called as a user calls them, each in a fork of this process.
+"""Call stage scripts, the command line and DVC as a user does, each in a fork of this process.
 
 A fork has torch imported already, so that a call costs milliseconds. It runs on one core and one thread: `prepare` then
 starts no further processes, and nothing waits for a thread that a fork does not have.
@@ -30,11 +30,11 @@ for _name in (
     *("results.summary", "report", "tracking"),
 ):
     importlib.import_module(f"segdistill.{_name}")
-LIMIT_S = 120.0  # a fork that is not over by then hangs
+LIMIT_S = 120.0  # a fork that takes longer hangs
 
 
 class Done(NamedTuple):
-    """How a call ended; a negative exit code is the signal that ended it."""
+    """The end of a call; a negative exit code is the signal that ended it."""
 
     exit_code: int
     out: str
@@ -51,7 +51,7 @@ def call_stage(
 ) -> Done:
     """Run stages/STAGE.py in `folder`, after `first` in its process.
 
-    With `headroom_bytes` it gets no more memory than that on top of ours.
+    With `headroom_bytes` it gets no more memory than that on top of that of this process.
     """
     script = str(ROOT / "stages" / f"{stage}.py")
 
@@ -105,10 +105,10 @@ def _waited_for(child: int) -> int:
 def _be_the_call(
     folder: Path, work: Callable, argv: list[str], environment: dict, headroom_bytes: int | None, streams: tuple[IO, IO]
 ) -> None:
-    """Become an interpreter that has just been started with `argv`, and end as one does; never returns."""
+    """Run `work` as a fresh interpreter with `argv` would, and exit; never returns."""
     exit_code = 1
     try:
-        gc.freeze()  # what was there before would be copied page by page as soon as the collector looks at it
+        gc.freeze()  # else the collector would touch, and so copy, every page of the parent
         _take_streams(*streams)
         os.chdir(folder)
         os.environ.pop("MLFLOW_TRACKING_URI", None)
@@ -136,7 +136,7 @@ def _take_streams(out: IO, err: IO) -> None:
 
 
 def _exit_code_of(work: Callable) -> int:
-    """What the interpreter would exit with after `work`."""
+    """Return the exit code of an interpreter that runs `work`."""
     try:
         work()
     except SystemExit as end:

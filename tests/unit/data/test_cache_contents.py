@@ -152,7 +152,7 @@ def test_live_teacher_gives_logits_on_the_grid_of_the_stored_ones(opened, tmp_pa
 
 
 @pytest.mark.parametrize("dtype", ["float16", "uint8"])
-def test_the_same_teacher_gives_the_same_bytes(opened, tmp_path, dtype):
+def test_same_teacher_gives_the_same_bytes(opened, tmp_path, dtype):
     for name in ("one", "two"):
         build_cache("views", tmp_path / name, opened.split, opened.spec, logits_params(dtype), COMPUTE)
     assert {file.name for file in (tmp_path / "one").iterdir()} >= {LOGITS, "manifest.json", VAL_CLASSES}

@@ -61,13 +61,13 @@ def test_steps_are_as_small_as_the_range_of_the_row_allows():
     assert (step <= 1.01 * ideal).all()
 
 
-def test_the_ends_of_a_range_are_the_first_and_the_last_level():
+def test_ends_of_a_range_are_the_first_and_the_last_level():
     stored, _ = quantize(noise(1, 4, 60, 3))
     assert (stored.min(2) == 0).all()
     assert (stored.max(2) >= 254).all()
 
 
-def test_a_row_without_range_is_its_offset():
+def test_row_without_range_is_its_offset():
     logits = np.full((1, 2, 6, 3), -7.25, np.float32)
     stored, scale = quantize(logits)
     assert np.array_equal(restored(stored, scale), logits)
@@ -84,7 +84,7 @@ def test_classes_and_rows_have_their_own_scale():
     assert np.array_equal(stored.transpose(0, 1, 3, 2)[same], other_stored.transpose(0, 1, 3, 2)[same])
 
 
-def test_the_mean_kl_of_8_bits_is_small():
+def test_mean_kl_of_8_bits_is_small():
     """Against float64, with logits as wide as those of a trained network: far below the distance of any student."""
     logits = noise(4, 16, 32, 19)
     for temperature in (1.0, 4.0):

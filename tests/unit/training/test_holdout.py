@@ -51,7 +51,7 @@ def evaluator(folder: Path, images: int = 1, steps: int = 6, every_steps: int = 
     return HoldoutEvaluator(params, data, settings(steps, every_steps), folder)
 
 
-def test_an_image_of_the_middle_frame_is_saved_at_each_evaluation(tmp_path):
+def test_image_of_the_middle_frame_is_saved_at_each_evaluation(tmp_path):
     evaluate = evaluator(tmp_path)
     evaluate.save_start(Says(1))
     # One of three classes is found, with two thirds too much of it: IoU 1/3, and 0 for the others.
