@@ -22,6 +22,9 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 NORMALISATION = {"mean": list(MEAN), "std": list(STD), "range": "0..1", "order": "RGB"}
 _TABLE_KEYS = ("class_names", "label_ids", "colors")
+_HISTORY = {"params": dict, "seed": int, "step": int} | dict.fromkeys(
+    ("teacher_sha256", "git_revision", "weights_sha256", "quantised"), str
+)
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,9 @@ class Header:
                 table = ClassTable.of_facts(facts)
             if facts.get("normalisation", NORMALISATION) != NORMALISATION:
                 raise UserError(f"normalisation {facts['normalisation']!r:.80}; this version feeds {NORMALISATION}")
+            for key, kind in _HISTORY.items():
+                if facts.get(key) is not None and type(facts[key]) is not kind:
+                    raise UserError(f"{key}: found {facts[key]!r:.40}; allowed is a value of type {kind.__name__}")
             known = {key: facts[key] for key in cls.__dataclass_fields__ if key in facts}
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{source}: its header does not describe a network: {error}") from None
