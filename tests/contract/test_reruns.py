@@ -12,6 +12,7 @@ from support.finished_project import CONTROL, FRAMES, RUNS, STUDENT, TRAINING
 from support.stage_calls import call_dvc, call_stage
 from support.tiny_city import ARCH, tinier_params
 
+pytestmark = pytest.mark.slow
 SOURCE = "src/segdistill"
 DISTILL, FINETUNE, EXPORT = (
     [f"{stage}@{run}" for run in RUNS] for stage in ("distill", "steplr-finetune", "export-onnx")
