@@ -1,4 +1,4 @@
-"""Ctrl-C, a killed stage, a killed DVC, two of them at once: a training goes on, to the same bytes."""
+"""Ctrl-C, a killed stage, a killed DVC, two DVCs at once: a training continues, to the same bytes."""
 
 from __future__ import annotations
 
@@ -31,19 +31,14 @@ def checkout(tmp_path):
     # Enough steps that every interruption meets a training.
     made.params["distill"] |= {"steps": 100, "crop_px": [32, 64], "evaluate_every_steps": 50}
     made.params["distill"] |= {"checkpoint_every_steps": 2}
-    show_live(made, False)
+    made.save_params()
     return made
 
 
-def show_live(checkout: Checkout, live: bool) -> None:
-    checkout.params["tracking"]["live"] = live
-    checkout.save_params()
-
-
 class Training:
-    """`dvc repro` of one training in the background, held still once it has saved something new.
+    """`dvc repro` of one training in the background, suspended at its next checkpoint.
 
-    However slow the test, the training is in the midst of its steps when it is disturbed.
+    However slow the machine, the training is then in the middle of its steps.
     """
 
     def __init__(self, checkout: Checkout) -> None:
@@ -51,7 +46,6 @@ class Training:
         self.dvc = checkout.start("dvc", "repro", STAGE)
         wait_until(lambda: self._saved(checkout) - before or self.dvc.poll() is not None, "no checkpoint was written")
         assert self.dvc.poll() is None, checkout.said.read_text()
-        # A shell may stand between, and behind it the process that shows the curve.
         self.started = psutil.Process(self.dvc.pid).children(recursive=True)
         *_, self.stage = (process for process in self.started if "stages/distill.py" in process.cmdline())
         self.stage.suspend()
@@ -59,7 +53,7 @@ class Training:
 
     @staticmethod
     def _saved(checkout: Checkout) -> set[int]:
-        """When each state that is there was written."""
+        """Return when each checkpoint was written."""
         written = set()
         for path in (checkout.folder / "scratch").rglob("state.pt"):
             with contextlib.suppress(FileNotFoundError):  # the training has ended meanwhile
@@ -67,7 +61,7 @@ class Training:
         return written
 
     def end(self) -> tuple[int, str]:
-        """Exit code and all that was said, once it has ended."""
+        """Return the exit code and the output, once it has ended."""
         return self.dvc.wait(LIMIT_S), self.checkout.said.read_text()
 
 
@@ -78,24 +72,21 @@ def runs(process: psutil.Process) -> bool:
         return False
 
 
-def test_a_training_that_is_stopped_killed_and_disturbed_ends_with_the_same_bytes(checkout):
+def test_interrupted_training_gives_the_same_bytes(checkout):
     # Ctrl-C reaches every process of the terminal.
-    show_live(checkout, True)
     training = Training(checkout)
-    assert any("segdistill.tracking.live_curves" in process.cmdline() for process in training.started)
     os.killpg(training.dvc.pid, signal.SIGINT)
     training.stage.resume()
     code, said = training.end()
     assert code != 0
     assert said.count("error: distill/vanilla: stopped after step") == 1
-    assert "dvc repro goes on from there" in said
+    assert "dvc repro continues from there" in said
     assert "Traceback" not in said
     assert not any(map(runs, training.started))
-    show_live(checkout, False)
 
-    # A killed stage, as by the system when memory runs out: nothing of it is asked.
+    # A killed stage, as by the system when memory runs out: it cannot react.
     training = Training(checkout)
-    assert "distill/vanilla: goes on after step" in checkout.said.read_text()
+    assert "distill/vanilla: continues after step" in checkout.said.read_text()
     training.stage.kill()
     code, said = training.end()
     assert code != 0
@@ -103,7 +94,7 @@ def test_a_training_that_is_stopped_killed_and_disturbed_ends_with_the_same_byte
 
     # A killed DVC: its stage ends by itself, after the step that it is in.
     training = Training(checkout)
-    assert "distill/vanilla: goes on after step" in checkout.said.read_text()
+    assert "distill/vanilla: continues after step" in checkout.said.read_text()
     training.dvc.kill()
     training.dvc.wait()
     training.stage.resume()
@@ -118,7 +109,7 @@ def test_a_training_that_is_stopped_killed_and_disturbed_ends_with_the_same_byte
     assert "lock" in second.stderr or "busy" in second.stderr, second.stderr
     code, said = training.end()
     assert code == 0, said
-    assert "distill/vanilla: goes on after step" in said
+    assert "distill/vanilla: continues after step" in said
     interrupted = checkout.lock()[STAGE]
 
     assert checkout.dvc("repro", "--force", "--single-item", "--no-run-cache", STAGE) == [STAGE]

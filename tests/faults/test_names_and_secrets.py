@@ -222,4 +222,4 @@ def test_the_pipeline_hands_a_shell_nothing_but_names_of_runs_and_kinds():
     commands = [stage.get("do", stage)["cmd"] for stage in stages.values()]
     filled = {command.partition("${")[2] for command in commands if "${" in command}
     assert filled == {"key}", "item}"}
-    assert all(command.startswith("python stages/") for command in commands)
+    assert all(command.startswith("exec python stages/") for command in commands)

@@ -1,4 +1,4 @@
-"""What a user did that the pipeline cannot work with, told in one message: no traceback, no password."""
+"""Bad input as one message: no traceback, no password."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from segdistill.core.log import logger
+
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -15,20 +17,20 @@ class UserError(ValueError):
     """Bad input: the message names the file or params path, what was found and what is allowed."""
 
 
-def raise_all(faults: Iterable[str], heading: str, shown: int = 30) -> None:
-    """Raise one UserError that lists all `faults`, at most `shown` of them in full; do nothing without faults."""
-    faults = list(faults)
-    if not faults:
+def raise_all(errors: Iterable[str], heading: str, shown: int = 30) -> None:
+    """Raise one UserError that lists `errors`, at most `shown` of them in full; do nothing when there are none."""
+    errors = list(errors)
+    if not errors:
         return
-    lines = [f"  - {fault}" for fault in faults[:shown]]
-    if len(faults) > shown:
-        lines.append(f"  - ... and {len(faults) - shown} more")
-    raise UserError("\n".join([f"{heading} ({len(faults)}):", *lines]))
+    lines = [f"  - {error}" for error in errors[:shown]]
+    if len(errors) > shown:
+        lines.append(f"  - ... and {len(errors) - shown} more")
+    raise UserError("\n".join([f"{heading} ({len(errors)}):", *lines]))
 
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Turn what a user or the machine did into one message on stderr and exit code 1; let our own faults trace back."""
+    """Turn a UserError or OSError into one message on stderr and exit code 1; leave bugs their traceback."""
     try:
         yield
     except UserError as error:
@@ -40,23 +42,23 @@ def exit_on_user_error() -> Iterator[None]:
     else:
         return
     lines = map(printable, without_passwords(message).split("\n"))
-    print("error: " + "\n".join(lines), file=sys.stderr)
+    logger.error("\n".join(lines))
     sys.exit(1)
 
 
 def printable(text: str) -> str:
-    """`text` in one line that does nothing to a terminal: line breaks and control characters are spelt out."""
+    """Return `text` as one line without effect on a terminal: line breaks and control characters are spelt out."""
     return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
 
 
 def without_passwords(text: str) -> str:
-    """`text` with user and password cut out of every URI, and the query of a URI that is all of it."""
+    """Return `text` without user and password of any URI, and without the query where all of it is a URI."""
     text = text.partition("?")[0] if re.match(r"\w[\w+.-]*://\S*$", text) else text
     return re.sub(r"(\w[\w+.-]*://)\S*@", r"\1", text)
 
 
 def passwords_in(uri: str) -> list[str]:
-    """The passwords in `uri`, before its host or in its query, however badly they are quoted there."""
+    """Return the passwords in `uri`, before its host or in its query, also badly quoted ones."""
     rest = re.sub(r"^[\w+.-]+://(?!/)", "", uri)
     if rest == uri:  # a file or a folder
         return []

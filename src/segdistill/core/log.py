@@ -9,7 +9,7 @@ logger = logging.getLogger("segdistill")
 
 
 class _Formatter(logging.Formatter):
-    """`warning: text` and `error: text`; what only informs has no prefix."""
+    """Formats `warning: text` and `error: text`; information has no prefix."""
 
     def format(self, record: logging.LogRecord) -> str:
         prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
@@ -17,7 +17,7 @@ class _Formatter(logging.Formatter):
 
 
 class _Stderr(logging.StreamHandler):
-    """Writes to the stderr of the moment, which tests and progress bars replace."""
+    """Writes to the current sys.stderr, which tests and progress bars replace."""
 
     @property
     def stream(self):

@@ -1,8 +1,9 @@
-"""A stage ends when it is asked to, in one line, and with the process that started it."""
+"""A stage ends at a signal, in one line, and with the DVC that started it."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,13 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from segdistill.core.stage import stage_process
-
 STAGE = """
 import os, sys, time
 from pathlib import Path
-from segdistill.base.files import atomic_directory
-from segdistill.base.stage_process import stage_process
+from segdistill.core.files import atomic_directory
+from segdistill.core.stage import stage_process
 with stage_process():
     with atomic_directory(Path(sys.argv[1]) / "out") as folder:
         (folder / "half").touch()
@@ -33,22 +32,19 @@ sys.stdout = open(os.devnull, "w")  # who read it is dead by then
 while not (Path(sys.argv[1]) / "go").exists():
     time.sleep(0.01)
 """
-# Starts a command as DVC does, and says what its stage says.
+# Starts a command as DVC does, and repeats the first line that its stage prints.
 STARTER = """
-import json, os, subprocess, sys
-os.makedirs(".dvc/tmp")
-with open(".dvc/tmp/rwlock", "w") as lock:
-    json.dump({"write": {"/x/out": {"pid": os.getpid(), "cmd": "dvc repro"}}}, lock)
+import os, subprocess, sys
 command = subprocess.Popen(sys.argv[1:], stdout=subprocess.PIPE, text=True, env=os.environ | {"DVC_STAGE": "x"})
 print(command.stdout.readline(), flush=True)
 command.wait()
 """
-# Runs a command and takes the children of its dead, as the first process of a container or a CI system's runner does.
+# Runs a command in a process group of its own and adopts orphans, as init or a CI runner does.
 ADOPTER = """
 import ctypes, os, subprocess, sys
 PR_SET_CHILD_SUBREAPER = 36
 assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
-command = subprocess.Popen(sys.argv[1:])
+command = subprocess.Popen(sys.argv[1:], process_group=0)
 print(command.pid, flush=True)
 while True:
     try:
@@ -59,7 +55,7 @@ while True:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stage_that_is_asked_to_stop_says_so_and_leaves_nothing_half(tmp_path, number):
+def test_signal_ends_a_stage_in_one_line_and_leaves_no_partial_output(tmp_path, number):
     def as_in_a_terminal() -> None:
         """Tests that run in the background of a script are started with SIGINT ignored, and so would the stage be."""
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -69,28 +65,31 @@ def test_a_stage_that_is_asked_to_stop_says_so_and_leaves_nothing_half(tmp_path,
     with subprocess.Popen(command, preexec_fn=as_in_a_terminal, **pipes) as stage:
         assert stage.stdout.readline().startswith("working")
         stage.send_signal(number)
-        _, told = stage.communicate(timeout=30)
+        _, said = stage.communicate(timeout=30)
     assert stage.returncode == 128 + number
-    assert told == "error: stopped; dvc repro goes on with what is not finished\n"
+    assert said == "error: stopped; dvc repro continues with what is not finished\n"
     assert list(tmp_path.iterdir()) == []
 
 
-on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that another has ended")
-shells = pytest.mark.parametrize("shell", [[], ["sh", "-c", '"$@"; exit', "sh"]], ids=["replaced itself", "stays"])
-adopters = pytest.mark.parametrize("adopter", [[], [sys.executable, "-c", ADOPTER]], ids=["init", "another"])
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals the death of a parent")
+# As DVC starts the commands of dvc.yaml: through the user's shell, with `exec`.
+shells = pytest.mark.parametrize("shell", ["sh", "bash"])
+adopters = pytest.mark.parametrize("adopter", [[], [sys.executable, "-c", ADOPTER]], ids=["init", "subreaper"])
 
 
 @on_linux
 @adopters
 @shells
 @pytest.mark.parametrize("kind", [STAGE, STARTING + STAGE], ids=["working", "starting"])
-def test_a_stage_ends_with_the_dvc_that_started_it(tmp_path, adopter, shell, kind):
+def test_stage_ends_with_the_dvc_that_started_it(tmp_path, adopter, shell, kind):
     """A stage whose DVC is killed while Python is starting does no work at all."""
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
     folder = tmp_path / "folder"
     folder.mkdir()
-    dvc = [sys.executable, "-c", STARTER, *shell, sys.executable, "-c", kind, str(folder)]
+    dvc = [sys.executable, "-c", STARTER, shell, "-c", 'exec "$@"', shell, sys.executable, "-c", kind, str(folder)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    with subprocess.Popen([*adopter, *dvc], cwd=tmp_path, **pipes) as started:
+    with subprocess.Popen([*adopter, *dvc], cwd=tmp_path, start_new_session=True, **pipes) as started:
         dvc_pid = int(started.stdout.readline()) if adopter else started.pid
         stage = int(started.stdout.readline().split()[1])
         os.kill(dvc_pid, signal.SIGKILL)
@@ -100,36 +99,14 @@ def test_a_stage_ends_with_the_dvc_that_started_it(tmp_path, adopter, shell, kin
 
 
 @on_linux
-def test_a_stage_run_by_hand_in_a_stages_environment_is_left_alone(tmp_path):
-    """DVC writes down which of its processes run; without that file nothing is known, and nothing is stopped."""
-    command = [sys.executable, "-c", STAGE.replace("60", "1"), str(tmp_path)]
-    environment = os.environ | {"DVC_STAGE": "x"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert (tmp_path / "out" / "half").exists()
-
-
-@on_linux
-@pytest.mark.usefixtures("handlers_of_before")
-def test_a_lock_file_that_another_dvc_is_writing_is_read_again(tmp_path, monkeypatch, capsys):
-    lock = tmp_path / ".dvc/tmp/rwlock"
-    lock.parent.mkdir(parents=True)
-    lock.write_text("")
-    not_ours = '{"write": {"/x/out": {"pid": 4194305, "cmd": "dvc repro"}}}'  # a number above the highest there can be
-    monkeypatch.setattr("segdistill.core.stage.time.sleep", lambda seconds: lock.write_text(not_ours))
-    monkeypatch.setenv("DVC_STAGE", "x")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as ended, stage_process():
-        pytest.fail("it went to work")
-    assert ended.value.code == 128 + signal.SIGTERM
-    assert capsys.readouterr().err == "error: stopped; dvc repro goes on with what is not finished\n"
-
-
-@pytest.fixture
-def handlers_of_before():
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, handler)
+def test_stage_without_dvc_outlives_its_parent(tmp_path):
+    shell = f'{sys.executable} -c "$0" {tmp_path} & read line'  # ends at once, before its background process
+    environment = {name: value for name, value in os.environ.items() if name != "DVC_STAGE"}
+    subprocess.run(["sh", "-c", shell, STAGE.replace("60", "0.5")], env=environment, input="\n", text=True, check=False)
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "out" / "half").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def wait_for_the_end(stage: int) -> None:
