@@ -1,4 +1,4 @@
-"""Any tree of values that YAML can hold is either params or one message that names where it is wrong."""
+"""Any tree of values that YAML can hold is either params or one message that names each wrong place."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ trees = st.recursive(
 
 
 def places_in(value: object, above: tuple = ()) -> list[tuple]:
-    """The path of everything inside a tree."""
+    """Return the path of everything inside a tree."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [place for key, inner in items for place in ((*above, key), *places_in(inner, (*above, key)))]
 
@@ -52,7 +52,7 @@ changes = st.lists(replaced | removed | added | renamed | copied | nested, min_s
 
 
 def changed(tree: dict, how: str, place: tuple, given: object) -> None:
-    """Change one place; a place that an earlier change took away is left alone."""
+    """Change one place, unless an earlier change has removed it."""
     parent, key = found(tree, place[:-1]), place[-1]
     if not isinstance(parent, dict | list) or key not in (parent if isinstance(parent, dict) else range(len(parent))):
         return
@@ -80,13 +80,13 @@ def found(tree: object, place: tuple) -> object:
 
 
 def shown(name: object) -> str:
-    """A name as messages have it: in the form of a key in JSON, quoted where it could not be read otherwise."""
+    """Return a name as messages have it: a key in JSON, in quotes where it is not printable."""
     (key,) = json.loads(json.dumps({name: 0}))
     return key if key.isprintable() and key else json.dumps(key)
 
 
 class Plain(yaml.SafeDumper):
-    """Writes every value out, also one that stands twice."""
+    """Writes no aliases."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
@@ -107,12 +107,12 @@ def test_any_tree_is_params_or_one_message(file, all_changes):
     try:
         params = load_params(file)
     except UserError as error:
-        heading, *faults = str(error).splitlines()
+        heading, *errors = str(error).splitlines()
         assert heading.startswith(str(file))
-        if not faults:  # of the file as such
-            assert "stands twice" in heading or "is no name" in heading, heading
         known = tuple(shown(name) for name in (*Params.model_fields, *tree))
-        assert all(fault.removeprefix("  - ").startswith((*known, "... and ")) for fault in faults), str(error)
+        places = (*known, "line ", "... and ")
+        assert errors
+        assert all(error.removeprefix("  - ").startswith(places) for error in errors), heading
     else:
         for run in params.runs:
             params.distill_settings(run)

@@ -1,4 +1,4 @@
-"""YAML as DVC reads it, with faults told by file and line."""
+"""YAML that DVC reads the same way, with errors named by file and line."""
 
 from __future__ import annotations
 
@@ -11,88 +11,122 @@ import yaml
 
 from segdistill.core.errors import UserError, raise_all
 
-MAX_DEPTH = 20  # levels of lists and mappings in one another
+MAX_DEPTH = 20  # of nested lists and mappings
 MAX_BITS = 1000  # of a whole number; a float holds 1023
 MAX_SHOWN = 200  # characters of a value in a message
 
+# PyYAML reads YAML 1.1, DVC reads 1.2. Each of these is another value there, or a date: neither text nor number.
+_AMBIGUOUS = re.compile(
+    r"(?i:yes|no|on|off)"  # true or false, or text
+    r"|[-+]?0[0-9]*[1-9][0-9]*|[-+]?0o[0-7_]+"  # 010 is 8 or 10, 0o10 is text or 8
+    r"|(?=.*[_:])[-+]?[0-9._:]+([eE][-+]?[0-9_]*)?"  # 1:30 is 90 or text, 1_000 is 1000 or text
+    r"|[-+]?\.[0-9]+[eE][-+]?[0-9]+"  # .5e3 is 500 or text
+    r"|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt\s].*)?"
+)
+_QUOTE = "in quotes if it is text, else as a plain number or true or false"
+
 
 class _Loader(yaml.SafeLoader):
-    """YAML as DVC reads it: 1e-4 is a number, and a key that stands twice is a fault, not an overwrite.
+    """YAML in which 1e-4 is a number, as DVC has it, a key occurs once, and nothing is ambiguous.
 
     Aliases are refused: a few of them name more values than any memory holds, and `dvc exp run -S` writes through one
     into every place that shares its value.
     """
 
+    def __init__(self, stream: object) -> None:
+        super().__init__(stream)
+        self.errors: list[str] = []
+
     def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node:
-        if self.check_event(yaml.AliasEvent):
-            alias = self.peek_event()
-            where = f"{alias.start_mark.name}: alias *{alias.anchor} (line {alias.start_mark.line + 1})"
+        event = self.peek_event()
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent):
+            where = f"{event.start_mark.name}: alias *{event.anchor} (line {line})"
             raise UserError(f"{where}; allowed is the value itself, written out")
+        is_plain = isinstance(event, yaml.ScalarEvent) and event.implicit[0]
+        if is_plain and _AMBIGUOUS.fullmatch(event.value):
+            self.errors.append(f"line {line}: {event.value} is ambiguous in YAML; write it {_QUOTE}")
         return super().compose_node(parent, index)
 
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)|[-+]?(\d+\.\d*|\.\d+)|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
+    re.compile(r"[-+]?\d+\.?\d*[eE][-+]?\d+|[-+]?(\d+\.\d*|\.\d+)|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
     list("-+0123456789."),
 )
 
 
-def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict:
+def _mapping_of_names(loader: _Loader, node: yaml.MappingNode) -> dict:
     seen = set()
-    for key in (loader.construct_object(key) for key, _ in node.value):
-        if not isinstance(key, str | int | float):  # a date, a list, nothing
-            raise UserError(f"{node.start_mark.name}: key {key} is no name (line {node.start_mark.line + 1} on)")
-        if key in seen or str(key) in seen:
-            raise UserError(f"{node.start_mark.name}: key {key!r} stands twice (line {node.start_mark.line + 1} on)")
-        seen |= {key, str(key)}
-    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+    for key_node, _ in node.value:
+        key, line = loader.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+        if isinstance(key, str) and key in seen:
+            loader.errors.append(f"line {line}: key {shown(key)} occurs twice")
+        elif not isinstance(key, str) and not is_ambiguous(str(key_node.value)):
+            found = shown(key_node.value)[:MAX_SHOWN]
+            loader.errors.append(f"line {line}: key {found} is not text to YAML; allowed are names, in quotes or not")
+        if isinstance(key, str):
+            seen.add(key)
+    return {} if loader.errors else yaml.SafeLoader.construct_mapping(loader, node, deep=True)
 
 
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_duplicates)
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping_of_names)
+
+
+def is_ambiguous(text: str) -> bool:
+    """Return whether `text` is another value in YAML 1.1 than in YAML 1.2, when it is not in quotes."""
+    return _AMBIGUOUS.fullmatch(text) is not None
+
+
+def is_text(text: str) -> bool:
+    """Return whether YAML reads `text` as text even when it is not in quotes."""
+    tag = _Loader("").resolve(yaml.ScalarNode, text, (True, False))
+    return tag == "tag:yaml.org,2002:str" and not is_ambiguous(text)
 
 
 def read_mapping(path: Path, of: str, remedy: str) -> dict:
-    """The mapping in the YAML file `path`.
+    """Return the mapping in the YAML file `path`.
 
     Args:
-        of: what is allowed to be mapped, in words.
+        of: what the mapping has as its keys, in words.
         remedy: what to do when there is no such file.
 
     Raises:
-        UserError: no such file, no UTF-8 text, no YAML, no mapping, a key that stands twice, or values that
-            no JSON holds.
+        UserError: no such file, no UTF-8 text, no YAML, no mapping, keys that occur twice or are no names, values that
+            YAML 1.1 and 1.2 read differently, or values that no JSON holds.
     """
     try:
         with path.open(encoding="utf-8") as stream:
-            raw = yaml.load(stream, Loader=_Loader)  # noqa: S506 - a SafeLoader with two rules more
+            loader = _Loader(stream)
+            raw, errors = loader.get_single_data(), loader.errors
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; {remedy}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     except UserError:
         raise
-    except Exception as error:  # a tag on the wrong value surfaces as nearly any type
+    except Exception as error:  # a tag on the wrong value makes PyYAML raise nearly any type
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split()) or type(error).__name__}") from None
+    raise_all(errors, f"{path} has lines that are not allowed")
     if not isinstance(raw, dict):
         raise UserError(f"{path}: found {type(raw).__name__}, allowed is a mapping of {of}")
-    raise_all(_unspeakable(raw, ""), f"{path} has values that are not allowed")
+    raise_all(_not_json(raw, ""), f"{path} has values that are not allowed")
     return raw
 
 
-def _unspeakable(value: object, path: str, level: int = 0) -> Iterator[str]:
-    """Faults of values that no JSON holds, through which the models get them."""
+def _not_json(value: object, path: str, level: int = 0) -> Iterator[str]:
+    """Yield an error for each value that JSON cannot hold, in which form the models read them."""
     if level > MAX_DEPTH:
-        yield f"{path}: lists and mappings in one another; at most {MAX_DEPTH} levels"
+        yield f"{path}: nested lists and mappings; at most {MAX_DEPTH} levels"
     elif isinstance(value, dict):
         for key, inner in value.items():
             below = f"{path}.{shown(key)}".removeprefix(".")
-            if not _is_unicode(str(key)):
+            if not _is_unicode(key):
                 yield f"{below}: a name with half a character in it"
-            yield from _unspeakable(inner, below, level + 1)
+            yield from _not_json(inner, below, level + 1)
     elif isinstance(value, list | tuple):
         for index, inner in enumerate(value):
-            yield from _unspeakable(inner, f"{path}.{index}", level + 1)
+            yield from _not_json(inner, f"{path}.{index}", level + 1)
     elif isinstance(value, str) and not _is_unicode(value):
         yield f"{path}: found {json.dumps(value)[:MAX_SHOWN]}; a text with half a character in it"
     elif isinstance(value, int) and value.bit_length() > MAX_BITS:
@@ -104,6 +138,6 @@ def _is_unicode(text: str) -> bool:
 
 
 def shown(name: object) -> str:
-    """A key as messages show it: one line, whatever it holds."""
+    """Return a key as messages show it: on one line."""
     text = str(name)
     return text if text.isprintable() and text else json.dumps(text)

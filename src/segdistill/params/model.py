@@ -1,6 +1,6 @@
 """params.yaml as frozen, typed models: every key, its unit and what is allowed.
 
-This is the one description of the parameters; `params_file` reads the file into it and words the faults.
+This is the one description of the parameters; `params.read` reads the file into it and words the errors.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ TeacherKind = Literal["views", "frame", "online"]
 
 
 class Section(BaseModel):
-    """A section of params.yaml: immutable, and no key beside the ones declared."""
+    """A section of params.yaml: immutable, without undeclared keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 def section_of(annotation: object) -> type[Section] | None:
-    """The section that a field of this annotation holds, or may hold; None where it holds a value."""
+    """Return the section that a field of this annotation holds or may hold, None where it holds a value."""
     parts = (annotation, *get_args(annotation))
     return next((part for part in parts if isinstance(part, type) and issubclass(part, Section)), None)
 
@@ -45,11 +45,11 @@ class SyntheticParams(Section):
 
 class DataParams(Section):
     source: Literal["synthetic", "cityscapes", "folder"] = Field(
-        description="the built-in city, a Cityscapes folder or zips, or a folder of one's own"
+        description="the built-in city, a Cityscapes folder or zips, or a folder of your own images"
     )
     root: str = Field(
         description="cityscapes: folder with leftImg8bit/ and gtFine/, or with the two official zips; "
-        "folder: one with classes.yaml (own-data.md)"
+        "folder: one with classes.yaml (own-data.md). Folders inside it may not be links"
     )
     size_px: SizePx | None = Field(description="[height, width] to resize to; null keeps the size of the files")
     holdout_fraction: Fraction = Field(description="share of train frames held out for choices and calibration")
@@ -65,7 +65,7 @@ class ComputeParams(Section):
 
 
 class TrainingParams(Section):
-    """What any training of a net needs: the teacher's and the students' sections share it."""
+    """The settings of any training; the sections of teacher and students share them."""
 
     output_stride: OutputStride = Field(description="input pixels per feature pixel at the end of the backbone")
     init: str = Field(
@@ -96,7 +96,7 @@ class TrainingParams(Section):
 
 
 class TrainingSettings(TrainingParams):
-    """One training, fully resolved: what the training loop reads, for a teacher and for a student."""
+    """One training, fully resolved: what the training loop reads."""
 
     lr: Positive = Field(description="learning rate")
     crop_px: SizePx = Field(description=f"[height, width] of the training crops, from {MIN_PX}")
@@ -123,20 +123,20 @@ class TeacherParams(TrainingParams):
 
     @property
     def checkpoints(self) -> tuple[str, ...]:
-        """The files that are the teacher; none where it is trained."""
+        """Return the files of the teacher, none where it is trained."""
         if self.checkpoint is None:
             return ()
         return (self.checkpoint,) if isinstance(self.checkpoint, str) else self.checkpoint
 
     @property
     def is_one_net(self) -> bool:
-        """Is it one torch net, asked once for each image? Then it can also be run in every step, and exported."""
+        """Return whether one forward pass of one torch network is the teacher; it can then run in every step."""
         files = self.checkpoints
         return not self.flip and self.scales == (1.0,) and len(files) < 2 and not any(map(is_onnx, files))
 
     @property
     def described(self) -> str:
-        """The teacher in a few words: its network, or else its files and how they are asked."""
+        """Return the teacher in a few words: its network, or its files, with flip and scales."""
         named = isinstance(self.checkpoint, tuple) or any(map(is_onnx, self.checkpoints))
         parts = [" + ".join(PurePath(file).name for file in self.checkpoints) if named else self.arch]
         parts += ["flipped"] if self.flip else []
@@ -145,7 +145,7 @@ class TeacherParams(TrainingParams):
 
 
 def is_onnx(file: str) -> bool:
-    """Is a checkpoint of that name an ONNX file?"""
+    """Return whether a checkpoint of that name is an ONNX file."""
     return PurePath(file).suffix.lower() == ".onnx"
 
 
@@ -160,7 +160,7 @@ class ViewLimitParams(Section):
 
     @property
     def steps(self) -> dict[str, int]:
-        """Steps by phase of a training."""
+        """Return the steps by phase of a training."""
         return {"distill": self.distill_steps, "finetune": self.finetune_steps}
 
 
@@ -235,7 +235,7 @@ class RunBase(Section):
     export: dict[str, Any] = Field(default={}, description="keys of export that differ for this run")
 
 
-# The views are cut once for all students, so their size is no business of a single run.
+# The crop views are drawn once for all students, so their size is the same in all runs.
 _OVERRIDES = {
     name: (field.annotation | None if not field.metadata else Annotated[field.annotation, *field.metadata] | None, None)
     for name, field in DistillParams.model_fields.items()

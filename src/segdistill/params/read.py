@@ -1,8 +1,9 @@
-"""The one reader of params.yaml: parses it, checks it whole, and reports all faults together by their params path."""
+"""The one reader of params.yaml: checks all of it and reports all errors together, by params path."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from segdistill.core.errors import UserError, passwords_in, raise_all, without_passwords
-from segdistill.core.yaml_file import MAX_SHOWN, read_mapping, shown
+from segdistill.core.yaml_file import MAX_SHOWN, is_text, read_mapping, shown
 from segdistill.params.archs import ARCHS, MIN_PX
 from segdistill.params.model import ExportParams, FinetuneParams, Params, RunParams, section_of
 
@@ -23,42 +24,43 @@ RENAMED = {
     "student": "each run names its own network now; move this key into the entries of runs",
 }
 RUN_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+MAX_RUN_NAME = 100  # characters; file systems take 255 bytes, and names of temporary files are longer
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:
-    """Read and check `path`.
+    """Return the checked content of `path`.
 
     Raises:
-        UserError: the file is missing or no YAML mapping, or any value is not allowed; all faults in one message.
+        UserError: the file is missing or no YAML mapping, or any value is not allowed; all errors in one message.
     """
     raw = read_mapping(Path(path), "sections", "take one with: cp profiles/tiny.yaml params.yaml")
-    faults: list[str] = []
-    params = _validated(Params, raw, "", faults)
+    errors: list[str] = []
+    params = _validated(Params, raw, "", errors)
     if params is not None:
-        faults += _cross_faults(params)
-    raise_all(map(without_passwords, faults), f"{path} has values that are not allowed")
+        errors += _cross_errors(params)
+    raise_all(map(without_passwords, errors), f"{path} has values that are not allowed")
     return params
 
 
-def _validated(model: type[BaseModel], raw: dict, prefix: str, faults: list[str]) -> Any:
+def _validated(model: type[BaseModel], raw: dict, prefix: str, errors: list[str]) -> Any:
     # Through JSON, because pydantic's strict mode takes a list for a tuple only there.
     try:
         return model.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
-        faults += [_worded(model, prefix, fault) for fault in error.errors()]
+        errors += [_message(model, prefix, found) for found in error.errors()]
         return None
 
 
-def _worded(model: type[BaseModel], prefix: str, fault: dict) -> str:
-    path = ".".join([*filter(None, [prefix]), *map(shown, fault["loc"])])
-    if fault["type"] == "extra_forbidden":
-        if (key := str(fault["loc"][-1])) in RENAMED:
+def _message(model: type[BaseModel], prefix: str, error: dict) -> str:
+    path = ".".join([*filter(None, [prefix]), *map(shown, error["loc"])])
+    if error["type"] == "extra_forbidden":
+        if (key := str(error["loc"][-1])) in RENAMED:
             return f"{path}: {RENAMED[key]}"
-        return f"{path}: unknown key; allowed: {', '.join(_keys_beside(model, fault['loc']))}"
-    if fault["type"] == "missing":
+        return f"{path}: unknown key; allowed: {', '.join(_keys_beside(model, error['loc']))}"
+    if error["type"] == "missing":
         return f"{path}: missing"
-    message = fault["msg"][0].lower() + fault["msg"][1:]
-    found = json.dumps(fault["input"], default=str)
+    message = error["msg"][0].lower() + error["msg"][1:]
+    found = json.dumps(error["input"], default=str)
     return f"{path}: found {found[:MAX_SHOWN]}{'...' * (len(found) > MAX_SHOWN)}; {message}"
 
 
@@ -74,10 +76,10 @@ def _keys_beside(model: type[BaseModel], location: tuple) -> list[str]:
     return sorted(here.model_fields)
 
 
-def _cross_faults(params: Params) -> Iterator[str]:
-    yield from _data_faults(params)
-    yield from _teacher_faults(params)
-    yield from _stride_fault("teacher", params.teacher.arch, params.teacher.output_stride)
+def _cross_errors(params: Params) -> Iterator[str]:
+    yield from _data_errors(params)
+    yield from _teacher_errors(params)
+    yield from _stride_error("teacher", params.teacher.arch, params.teacher.output_stride)
     if params.tracking.system_metrics and not params.tracking.live:
         yield "tracking.system_metrics: found true with tracking.live false; the process that live starts records them"
     if not any(run.teacher == "none" for run in params.runs.values()):
@@ -88,11 +90,14 @@ def _cross_faults(params: Params) -> Iterator[str]:
             "environment MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or all of it as MLFLOW_TRACKING_URI"
         )
     for name in params.runs:
-        yield from _run_faults(params, name)
+        yield from _run_errors(params, name)
 
 
-def _data_faults(params: Params) -> Iterator[str]:
+def _data_errors(params: Params) -> Iterator[str]:
     size_px, stride = params.data.size_px, params.teacher_logits.stride
+    if params.data.source != "synthetic" and params.data.root.startswith("~"):
+        full = os.path.expanduser(params.data.root)  # noqa: PTH111 - Path raises for an unknown user
+        yield f"data.root: found {params.data.root!r}; DVC does not expand ~, so write the path in full: {full}"
     if params.data.source == "synthetic" and size_px is None:
         yield "data.size_px: found null; the synthetic city needs [height, width]"
     for section in ("teacher", "distill"):
@@ -109,7 +114,7 @@ def _data_faults(params: Params) -> Iterator[str]:
         yield f"teacher_logits.kinds: found {list(params.teacher_logits.kinds)}; each kind at most once"
 
 
-def _teacher_faults(params: Params) -> Iterator[str]:
+def _teacher_errors(params: Params) -> Iterator[str]:
     teacher = params.teacher
     for key in ("checkpoint", "scales"):
         found = getattr(teacher, key)
@@ -122,16 +127,19 @@ def _teacher_faults(params: Params) -> Iterator[str]:
         )
 
 
-def _stride_fault(path: str, arch: str, output_stride: int) -> Iterator[str]:
+def _stride_error(path: str, arch: str, output_stride: int) -> Iterator[str]:
     if output_stride not in ARCHS[arch].output_strides:
         allowed = " or ".join(map(str, ARCHS[arch].output_strides))
         yield f"{path}.output_stride: found {output_stride}; {arch} can be built at {allowed}"
 
 
-def _run_faults(params: Params, name: str) -> Iterator[str]:
+def _run_errors(params: Params, name: str) -> Iterator[str]:
     path, run = f"runs.{shown(name)}", params.runs[name]
-    if not RUN_NAME.fullmatch(name):
-        yield f"{path}: a run is named by lower-case letters, digits and single dashes between them"
+    if not RUN_NAME.fullmatch(name) or len(name) > MAX_RUN_NAME:
+        allowed = f"up to {MAX_RUN_NAME} lower-case letters, digits and single dashes between them"
+        yield f"{path[:MAX_SHOWN]}: a run is named by {allowed}"
+    elif not is_text(name):  # DVC drops a stage of such a name, or runs it under another
+        yield f"{path}: YAML reads this name as a number, a date or a truth value; allowed is such as run-{name}"
     if name == "teacher":
         yield f"{path}: this name is taken, by the teacher's own row; any other will do"
     if (run.alpha == 0) != (run.teacher == "none"):
@@ -144,14 +152,14 @@ def _run_faults(params: Params, name: str) -> Iterator[str]:
     _validated(ExportParams, params.export.model_dump() | run.export, f"{path}.export", nested)
     yield from nested
     if not nested:
-        yield from _drawn_faults(params, name, path)
+        yield from _view_limit_errors(params, name, path)
     if run.finetune.get("alpha") and run.teacher == "none":
         yield f"{path}.finetune.alpha: found {run.finetune['alpha']}; a control has no teacher to learn from"
-    yield from _stride_fault(path, run.student, run.output_stride or params.distill.output_stride)
+    yield from _stride_error(path, run.student, run.output_stride or params.distill.output_stride)
 
 
-def _drawn_faults(params: Params, name: str, path: str) -> Iterator[str]:
-    """A run must not draw views whose logits are not stored."""
+def _view_limit_errors(params: Params, name: str, path: str) -> Iterator[str]:
+    """Yield an error when a run draws views whose logits are not stored."""
     stored, run = params.teacher_logits.limit_views_to, params.runs[name]
     if stored is None or run.teacher != "views":
         return
@@ -161,17 +169,13 @@ def _drawn_faults(params: Params, name: str, path: str) -> Iterator[str]:
     if not fits or (first.seed, first.batch_size) != (params.seed, stored.batch_size):
         yield (
             f"{path}: found {steps} steps with batches of {first.batch_size} and seed {first.seed}; "
-            f"teacher_logits.limit_views_to stores what up to {stored.steps} with batches of {stored.batch_size} and seed "
-            f"{params.seed} draw, and null stores all views"
+            f"teacher_logits.limit_views_to stores what up to {stored.steps} with batches of {stored.batch_size} "
+            f"and seed {params.seed} draw, and null stores all views"
         )
 
 
 def known_run(params: Params, name: str) -> str:
-    """`name`, when params.yaml has a run of that name.
-
-    Raises:
-        UserError: it has none.
-    """
+    """Return `name`; raise a UserError when params.yaml has no run of that name."""
     if name not in params.runs:
         raise UserError(f"runs: no run is named {name!r}; params.yaml has {', '.join(params.runs)}")
     return name
