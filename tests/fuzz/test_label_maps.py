@@ -15,7 +15,7 @@ from PIL import Image
 from segdistill.core.errors import UserError
 from segdistill.formats.classes import IGNORE
 from segdistill.prepare.cityscapes import CLASSES, CODING, LABEL_ID_OF_TRAIN_ID, LABELS, TRAIN_ID_OF_LABEL_ID
-from segdistill.prepare.images import decoded_label_ids
+from segdistill.prepare.images import decode_label_ids
 from segdistill.prepare.label_coding import SHOWN
 from segdistill.scoring.confusion import Confusion
 from segdistill.scoring.evaluate import classes_of
@@ -45,7 +45,7 @@ def test_label_ids_survive_their_png_or_all_unknown_ones_are_named(decoder, labe
         picture.putpalette(bytes(range(256)) * 3)
     picture.save(stream, "PNG")
     unknown = sorted({int(value) for value in label_ids.flat if value > 33})
-    decoded = decoded_label_ids(stream.getvalue())
+    decoded = decode_label_ids(stream.getvalue())
     assert np.array_equal(decoded, label_ids)
     if not unknown:
         assert np.array_equal(CODING.classes(decoded), TRAIN_ID_OF_LABEL_ID[label_ids])

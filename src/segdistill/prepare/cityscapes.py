@@ -1,12 +1,13 @@
 """Cityscapes as published: the label table, the 19 evaluated classes, the colours and the names of the files.
 
 Two numberings are in use. A *label id* (0..33) is what the official `_gtFine_labelIds.png` files hold. A *trainId*
-(0..18, or 255 where a pixel is not evaluated) is what everything behind `prepare` works with.
+(0..18, or 255 where a pixel is not evaluated) is the class that `prepare` stores.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,9 +18,9 @@ import numpy as np
 from segdistill.core.errors import UserError, raise_all
 from segdistill.formats.classes import IGNORE, ClassTable
 from segdistill.prepare.file_tree import FolderTree, ZipTree
-from segdistill.prepare.images import decoded_label_ids, decoded_photograph, opened_png
+from segdistill.prepare.images import decode_label_ids, decode_photograph, png_size_px
 from segdistill.prepare.label_coding import IdCoding
-from segdistill.prepare.sources import Frame, FrameData, Part, naming, read_parts, what_is_in
+from segdistill.prepare.sources import Frame, FrameData, Part, describe_folder, name_path, read_pair
 
 
 class Label(NamedTuple):
@@ -85,8 +86,8 @@ CODING = IdCoding(
 TRAIN_ID_OF_LABEL_ID = np.full(256, IGNORE, np.uint8)
 for _label in _EVALUATED:
     TRAIN_ID_OF_LABEL_ID[_label.id] = _label.train_id
-LABEL_ID_OF_TRAIN_ID = TABLE.label_id_of_class  # what is no class becomes label id 0, "unlabeled"
-PALETTE = TABLE.palette  # RGB by trainId; what is no class is black
+LABEL_ID_OF_TRAIN_ID = TABLE.label_id_of_class  # ignored pixels become label id 0, "unlabeled"
+PALETTE = TABLE.palette  # RGB by trainId; ignored pixels are black
 for _table in (TRAIN_ID_OF_LABEL_ID, LABEL_ID_OF_TRAIN_ID, PALETTE):
     _table.setflags(write=False)
 
@@ -101,7 +102,7 @@ _STEM = re.compile(r"([A-Za-z0-9-]+)_([0-9]{6})_([0-9]{6})")
 
 
 def split_stem(stem: str) -> tuple[str, str, str]:
-    """(city, sequence, frame) of a name such as `aachen_000012_000019`; UserError when it is not of that form."""
+    """Return (city, sequence, frame) of a name such as `aachen_000012_000019`; raise a UserError for another form."""
     match = _STEM.fullmatch(stem)
     if match is None:
         raise UserError(f"{stem!r} does not follow <city>_<sequence>_<frame>, as in aachen_000012_000019")
@@ -109,7 +110,7 @@ def split_stem(stem: str) -> tuple[str, str, str]:
 
 
 def open_cityscapes(root: str | None) -> CityscapesFrames:
-    """The data set in the folder `root`.
+    """Return the data set in the folder `root`.
 
     Raises:
         UserError: it is not there, or not whole.
@@ -117,7 +118,7 @@ def open_cityscapes(root: str | None) -> CityscapesFrames:
     folder = Path(root or "").expanduser()
     halves = ((IMAGE_FOLDER, IMAGE_ZIP), (LABEL_FOLDER, LABEL_ZIP))
     trees: list[FolderTree | ZipTree] = []
-    faults = []
+    errors = []
     for top, archive in halves if root else ():
         try:
             if (folder / top).is_dir():
@@ -125,13 +126,13 @@ def open_cityscapes(root: str | None) -> CityscapesFrames:
             elif (folder / archive).is_file():
                 trees.append(ZipTree(folder / archive, top))
         except UserError as error:
-            faults.append(str(error))
-    if len(trees) + len(faults) < len(halves):
-        faults.append(
-            f"data.root: '{root or ''}' {what_is_in(folder) if root else 'is not set'}; allowed: a folder with "
+            errors.append(str(error))
+    if len(trees) + len(errors) < len(halves):
+        errors.append(
+            f"data.root: '{root or ''}' {describe_folder(folder) if root else 'is not set'}; allowed: a folder with "
             f"{' and '.join(f'{top}/' for top, _ in halves)}, or with {' and '.join(name for _, name in halves)}"
         )
-    raise_all(faults, "no Cityscapes data")
+    raise_all(errors, "no Cityscapes data")
     return CityscapesFrames(*trees)
 
 
@@ -142,48 +143,73 @@ class CityscapesFrames:
     images: FolderTree | ZipTree
     labels: FolderTree | ZipTree
     table: ClassVar[ClassTable] = TABLE
+    independent_frames: ClassVar[bool] = False
 
     def list_frames(self, split: str) -> tuple[list[Frame], list[str]]:
-        faults: list[str] = []
-        images = _listed(self.images, split, "_leftImg8bit", IMAGE_SUFFIX, faults)
-        labels = _listed(self.labels, split, "_gtFine_", LABEL_SUFFIX, faults)
-        faults += [f"{images[stem]}: image without a label" for stem in sorted(images.keys() - labels.keys())]
-        faults += [f"{labels[stem]}: label without an image" for stem in sorted(labels.keys() - images.keys())]
+        images, errors = _list_files(self.images, split, "_leftImg8bit", IMAGE_SUFFIX)
+        labels, more = _list_files(self.labels, split, "_gtFine_", LABEL_SUFFIX)
+        errors += more
+        if images and labels:
+            errors += [f"{images[stem]}: image without a label" for stem in sorted(images.keys() - labels.keys())]
+            errors += [f"{labels[stem]}: label without an image" for stem in sorted(labels.keys() - images.keys())]
+        elif not errors:  # one message in place of one for each file of the other half
+            for tree, found, suffix in ((self.images, images, IMAGE_SUFFIX), (self.labels, labels, LABEL_SUFFIX)):
+                example = None if found else tree.example(split)
+                if example or (not found and (images or labels)):
+                    but = f", but {example}" if example else ""
+                    name = f"CITY/CITY_SEQUENCE_FRAME{suffix}"
+                    errors.append(f"{tree.path_of(split)}: no file there is named {name}{but}")
         stems = sorted(images.keys() & labels.keys())
-        return [Frame(split, *split_stem(stem)[:2], stem, row) for row, stem in enumerate(stems)], faults
+        return [Frame(split, *split_stem(stem)[:2], stem, row) for row, stem in enumerate(stems)], errors
 
     def path_of(self, frame: Frame) -> str:
         return self.images.path_of(_file_name(frame, IMAGE_SUFFIX))
 
     def size_px(self, frame: Frame) -> tuple[int, int]:
-        with naming(self.path_of(frame)):
-            content = self.images.read(_file_name(frame, IMAGE_SUFFIX))
-            with opened_png(content) as image:
-                return image.height, image.width
+        with name_path(self.path_of(frame)):
+            return png_size_px(self.images.read(_file_name(frame, IMAGE_SUFFIX)))
 
     def read(self, frame: Frame) -> FrameData:
         image, label = (_file_name(frame, suffix) for suffix in (IMAGE_SUFFIX, LABEL_SUFFIX))
-        return read_parts(
-            Part(self.images.path_of(image), partial(self.images.read, image), decoded_photograph),
-            Part(self.labels.path_of(label), partial(self.labels.read, label), _decoded_classes),
+        return read_pair(
+            Part(self.images.path_of(image), partial(self.images.read, image)),
+            Part(self.labels.path_of(label), partial(self.labels.read, label)),
+            lambda content, _: decode_photograph(content),
+            _decode_classes,
         )
 
+    def suspicions(self, pixels_C: np.ndarray) -> Iterator[str]:
+        # Of the ids up to 18 there are six classes, road to pole; a street without vegetation, sky and cars is none.
+        beyond = [number for number, label_id in enumerate(TABLE.label_ids) if label_id >= CLASSES]
+        if not pixels_C[beyond].any():
+            yield (
+                f"{self.labels.path_of('')}: no label has an id above {CLASSES - 1}: these may be trainIds under the "
+                f"name {LABEL_SUFFIX}; read are label ids, such as 7 for road and 26 for car"
+            )
 
-def _decoded_classes(content: bytes) -> np.ndarray:
-    return CODING.classes(decoded_label_ids(content))
+
+def _decode_classes(content: bytes) -> np.ndarray:
+    label_ids = decode_label_ids(content)
+    try:
+        return CODING.classes(label_ids)
+    except UserError as error:
+        if (label_ids[label_ids != IGNORE] < CLASSES).all():
+            raise UserError(f"{error}; these look like trainIds, and label ids are read") from None
+        raise
 
 
 def _file_name(frame: Frame, suffix: str) -> str:
     return f"{frame.split}/{frame.city}/{frame.name}{suffix}"
 
 
-def _listed(tree: FolderTree | ZipTree, split: str, marker: str, suffix: str, faults: list[str]) -> dict[str, str]:
-    """Path (for messages) of each stem whose file ends in `suffix`; misnamed PNGs go to `faults`.
+def _list_files(tree: FolderTree | ZipTree, split: str, marker: str, suffix: str) -> tuple[dict[str, str], list[str]]:
+    """Return the path, for messages, of each stem whose file ends in `suffix`, and an error for each misnamed PNG.
 
-    Other files that carry the official `marker` (colours, instances, polygons) and hidden files are passed over.
+    Other files that carry the official `marker` (colours, instances, polygons) and hidden files are skipped.
     """
     path_of_stem = {}
-    for name in tree.files(split):
+    names, errors = tree.files(split)
+    for name in names:
         _, city, file = name.split("/")
         lower = file.lower()
         if file.startswith(".") or not lower.endswith(".png"):
@@ -195,8 +221,8 @@ def _listed(tree: FolderTree | ZipTree, split: str, marker: str, suffix: str, fa
                 raise UserError(f"a PNG here is named <city>_<sequence>_<frame>{suffix}, in lower case from .png on")
             stem = file.removesuffix(suffix)
             if split_stem(stem)[0] != city:
-                raise UserError(f"lies in the folder of another city, {city!r}")
+                raise UserError(f"in the folder of another city, {city!r}")
             path_of_stem[stem] = tree.path_of(name)
         except UserError as error:
-            faults.append(f"{tree.path_of(name)}: {error}")
-    return path_of_stem
+            errors.append(f"{tree.path_of(name)}: {error}")
+    return path_of_stem, errors

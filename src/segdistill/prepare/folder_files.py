@@ -1,10 +1,9 @@
-"""Which files of a folder are frames: patterns for images and labels, matched by what their stars stand for.
+"""Which files of a folder are frames: patterns for images and labels, in which stars are any text.
 
     images: images/{split}/*.jpg     labels: labels/{split}/*.png
 
-A star stands for any text without a slash, `{split}` for the name of the split. What the stars of an image stand for,
-joined by "_", is the name of the frame, and those of its label stand for the same. A pattern that ends in a star takes
-any suffix of an image.
+A star is any text without a slash, `{split}` the name of the split. The texts of the stars of an image, joined by "_",
+are the name of the frame; its label has the same texts. A pattern that ends in a star takes any suffix of an image.
 """
 
 from __future__ import annotations
@@ -17,26 +16,31 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from segdistill.prepare.file_tree import linked_folders
 from segdistill.prepare.images import SUFFIXES
 
 SPLITS = ("train", "val")
 _SPLIT = "{split}"
+# Suffixes of images that are not read: a folder with such files is refused, not read in part.
+OTHER_SUFFIXES = (".bmp", ".gif", ".heic", ".jfif", ".jp2", ".pgm", ".ppm", ".tga", ".tif", ".tiff", ".webp")
+
+Key = tuple[str, ...]  # of a frame: the texts of the stars
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where files lie and how they are split; patterns are relative to the folder of the data set."""
+    """Where the files are and how they are split; patterns are relative to the folder of the data set."""
 
     images: str
     labels: str
     split_names: dict[str, str]  # what `{split}` is for train and for val
     list: str | None  # of text files that name the frames of each split
     val_fraction: float | None  # of the frames, where nothing else splits them
-    group: str | None  # regular expression of a frame's name: frames of one group are held out together
+    group: str | None  # regular expression on a frame's name: frames of one group are held out together
 
     @classmethod
     def of(cls, raw: dict) -> Layout:
-        """The layout that `classes.yaml` gives, checked by `layout_faults`."""
+        """Return the layout of `classes.yaml`, which `layout_errors` checks."""
         folder = "" if "list" in raw or "val_fraction" in raw else f"{_SPLIT}/"
         return cls(
             images=raw.get("images", f"images/{folder}*"),
@@ -46,11 +50,6 @@ class Layout:
             val_fraction=raw.get("val_fraction"),
             group=raw.get("group"),
         )
-
-    @property
-    def by_pattern(self) -> bool:
-        """Do the patterns tell the splits apart?"""
-        return self.list is None and self.val_fraction is None
 
 
 class Pair(NamedTuple):
@@ -62,22 +61,24 @@ class Pair(NamedTuple):
     label: str
 
 
-def layout_faults(raw: dict) -> Iterator[str]:
-    """What is wrong with the keys of `raw` that a Layout is made of."""
+def layout_errors(raw: dict) -> Iterator[str]:
+    """Yield what is wrong with the keys of `raw` that a Layout is made of."""
     layout = Layout.of(raw)
     for key in ("images", "labels", "list"):
         pattern = getattr(layout, key)
-        if pattern is not None and (fault := _pattern_fault(key, pattern)):
-            yield fault
+        if pattern is not None and (error := _pattern_error(key, pattern)):
+            yield error
             return
     if layout.images.count("*") != layout.labels.count("*"):
         yield f"labels: found {layout.labels!r}; it needs as many stars as images, {layout.images!r}"
     if layout.list is not None and layout.val_fraction is not None:
-        yield "val_fraction: stands beside list; allowed is one of them"
+        yield "val_fraction: found with list; allowed is one of them"
+    by_pattern = layout.list is None and layout.val_fraction is None
+    rule = f"{_SPLIT} is needed in it without a list and a val_fraction"
+    rule = rule if by_pattern else f"{_SPLIT} is not allowed in it with a list or a val_fraction"
     for key in ("images", "labels"):
-        if (_SPLIT in getattr(layout, key)) != layout.by_pattern:
-            said = "is needed" if layout.by_pattern else "cannot stand"
-            yield f"{key}: found {getattr(layout, key)!r}; {_SPLIT} {said} in it {_BECAUSE[layout.by_pattern]}"
+        if (_SPLIT in getattr(layout, key)) != by_pattern:
+            yield f"{key}: found {getattr(layout, key)!r}; {rule}"
     names = layout.split_names
     if not isinstance(names, dict) or set(names) != set(SPLITS) or not all(map(_is_name, names.values())):
         yield f"splits: found {names!r}; allowed are names of folders for train and val"
@@ -91,116 +92,139 @@ def layout_faults(raw: dict) -> Iterator[str]:
             yield f"group: found {layout.group!r}; no regular expression ({error})"
 
 
-_BECAUSE = {True: "where there is no list and no val_fraction", False: "beside a list or a val_fraction"}
-
-
 def _is_name(found: object) -> bool:
     return isinstance(found, str) and found not in ("", ".", "..") and "/" not in found
 
 
-def _pattern_fault(key: str, pattern: object) -> str | None:
-    said = f"{key}: found {pattern!r}; allowed is a path below the folder"
+def _pattern_error(key: str, pattern: object) -> str | None:
+    allowed = f"{key}: found {pattern!r}; allowed is a path below the folder"
     if not isinstance(pattern, str) or not pattern or PurePosixPath(pattern).is_absolute():
-        return said
+        return allowed
     *folders, file = PurePosixPath(pattern).parts
     if ".." in folders or "**" in pattern:
-        return f"{said}, without .. and **"
+        return f"{allowed}, without .. and **"
     if key == "list":
-        return None if _SPLIT in pattern and "*" not in pattern else f"{said} with {_SPLIT} and without stars"
-    return None if file.count("*") == 1 else f"{said} with one star in the name of the file"
+        return None if _SPLIT in pattern and "*" not in pattern else f"{allowed} with {_SPLIT} and without stars"
+    if PurePosixPath(file).suffix.lower() in OTHER_SUFFIXES or (
+        key == "labels" and file.lower().endswith(SUFFIXES[:2])
+    ):
+        return f"{key}: found {pattern!r}; {_are_read(key)}"
+    return None if file.count("*") == 1 else f"{allowed} with one star in the name of the file"
+
+
+def _suffixes(key: str) -> tuple[str, ...]:
+    return SUFFIXES if key == "images" else SUFFIXES[-1:]
+
+
+def _are_read(key: str) -> str:
+    return f"{key} are read from files that end in {' or '.join(_suffixes(key))}"
 
 
 def list_pairs(root: Path, layout: Layout, split: str) -> tuple[list[Pair], list[str]]:
-    """The frames of `split` in order of their names, and all that is wrong with them; with `val_fraction`, all frames.
+    """Return the frames of `split` in order of their names, and all errors; with `val_fraction`, all frames.
 
     Where a list says which frames count, the others need no label.
     """
-    name, faults = layout.split_names[split], []
+    split_name, errors = layout.split_names[split], []
     images, labels = (
-        _matching(root, pattern.replace(_SPLIT, name), suffixes, faults)
-        for pattern, suffixes in ((layout.images, SUFFIXES), (layout.labels, SUFFIXES[-1:]))
+        _matching_files(root, key, getattr(layout, key).replace(_SPLIT, split_name), errors)
+        for key in ("images", "labels")
     )
     wanted = images.keys() | labels
     if layout.list is not None:
-        wanted = _listed(root, layout.list.replace(_SPLIT, name), images, faults)
+        wanted = _listed_frames(root, layout.list.replace(_SPLIT, split_name), images, labels, errors)
+    errors += linked_folders(root, [files[key] for key in wanted for files in (images, labels) if key in files])
     pairs = []
     for key in sorted(wanted):
+        name = "_".join(key)
+        # By default the group is the first folder that a star stands for, or else each frame for itself.
+        match = re.search(layout.group, name) if layout.group else None
         if key not in labels:
-            faults.append(f"{root / images[key]}: image without a label")
+            errors.append(f"{root / images[key]}: image without a label")
         elif key not in images:
-            faults.append(f"{root / labels[key]}: label without an image")
-        elif (group := _group(key, layout)) is None:
-            faults.append(f"{root / images[key]}: group {layout.group!r} does not match its name '{_name(key)}'")
+            errors.append(f"{root / labels[key]}: label without an image")
+        elif layout.group and match is None:
+            errors.append(f"{root / images[key]}: group {layout.group!r} does not match its name '{name}'")
         else:
-            pairs.append(Pair(_name(key), group, images[key], labels[key]))
-    if not pairs and not faults:
-        faults.append(f"{root}: nothing there is named like images: {layout.images.replace(_SPLIT, name)}")
+            pairs.append(Pair(name, match[min(1, match.re.groups)] if match else key[0], images[key], labels[key]))
+    if not pairs and not errors:
+        errors.append(f"{root}: no file there is named like images: {layout.images.replace(_SPLIT, split_name)}")
     pairs.sort()
     for pair, following in zip(pairs, pairs[1:], strict=False):
         if pair.name == following.name:  # as of a_b/c and a/b_c
-            faults.append(f"{root / following.image}: gives the name '{pair.name}' that {root / pair.image} has")
-    return pairs, faults
+            errors.append(f"{root / following.image}: gives the name '{pair.name}' that {root / pair.image} has")
+    return pairs, errors
 
 
-def _name(key: tuple[str, ...]) -> str:
-    return "_".join(key)
-
-
-def _group(key: tuple[str, ...], layout: Layout) -> str | None:
-    if layout.group is None:
-        return key[0]  # its folder where folders are told apart, and else a group of its own
-    match = re.search(layout.group, _name(key))
-    return match and match[min(1, match.re.groups)]
-
-
-def _matching(root: Path, pattern: str, suffixes: tuple[str, ...], faults: list[str]) -> dict[tuple[str, ...], str]:
-    """Files by what the stars of `pattern` stand for there; hidden files are passed over."""
+def _matching_files(root: Path, key: str, pattern: str, errors: list[str]) -> dict[Key, str]:
+    """Return the files that match a pattern, by the texts of its stars; skip hidden files."""
     pieces = PurePosixPath(pattern).as_posix().split("*")
-    stands_for = re.compile("([^/]+)".join(map(re.escape, pieces)))
-    files: dict[tuple[str, ...], str] = {}
+    texts = re.compile("([^/]+)".join(map(re.escape, pieces)))
+    files: dict[Key, str] = {}
+    unread: dict[str, list[Path]] = {}
     for path in sorted(root.glob("*".join(map(glob.escape, pieces)))):
-        file = path.relative_to(root).as_posix()
+        file, suffix = path.relative_to(root).as_posix(), path.suffix.lower()
         if any(part.startswith(".") for part in PurePosixPath(file).parts) or not path.is_file():
             continue
-        if not pieces[-1] and path.suffix.lower() not in suffixes:
+        if not pieces[-1] and suffix not in _suffixes(key):
+            if suffix in (*OTHER_SUFFIXES, *SUFFIXES):
+                unread.setdefault(suffix, []).append(path)
             continue
-        text = file if pieces[-1] else file.removesuffix(path.suffix)
-        match = stands_for.fullmatch(text)
-        if match is None:  # nothing where a star is
+        match = texts.fullmatch(file if pieces[-1] else file.removesuffix(path.suffix))
+        if match is None:  # a star stands for nothing
             continue
-        # One letter may be written in two ways, and systems differ in how they name files.
-        key = tuple(unicodedata.normalize("NFC", part) for part in match.groups())
-        if not _is_text("".join(key)):
-            faults.append(f"{root}: the name {ascii(file)} is not UTF-8")
-        elif key in files:
-            faults.append(f"{path}: is of the same frame as {root / files[key]}")
+        # NFC: a letter may be written in two ways, and systems differ in how they name files.
+        stars = tuple(unicodedata.normalize("NFC", part) for part in match.groups())
+        if any("\udc80" <= sign <= "\udcff" for sign in file):  # bytes that are no UTF-8
+            errors.append(f"{root}: the name {ascii(file)} is not UTF-8")
+        elif stars in files:
+            errors.append(f"{path}: is of the same frame as {root / files[stars]}")
         else:
-            files[key] = file
+            files[stars] = file
+    errors += [
+        f"{paths[0]}: one of {len(paths)} files that end in {suffix}; {_are_read(key)}"
+        for suffix, paths in unread.items()
+    ]
     return files
 
 
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _listed_frames(
+    root: Path, file: str, images: dict[Key, str], labels: dict[Key, str], errors: list[str]
+) -> set[Key]:
+    """Return the frames that the text `file` names, one a line.
 
-
-def _listed(root: Path, file: str, images: dict[tuple[str, ...], str], faults: list[str]) -> set[tuple[str, ...]]:
-    """The frames that the text `file` names, a line each, with or without suffix; unknown ones are faults."""
+    A line is the name of a frame, with or without suffix, or the path of its image, below the folder or anywhere; the
+    path of its label may follow. Empty lines and comments, from #, are skipped.
+    """
     try:
         lines = (root / file).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        faults.append(f"{root / file}: {getattr(error, 'strerror', None) or error}; list: names it")
+        errors.append(f"{root / file}: {getattr(error, 'strerror', None) or error}; list: names it")
         return set()
-    key_of = {_name(key): key for key in images}
+    key_of = {"_".join(key): key for key in images}
+    image_of, label_of = ({path: key for key, path in files.items()} for files in (images, labels))
+
+    def frame_of(text: str, of_path: dict[str, Key]) -> Key | None:
+        text = text.removeprefix("./")
+        parts = text.split("/")
+        for first in range(len(parts)):  # an absolute path, of this machine or another, ends like one below the folder
+            if key := of_path.get("/".join(parts[first:])):
+                return key
+        text = text.strip("/").replace("/", "_")
+        stem = text.removesuffix(Path(text).suffix) if Path(text).suffix.lower() in SUFFIXES else text
+        return key_of.get(stem)
+
     wanted = set()
     for number, line in enumerate(lines, 1):
-        text = unicodedata.normalize("NFC", line.strip()).replace("/", "_")
-        stem = text.removesuffix(Path(text).suffix) if Path(text).suffix.lower() in SUFFIXES else text
-        if stem in key_of:
-            wanted.add(key_of[stem])
-        elif stem:
-            faults.append(f"{root / file}:{number}: no image is named '{stem}'")
+        text = unicodedata.normalize("NFC", line.strip())
+        key = frame_of(text, image_of)
+        if key is None and len(columns := re.split(r"[\s,;]+", text)) == 2:
+            key = frame_of(columns[0], image_of)
+            if key is not None and frame_of(columns[1], label_of) != key:
+                errors.append(f"{root / file}:{number}: '{columns[1]}' is not the label of '{columns[0]}'")
+                continue
+        if key is not None:
+            wanted.add(key)
+        elif text and not text.startswith("#"):
+            errors.append(f"{root / file}:{number}: no image is named '{text}'")
     return wanted

@@ -1,4 +1,4 @@
-"""The two kinds of PNG that Cityscapes is made of: photographs and label ids. Anything else is refused.
+"""Images and label images as arrays, from bytes that nobody has checked: the one place that opens them.
 
 H and W are the file's own pixels.
 """
@@ -13,28 +13,29 @@ import warnings
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from segdistill.core.errors import UserError
 
-# A PNG cannot sensibly outgrow its own pixels; this keeps a crafted archive from filling the memory.
+# A PNG is not larger than its pixels; this keeps a crafted archive from filling the memory.
 MAX_FILE_BYTES = 3 * Image.MAX_IMAGE_PIXELS
 _PNG_GREYSCALE, _PNG_RGB, _PNG_PALETTE = 0, 2, 3
 _CHANNELS = {_PNG_RGB: 3, 4: 2, 6: 4}  # by colour type: with alpha, grey has two and RGB four
-_MAX_INFLATED = 1032  # bytes that deflate, in which the pixels lie, makes of one
+_MAX_INFLATED = 1032  # bytes that deflate, which compresses the pixels, makes of one
 
 
 def opened_png(content: bytes) -> contextlib.AbstractContextManager[Image.Image]:
-    """The still undecoded PNG in `content`; raises on anything that is no PNG, and on an absurd size."""
+    """Yield the undecoded PNG in `content`; raise where it is no PNG or has an absurd size."""
     return opened_image(content, ("PNG",))
 
 
 @contextlib.contextmanager
 def opened_image(content: bytes, formats: tuple[str, ...]) -> Iterator[Image.Image]:
-    """The still undecoded image in `content`; raises on anything but these formats of Pillow, and on an absurd size."""
+    """Yield the undecoded image in `content`; raise where it has none of these formats of Pillow, or an absurd size."""
     if len(content) > MAX_FILE_BYTES:
         raise UserError(f"larger than the {MAX_FILE_BYTES} bytes that are read")
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of EXIF data that are cut short, which nothing here needs
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             image = Image.open(io.BytesIO(content), formats=formats)
@@ -47,24 +48,24 @@ def opened_image(content: bytes, formats: tuple[str, ...]) -> Iterator[Image.Ima
 
 
 def _check_header(content: bytes, image: Image.Image) -> None:
-    """UserError where a PNG says of itself what cannot be."""
-    # The standard wants one header, and it first; Pillow goes by the last one, wherever it is.
+    """Raise a UserError where the header of a PNG contradicts the file."""
+    # The standard has one header, and it first; Pillow uses the last one, wherever it is.
     if content[12:16] != b"IHDR" or struct.unpack(">II", content[16:24]) != image.size:
         raise UserError("no PNG of the standard: its first chunk is not its only header")
     depth, kind = _depth_and_kind(content)
-    # Told before a decoder gets memory for pixels that cannot come.
+    # Checked before a decoder allocates memory for pixels that are not in the file.
     if image.width * image.height * depth * _CHANNELS.get(kind, 1) > 8 * _MAX_INFLATED * len(content):
         raise UserError(f"truncated: {len(content)} bytes for {image.height} x {image.width} pixels")
 
 
 def _depth_and_kind(content: bytes) -> tuple[int, int]:
-    """Bits per channel and colour type of a PNG, from its header: Pillow narrows 16 bits, and widens 4, unasked."""
+    """Return bits per channel and colour type from the header of a PNG; Pillow narrows 16 bits and widens 4."""
     return content[24], content[25]
 
 
 @functools.cache
 def fast_decoder() -> Callable[[bytes, tuple[int, int], str], np.ndarray] | None:
-    """The PNG decoder of kornia-rs, about four times as fast as Pillow's; None where it is not installed."""
+    """Return the PNG decoder of kornia-rs, about four times as fast as Pillow's; None where it is not installed."""
     try:
         from kornia_rs.io import decode_image_png_u8
     except ImportError:
@@ -73,22 +74,22 @@ def fast_decoder() -> Callable[[bytes, tuple[int, int], str], np.ndarray] | None
 
 
 def _samples(content: bytes, image: Image.Image, layout: str) -> np.ndarray:
-    """The pixels of `content`, uint8 (H, W, 3) for layout "rgb", (H, W, 1) or (H, W) for "mono".
+    """Return the pixels of `content`, uint8 (H, W, 3) for layout "rgb", (H, W, 1) or (H, W) for "mono".
 
-    Raises what Pillow raises. Pixels carry two checksums, and what is damaged after it was written fails both: the fast
-    decoder looks at the CRC-32 of the PNG chunks, Pillow at the Adler-32 of the zlib stream inside them. So the one
-    file that passes here and not there is that of a writer which got its own Adler-32 wrong.
+    Raises what Pillow raises. Pixels have two checksums, and a file that was damaged after writing fails both: the fast
+    decoder checks the CRC-32 of the PNG chunks, Pillow the Adler-32 of the zlib stream inside them. Only a file whose
+    writer got its own Adler-32 wrong is read here and not by Pillow.
     """
     decode = fast_decoder()
     if decode is not None:
-        # What it refuses is for Pillow to decide on, and to name: it reads more, and its words are known.
+        # Pillow reads more files, and names the error of those that it refuses too.
         with contextlib.suppress(Exception):
             return decode(content, (image.height, image.width), layout)
     return np.asarray(image)
 
 
-def decoded_photograph(content: bytes) -> np.ndarray:
-    """uint8 (H, W, 3) RGB; UserError for anything but an 8-bit RGB PNG."""
+def decode_photograph(content: bytes) -> np.ndarray:
+    """Return uint8 (H, W, 3) RGB; raise a UserError for anything but an 8-bit RGB PNG."""
     with opened_png(content) as image:
         depth, kind = _depth_and_kind(content)
         if (depth, kind) != (8, _PNG_RGB) or image.mode != "RGB":
@@ -96,8 +97,8 @@ def decoded_photograph(content: bytes) -> np.ndarray:
         return _samples(content, image, "rgb")
 
 
-def decoded_label_ids(content: bytes) -> np.ndarray:
-    """uint8 (H, W) label ids; UserError for anything but 8-bit greyscale or palette indices."""
+def decode_label_ids(content: bytes) -> np.ndarray:
+    """Return uint8 (H, W) label ids; raise a UserError for anything but 8-bit greyscale or palette indices."""
     with opened_png(content) as image:
         depth, kind = _depth_and_kind(content)
         if (kind != _PNG_PALETTE and (depth, kind) != (8, _PNG_GREYSCALE)) or image.mode not in ("L", "P"):
@@ -107,27 +108,74 @@ def decoded_label_ids(content: bytes) -> np.ndarray:
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 _FORMATS = ("JPEG", "PNG")
-# What Pillow opens with 8 bits per channel; more bits would lose their lower half without a word.
+# What Pillow opens with 8 bits per channel; of more bits it drops the lower half without an error.
 _EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
-_ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 swap height and width
+_ORIENTATION = 0x0112  # the EXIF tag
+_SWAPS_SIDES = (5, 6, 7, 8)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
-def picture_size_px(content: bytes) -> tuple[int, int]:
-    """(H, W) of the photograph in `content`, without decoding it."""
+def exif_orientation(image: Image.Image) -> int:
+    """Return how an image is to be turned, 1 to 8 as in EXIF; 1 where its EXIF data are absent or unreadable.
+
+    ImageOps.exif_transpose also rewrites the EXIF data, and fails on any broken value in them.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of EXIF data that are cut short
+        try:
+            found = image.getexif().get(_ORIENTATION)
+            return int(found) if found in _TURNS else 1
+        except Exception:  # Pillow raises many types
+            return 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Return `image` turned as its EXIF data say."""
+    orientation = exif_orientation(image)
+    return image if orientation == 1 else image.transpose(_TURNS[orientation])
+
+
+def image_size_px(content: bytes) -> tuple[int, int]:
+    """Return (H, W) of a JPEG or PNG as it is stored, without decoding it."""
     with opened_image(content, _FORMATS) as image:
-        turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-        return (image.width, image.height) if turned else (image.height, image.width)
+        return image.height, image.width
 
 
-def decoded_picture(content: bytes) -> np.ndarray:
-    """uint8 (H, W, 3) RGB of a JPEG or PNG, without transparency; UserError for more than 8 bits per channel."""
+def decode_image(content: bytes, label_size_px: tuple[int, ...] | None, exif: str | None) -> np.ndarray:
+    """Return uint8 (H, W, 3) RGB of a JPEG or PNG, without transparency.
+
+    Args:
+        label_size_px: (H, W) of its label, None where that is unreadable.
+        exif: "apply" turns the image as its EXIF orientation says, "ignore" keeps the stored pixels. With None the size
+            of the label decides: labels of some tools are drawn on the stored pixels, those of others on turned ones.
+
+    Raises:
+        UserError: more than 8 bits per channel, or with None an orientation that the size of the label does not decide.
+    """
     with opened_image(content, _FORMATS) as image:
         _check_depth(content, image)
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        is_turned = exif != "ignore" and exif_orientation(image) != 1
+        if is_turned and exif is None and label_size_px is not None:
+            orientation = exif_orientation(image)
+            if orientation not in _SWAPS_SIDES or image.width == image.height:
+                raise UserError(
+                    f"EXIF orientation {orientation}, and its label may be drawn on the stored or the turned pixels; "
+                    "write exif_orientation: apply (turn the images) or ignore into classes.yaml"
+                )
+            is_turned = label_size_px == (image.width, image.height)
+        return np.asarray((upright(image) if is_turned else image).convert("RGB"))
 
 
-def decoded_label_colors(content: bytes) -> np.ndarray:
-    """uint8 (H, W, 3) RGB of a PNG in colours, or of a palette's; UserError for anything else."""
+def decode_label_colors(content: bytes) -> np.ndarray:
+    """Return uint8 (H, W, 3) RGB of a PNG in colours or with a palette; raise a UserError for anything else."""
     with opened_png(content) as image:
         _check_depth(content, image)
         if image.mode not in ("P", "RGB", "RGBA"):
@@ -135,7 +183,13 @@ def decoded_label_colors(content: bytes) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
+def png_size_px(content: bytes) -> tuple[int, int]:
+    """Return (H, W) of a PNG without decoding it."""
+    with opened_png(content) as image:
+        return image.height, image.width
+
+
 def _check_depth(content: bytes, image: Image.Image) -> None:
-    depth = content[24] if image.format == "PNG" else 8  # of a channel, from the header: Pillow narrows 16 bits unasked
+    depth = content[24] if image.format == "PNG" else 8  # bits of a channel, from the header: Pillow narrows 16 bits
     if image.mode not in _EIGHT_BIT_MODES or depth > 8:
         raise UserError(f"mode {image.mode}, {max(depth, 8)} bit; allowed are 8 bits per channel")

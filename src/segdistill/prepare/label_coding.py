@@ -1,4 +1,4 @@
-"""From the pixels of a label image to classes: pixels are ids, or colours. What stands for nothing is refused.
+"""From the pixels of a label image, ids or colours, to classes. Unknown ones are refused.
 
 H and W are the image's own pixels.
 """
@@ -19,7 +19,7 @@ class IdCoding:
     """Label images whose pixels are ids 0..255."""
 
     def __init__(self, class_of_id: Mapping[int, int], ignored: Iterable[int], ignore_others: bool = False) -> None:
-        """`class_of_id` names the class of each id; `ignored` ids are no class, and neither are any others if asked."""
+        """Take the class of each id, the ids without a class, and whether all other ids have none either."""
         self._classes = np.full(256, IGNORE, np.uint8)
         self._known = np.full(256, ignore_others)
         for label_id, number in class_of_id.items():
@@ -27,8 +27,8 @@ class IdCoding:
         self._known[[*class_of_id, *ignored]] = True
 
     def classes(self, label_ids_HW: np.ndarray) -> np.ndarray:
-        """Classes uint8 (H, W) of label ids uint8 (H, W); UserError names the ids that are not in the table."""
-        # bytes.translate maps a byte a time in C, several times as fast as NumPy's indexing or counting of them all.
+        """Return classes uint8 (H, W) of label ids uint8 (H, W); raise a UserError for ids outside the table."""
+        # bytes.translate maps bytes in C, several times as fast as NumPy's indexing or counting.
         label_ids = label_ids_HW.tobytes()
         if b"\0" in label_ids.translate(self._known.tobytes()):
             unknown = np.setdiff1d(label_ids_HW, np.flatnonzero(self._known))
@@ -48,7 +48,7 @@ class ColorCoding:
         self._ignore_others = ignore_others
 
     def classes(self, colors_HW3: np.ndarray) -> np.ndarray:
-        """Classes uint8 (H, W) of colours uint8 (H, W, 3); UserError names the colours that are not in the table."""
+        """Return classes uint8 (H, W) of colours uint8 (H, W, 3); raise a UserError for colours outside the table."""
         colors_HW = _packed(colors_HW3)
         places_HW = np.searchsorted(self._colors, colors_HW).clip(max=len(self._colors) - 1)
         known_HW = self._colors[places_HW] == colors_HW
@@ -64,7 +64,7 @@ class ColorCoding:
 
 
 def _packed(colors: np.ndarray) -> np.ndarray:
-    """RGB values (..., 3) as one number each, uint32 (...)."""
+    """Return RGB values (..., 3) as one number each, uint32 (...)."""
     red, green, blue = (colors[..., channel].astype(np.uint32) for channel in range(3))
     return red << 16 | green << 8 | blue
 
@@ -75,6 +75,6 @@ def _first(values: Iterable) -> str:
 
 
 def _in_ranges(numbers: np.ndarray) -> str:
-    """0 1 2 3 7 as "0 to 3, 7"."""
+    """Return 0 1 2 3 7 as "0 to 3, 7"."""
     runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
     return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

@@ -1,4 +1,4 @@
-"""Decode every frame once: from image files or the synthetic city to flat arrays that training maps into memory.
+"""Read or render every frame once, and store it in arrays that training maps into memory.
 
 Each frame is read, checked and stored by one worker, which writes the frame's own rows of the arrays: the bytes do not
 depend on the number of workers, and memory does not grow with the number of frames. N frames, H x W stored pixels.
@@ -24,9 +24,11 @@ from PIL import Image
 
 from segdistill.core.errors import UserError, raise_all
 from segdistill.core.files import atomic_directory, write_json
+from segdistill.core.log import logger
 from segdistill.core.progress import Progress
+from segdistill.core.provenance import usable_cores
 from segdistill.formats.classes import IGNORE, ClassTable
-from segdistill.prepare.sources import DataParams, Frame, FrameError, FrameSource, names_by_group
+from segdistill.prepare.sources import DataParams, Frame, FrameError, FrameSource, draw_frames, draw_groups
 
 SOURCES = ("synthetic", "cityscapes", "folder")
 CHUNK_FRAMES = 4  # small, so that the last worker at work is not alone for long
@@ -35,19 +37,19 @@ CHUNK_FRAMES = 4  # small, so that the last worker at work is not alone for long
 def prepare(data: DataParams, seed: int, out: Path, workers: int | None = None) -> dict:
     """Write `out`/{train,holdout,val}/{images,labels}.npy and `out`/index.json, all at once, and return the index.
 
-    images uint8 (N, H, W, 3) RGB; labels uint8 (N, H, W) classes, 255 = ignore. `seed` decides which train frames are
-    held out, and draws the synthetic city. `workers` processes, by default one for each core that may be used.
+    images uint8 (N, H, W, 3) RGB; labels uint8 (N, H, W) classes, 255 = ignore. `seed` chooses the train frames that
+    are held out, and renders the synthetic city. There are `workers` processes, by default one per usable core.
 
     Raises:
-        UserError: all faults of the source together, each with its path. An earlier `out` is then left as it was.
+        UserError: all errors of the source together, each with its path. An earlier `out` is then left as it was.
     """
     source = open_source(data, seed)
-    frames, faults = _assign_splits(source, data.holdout_fraction, seed)
+    frames, errors = _assign_splits(source, data.holdout_fraction, seed)
     listed = [frame for split in frames.values() for frame in split]
     size_px = tuple(data.size_px) if data.size_px else _first_size(source, listed)
     with atomic_directory(out) as folder:
-        # Faults known by now already forbid a result; the frames are still read, to report all faults at once.
-        keep = folder if size_px and not faults else None
+        # Errors known by now already forbid a result; the frames are still read, to report all errors at once.
+        keep = folder if size_px and not errors else None
         if keep:
             for split, members in frames.items():
                 allocate(folder / split, len(members), size_px)
@@ -56,7 +58,7 @@ def prepare(data: DataParams, seed: int, out: Path, workers: int | None = None) 
             for split, members in frames.items()
             for first in range(0, len(members), CHUNK_FRAMES)
         ]
-        processes = max(1, min(workers or len(os.sched_getaffinity(0)), len(chunks)))
+        processes = max(1, min(workers or usable_cores(), len(chunks)))
         read: dict[str, list[FrameFacts]] = {split: [] for split in frames}
         writer = FrameWriter(source, size_px, data.size_px is not None, keep)
         progress = Progress("prepare", len(listed), unit="frame")
@@ -64,16 +66,18 @@ def prepare(data: DataParams, seed: int, out: Path, workers: int | None = None) 
             for chunk, facts in zip(chunks, results, strict=True):
                 read[chunk.split] += facts
                 progress.advance(len(facts))
-        faults += [fault for facts in read.values() for frame in facts for fault in frame.faults]
-        raise_all(faults, "the frames cannot be prepared")
+        errors += [error for facts in read.values() for frame in facts for error in frame.errors]
+        raise_all(errors, "the frames cannot be prepared")
         index = _index(data.source, source.table, size_px, frames, read)
         write_json(folder / "index.json", index)
+        for suspicion in source.suspicions(sum(frame.pixels for facts in read.values() for frame in facts)):
+            logger.warning("%s", suspicion)
     return index
 
 
 def open_source(data: DataParams, seed: int) -> FrameSource:
-    """The source that `data` asks for; UserError names the params path of what is wrong with it."""
-    # Imported here, so that a source loads what it needs and no more.
+    """Return the source that `data` names; raise a UserError that names the params path of what is wrong with it."""
+    # Imported here, so that a source loads only what it needs.
     if data.source == "synthetic":
         from segdistill.prepare.synthetic.source import SyntheticFrames
 
@@ -93,27 +97,48 @@ def open_source(data: DataParams, seed: int) -> FrameSource:
 
 
 def _assign_splits(source: FrameSource, holdout_fraction: float, seed: int) -> tuple[dict[str, list[Frame]], list[str]]:
-    """Frames of train, holdout and val, and what is wrong with their listing."""
-    train, faults = source.list_frames("train")
+    """Return the frames of train, holdout and val, and the errors of listing them."""
+    train, errors = source.list_frames("train")
     val, more = source.list_frames("val")
-    faults += more
-    faults += [f"the {split} split has no frames" for split, found in (("train", train), ("val", val)) if not found]
+    errors += more
+    errors += [f"the {split} split has no frames" for split, found in (("train", train), ("val", val)) if not found]
     if len(train) == 1:
-        faults.append(
+        errors.append(
             f"data.holdout_fraction: {holdout_fraction} of 1 train frame ({source.path_of(train[0])}); "
             "at least 2 are needed, one to train on and one to hold out"
         )
-    held_out = names_by_group(train, holdout_fraction, seed)
+    held_out = _draw_holdout(source, train, holdout_fraction, seed)
     splits = {
         "train": [frame for frame in train if frame.name not in held_out],
         "holdout": [frame for frame in train if frame.name in held_out],
         "val": val,
     }
-    return splits, faults
+    return splits, errors
+
+
+def _draw_holdout(source: FrameSource, train: list[Frame], fraction: float, seed: int) -> set[str]:
+    """Return the names of the train frames to hold out: whole groups, because frames of a group look alike."""
+    if source.independent_frames:
+        return draw_frames(train, fraction, seed)
+    held_out = draw_groups(train, fraction, seed)
+    if not held_out and len(train) > 1:
+        held_out = draw_frames(train, fraction, seed)
+        logger.warning(
+            "data.holdout_fraction: all %d train frames are of one group, '%s'; its last %d are held out, and resemble "
+            "those that are trained on",
+            *(len(train), train[0].city, len(held_out)),
+        )
+    elif len(held_out) > 2 * max(fraction * len(train), 1):
+        logger.warning(
+            "data.holdout_fraction: %s of %d train frames, but %d are held out: groups are held out whole, and none is "
+            "smaller",
+            *(fraction, len(train), len(held_out)),
+        )
+    return held_out
 
 
 def _first_size(source: FrameSource, frames: list[Frame]) -> tuple[int, int] | None:
-    """(H, W) that all frames have to have: that of the first one with a readable header."""
+    """Return (H, W) that all frames have to have: the size of the first one with a readable header."""
     for frame in frames:
         try:
             return source.size_px(frame)
@@ -129,12 +154,12 @@ def _index(
     frames: dict[str, list[Frame]],
     read: dict[str, list[FrameFacts]],
 ) -> dict:
-    """The content of index.json; UserError when a split has no pixel of any class, so nothing to learn or score."""
-    splits, fingerprinted, faults = {}, [list(size_px)], []
+    """Return the content of index.json; raise a UserError when a split has no pixel of any class to learn or score."""
+    splits, fingerprinted, errors = {}, [list(size_px)], []
     for split, members in frames.items():
         pixels = sum(facts.pixels for facts in read[split])
         if pixels.sum() == 0:
-            faults.append(f"the {split} split: every pixel of its {len(members)} frames is ignored ({IGNORE})")
+            errors.append(f"the {split} split: every pixel of its {len(members)} frames is ignored ({IGNORE})")
             continue
         rows = [
             {"name": frame.name, "city": frame.city, "sequence": frame.sequence, "checksum": facts.checksum}
@@ -142,7 +167,7 @@ def _index(
         ]
         splits[split] = {"frames": rows, "class_frequency": (pixels / pixels.sum()).tolist()}
         fingerprinted.append([split, [[row["name"], row["checksum"]] for row in rows]])
-    raise_all(faults, "labels without any evaluated class")
+    raise_all(errors, "labels without any evaluated class")
     facts = table.facts()
     return {
         "source": source,
@@ -160,11 +185,11 @@ _writer: FrameWriter | None = None  # of this worker process: sent once, not wit
 
 @contextmanager
 def _mapped(writer: FrameWriter, chunks: list[Chunk], processes: int) -> Iterator[Iterator[list[FrameFacts]]]:
-    """Yield the results of `writer` for all `chunks`, in order, computed in this process or in several others."""
+    """Yield an iterator over the results of `writer` for all `chunks`, in order, from this process or several."""
     if processes == 1:
         yield map(writer, chunks)
         return
-    # spawn: a fork would copy the locks of whatever threads the calling program runs (the progress bar is one).
+    # spawn: a fork would copy the locks of other threads of the calling program (the progress bar is one).
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker, (writer,))
     try:
         yield pool.map(_run_chunk, chunks)
@@ -180,7 +205,7 @@ def _start_worker(writer: FrameWriter) -> None:
 
 
 def _exit_with_parent() -> None:
-    """A killed parent cannot end its workers, which would wait for ever."""
+    """End this worker with its parent: a killed parent cannot end its workers, which would wait for ever."""
     multiprocessing.parent_process().join()
     os._exit(1)
 
@@ -190,7 +215,7 @@ def _run_chunk(chunk: Chunk) -> list[FrameFacts]:
 
 
 def allocate(folder: Path, frames: int, size_px: tuple[int, int]) -> None:
-    """Create both arrays of one split. OSError when the disk cannot hold them: now, not after hours of decoding."""
+    """Create both arrays of one split; raise OSError now, not hours later, when the disk cannot hold them."""
     folder.mkdir()
     for name, shape in (("images", (frames, *size_px, 3)), ("labels", (frames, *size_px))):
         path = folder / f"{name}.npy"
@@ -205,7 +230,7 @@ def allocate(folder: Path, frames: int, size_px: tuple[int, int]) -> None:
 
 
 def _write_row(stored: np.memmap, row: int, values: np.ndarray) -> None:
-    """`stored[row] = values`, written to the file: through the map it would wait for a page fault every 4 KiB."""
+    """Store `values` as a row, by writing to the file: through the map each 4 KiB would cost a page fault."""
     with Path(stored.filename).open("r+b") as file:
         start = stored.offset + row * values.nbytes
         file.seek(start)
@@ -225,20 +250,20 @@ class Chunk(NamedTuple):
 
 
 class FrameFacts(NamedTuple):
-    """What one frame adds to the index: its checksum and valid pixels per class (C,), or its faults."""
+    """What one frame adds to the index: its checksum and valid pixels per class (C,), or its errors."""
 
     checksum: str
     pixels: np.ndarray | int
-    faults: list[str]
+    errors: list[str]
 
 
 @dataclass(frozen=True)
 class FrameWriter:
-    """Reads frames and stores them; the part of the work that is handed to other processes."""
+    """Reads frames and stores them, in worker processes."""
 
     source: FrameSource
     size_px: tuple[int, int] | None  # (H, W) to store; None when no frame is readable
-    resize: bool  # else a frame of another size is a fault
+    resize: bool  # else a frame of another size is an error
     folder: Path | None  # None checks the frames and stores nothing
 
     def __call__(self, chunk: Chunk) -> list[FrameFacts]:
@@ -251,7 +276,7 @@ class FrameWriter:
             try:
                 image, classes, checksum = self._fitted(frame)
             except FrameError as error:
-                facts.append(FrameFacts("", 0, error.faults))
+                facts.append(FrameFacts("", 0, error.errors))
                 continue
             if self.folder:
                 _write_row(images, row, image)
@@ -262,7 +287,7 @@ class FrameWriter:
         return facts
 
     def _fitted(self, frame: Frame) -> tuple[np.ndarray, np.ndarray, str]:
-        """Image, classes and checksum of `frame` at the size to store; raises FrameError."""
+        """Return image, classes and checksum of `frame` at the size to store; raise FrameError."""
         image, classes, checksum = self.source.read(frame)
         if image.shape[:2] == self.size_px:
             return image, classes, checksum

@@ -1,4 +1,4 @@
-"""What a source of frames gives, and what `prepare` may ask of it.
+"""What a source of frames gives to `prepare`.
 
 H and W are the source's own pixels.
 """
@@ -26,28 +26,28 @@ class SyntheticParams(Protocol):
 
 
 class DataParams(Protocol):
-    """The `data` section of params.yaml, as far as frames are concerned."""
+    """The `data` section of params.yaml."""
 
     source: str  # "synthetic", "cityscapes" or "folder"
     root: str | None
-    size_px: tuple[int, int] | None  # (H, W); None keeps the size that the frames have
+    size_px: tuple[int, int] | None  # (H, W); None keeps the size of the files
     holdout_fraction: float
     synthetic: SyntheticParams
 
 
 class FrameError(UserError):
-    """All that is wrong with one frame, each fault with its path."""
+    """All errors of one frame, each with its path."""
 
-    def __init__(self, faults: Iterable[str]):
-        self.faults = list(faults)
-        super().__init__("\n".join(self.faults))
+    def __init__(self, errors: Iterable[str]):
+        self.errors = list(errors)
+        super().__init__("\n".join(self.errors))
 
 
 @dataclass(frozen=True)
 class Frame:
     """One frame of a source: its split, its name, and the source's own number of it within the split.
 
-    Frames of one `city` look alike, as those of a recording do; they are held out together.
+    Frames of one `city`, such as those of a recording, look alike: they are held out together.
     """
 
     split: str
@@ -66,66 +66,90 @@ class FrameData(NamedTuple):
 
 
 class FrameSource(Protocol):
-    """What `prepare` needs of a source; a source can be pickled, and is cheap to pickle."""
+    """What `prepare` needs of a source. Sources are pickled, once for each worker process."""
 
     table: ClassTable
+    # Are frames of one group rendered independently? Then the holdout may take a part of a group.
+    independent_frames: bool
 
     def list_frames(self, split: str) -> tuple[list[Frame], list[str]]:
-        """Frames of `split` ("train" or "val") sorted by name, and the faults found while listing them."""
+        """Return the frames of `split` ("train" or "val") sorted by name, and the errors found while listing them."""
 
     def path_of(self, frame: Frame) -> str:
-        """Where the image of `frame` is, for messages."""
+        """Return the path of the image of `frame`, for messages."""
 
     def size_px(self, frame: Frame) -> tuple[int, int]:
-        """(H, W) of the image of `frame`, without decoding it; raises FrameError."""
+        """Return (H, W) of `frame` without decoding it; raise FrameError where it is unreadable."""
 
     def read(self, frame: Frame) -> FrameData:
-        """Pixels of `frame`, image and classes of one size; raises FrameError."""
+        """Return the pixels of `frame`, image and classes of one size; raise FrameError where they are unreadable."""
+
+    def suspicions(self, pixels_C: np.ndarray) -> Iterator[str]:
+        """Yield what looks wrong about the number of pixels of each class, over all frames."""
 
 
 @contextmanager
-def naming(path: str) -> Iterator[None]:
-    """Turn whatever reading or decoding the file at `path` raises into FrameError that name it."""
+def name_path(path: str) -> Iterator[None]:
+    """Turn any exception of the body into a FrameError that names `path`."""
     try:
         yield
-    except Exception as error:  # a damaged PNG or zip makes the decoders raise nearly anything
+    except Exception as error:  # a damaged PNG or zip makes the decoders raise nearly any type
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise FrameError([f"{path}: {reason}"]) from error
 
 
 class Part(NamedTuple):
-    """Half of a frame, its image or its classes: where it is, what reads its bytes, and what decodes them."""
+    """Half of a frame, its image or its label: where it is, and what reads its bytes."""
 
     path: str
     read: Callable[[], bytes]
-    decode: Callable[[bytes], np.ndarray]
 
 
-def read_parts(image: Part, classes: Part, coding: str = "") -> FrameData:
-    """The image and the classes of a frame; all that is wrong with them in one FrameError.
+def read_pair(
+    image: Part,
+    label: Part,
+    decode_image: Callable[[bytes, tuple[int, ...] | None], np.ndarray],
+    decode_label: Callable[[bytes], np.ndarray],
+    coding: str = "",
+) -> FrameData:
+    """Return the image and the classes of a frame; raise one FrameError for all errors in them.
 
     Args:
-        coding: enters the checksum, where the same bytes may stand for other classes.
+        decode_image: makes pixels (H, W, 3) of bytes and the size of the label, None where that is unreadable.
+        decode_label: makes classes (H, W) of bytes.
+        coding: enters the checksum, because the same bytes are other classes with another coding.
     """
-    checksum, faults, decoded = hashlib.sha256(coding.encode()), [], []
-    for path, read, decode in (image, classes):
+    checksum, errors = hashlib.sha256(coding.encode()), []
+    pixels = classes = None
+    try:
+        with name_path(image.path):
+            content = image.read()
+            checksum.update(content)
+    except FrameError as error:
+        content = None
+        errors += error.errors
+    try:
+        with name_path(label.path):
+            label_content = label.read()
+            checksum.update(label_content)
+            classes = decode_label(label_content)
+    except FrameError as error:
+        errors += error.errors
+    if content is not None:
         try:
-            with naming(path):
-                content = read()
-                checksum.update(content)
-                decoded.append(decode(content))
+            with name_path(image.path):
+                pixels = decode_image(content, None if classes is None else classes.shape)
         except FrameError as error:
-            faults += error.faults
-    if not faults and decoded[0].shape[:2] != decoded[1].shape:
-        image_size, label_size = list(decoded[0].shape[:2]), list(decoded[1].shape)
-        faults.append(f"{classes.path}: size {label_size}, but its image has {image_size}")
-    if faults:
-        raise FrameError(faults)
-    return FrameData(*decoded, checksum.hexdigest())
+            errors += error.errors
+    if pixels is not None and classes is not None and pixels.shape[:2] != classes.shape:
+        errors.append(f"{label.path}: size {list(classes.shape)}, but its image has {list(pixels.shape[:2])}")
+    if errors:
+        raise FrameError(errors)
+    return FrameData(pixels, classes, checksum.hexdigest())
 
 
-def what_is_in(folder: Path, shown: int = 8) -> str:
-    """What a message says about a folder that is not what it should be."""
+def describe_folder(folder: Path, shown: int = 8) -> str:
+    """Return what a message says about a folder that is not what it should be."""
     if not folder.is_dir():
         if folder.is_symlink() and not folder.exists():
             return "is a link that leads nowhere"
@@ -134,21 +158,44 @@ def what_is_in(folder: Path, shown: int = 8) -> str:
     return f"holds {', '.join(names[:shown]) or 'nothing'}{', ...' * (len(names) > shown)}"
 
 
-def names_by_group(frames: list[Frame], fraction: float, key: object) -> set[str]:
-    """Names of about `fraction` of the `frames`: at least 1, and at least 1 is left (of 2). `key` draws the groups.
+def draw_groups(frames: list[Frame], fraction: float, key: object) -> set[str]:
+    """Return the names of about `fraction` of the `frames`, in whole groups; none where there is one group only.
 
-    Frames of one city look alike (most of the official sequences hold a single frame), so cities are taken whole.
-    The last one taken gives only what is still needed, its last frames: a single stretch of time, which has neighbours
-    among the others at one end only.
+    Groups are drawn by `key`. A group that would exceed the fraction by more than it now falls short is passed over;
+    where every group is that large, the smallest is taken. One group at least is left.
     """
+    groups = _groups_in_drawn_order(frames, key)
+    wanted = _wanted(frames, fraction)
+    taken: set[str] = set()
+    for members in groups:
+        if len(members) <= 2 * (wanted - len(taken)) and len(taken) + len(members) < len(frames):
+            taken.update(members)
+    if not taken and len(groups) > 1:
+        taken.update(min(groups, key=len))
+    return taken
+
+
+def draw_frames(frames: list[Frame], fraction: float, key: object) -> set[str]:
+    """Return the names of just `fraction` of the `frames`: at least 1, and at least 1 is left (of 2).
+
+    Whole groups are drawn by `key`; the last one gives only what is still needed, its last frames: one stretch of time,
+    which has neighbours among the others at one end only.
+    """
+    wanted = _wanted(frames, fraction)
+    taken: set[str] = set()
+    for members in _groups_in_drawn_order(frames, key):
+        missing = wanted - len(taken)
+        taken.update(members[len(members) - min(missing, len(members)) :])
+    return taken
+
+
+def _wanted(frames: list[Frame], fraction: float) -> int:
+    return min(max(round(fraction * len(frames)), 1), len(frames) - 1)
+
+
+def _groups_in_drawn_order(frames: list[Frame], key: object) -> list[list[str]]:
     groups: dict[str, list[str]] = {}
     for frame in frames:
         groups.setdefault(frame.city, []).append(frame.name)
-    wanted = min(max(round(fraction * len(frames)), 1), len(frames) - 1)
-    taken: set[str] = set()
-    for group in sorted(groups, key=lambda group: hashlib.sha256(f"{key}/{group}".encode()).digest()):
-        missing = wanted - len(taken)
-        if missing <= 0:
-            break
-        taken.update(sorted(groups[group])[-missing:])
-    return taken
+    drawn = sorted(groups, key=lambda group: hashlib.sha256(f"{key}/{group}".encode()).digest())
+    return [sorted(groups[group]) for group in drawn]

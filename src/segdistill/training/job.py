@@ -129,8 +129,15 @@ def init_fingerprint(init: str) -> str:
 
 
 def warn_if_unseen(params_path: str, file: str, folder: Path) -> None:
-    """Warn when `file`, named by a params path, is outside the `folder` that the running stage depends on."""
-    if not Path(os.path.abspath(file)).is_relative_to(os.path.abspath(folder)):  # noqa: PTH100 - DVC follows links
+    """Warn when DVC does not see changes to `file`, which a params path names, in the `folder` that a stage depends on.
+
+    DVC hashes a linked file by its content, but does not look into a linked folder inside the folder that it hashes.
+    """
+    path, seen = (Path(os.path.abspath(name)) for name in (file, folder))  # noqa: PTH100 - resolve would follow links
+    is_inside = path.is_relative_to(seen)
+    if not is_inside or any(
+        above.is_symlink() for above in path.parents if above != seen and above.is_relative_to(seen)
+    ):
         remedy = f"put it into {folder}/, or force the stage (dvc repro -f -s) when it has changed"
         logger.warning("%s: DVC does not see changes to %s; %s", params_path, file, remedy)
 

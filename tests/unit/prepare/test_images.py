@@ -14,7 +14,7 @@ from PIL import Image
 
 from segdistill.core.errors import UserError
 from segdistill.prepare import images as png_file
-from segdistill.prepare.images import decoded_label_ids, decoded_photograph
+from segdistill.prepare.images import decode_label_ids, decode_photograph
 from segdistill.prepare.run import prepare
 from support.city_on_disk import write_city
 from support.hostile_files import GREYSCALE, MAGIC, PALETTE, RGB, chunk, header
@@ -63,9 +63,9 @@ def test_every_filter_and_layout_is_decoded(decoder, size_px, interlaced):
         rng = np.random.default_rng(seed)
         image = rng.integers(0, 256, (*size_px, 3), np.uint8)
         label_ids = rng.integers(0, 34, size_px, np.uint8)
-        np.testing.assert_array_equal(decoded_photograph(png(image, RGB, interlaced, seed)), image)
+        np.testing.assert_array_equal(decode_photograph(png(image, RGB, interlaced, seed)), image)
         for kind in (GREYSCALE, PALETTE):
-            decoded = decoded_label_ids(png(label_ids, kind, interlaced, seed))
+            decoded = decode_label_ids(png(label_ids, kind, interlaced, seed))
             assert decoded.dtype == np.uint8
             np.testing.assert_array_equal(decoded, label_ids)
 
@@ -75,20 +75,20 @@ def test_damage_is_refused(decoder):
     image = rng.integers(0, 256, (16, 16, 3), np.uint8)
     whole = png(image, RGB)
     with pytest.raises(OSError, match="truncated"):
-        decoded_photograph(whole[: len(whole) // 2])
+        decode_photograph(whole[: len(whole) // 2])
     for place in rng.integers(110, len(whole) - 24, 20):  # in the pixels of the second IDAT chunk
         damaged = bytearray(whole)
         damaged[place] ^= 1
         with pytest.raises(Exception, match="broken|truncated"):
-            decoded_photograph(bytes(damaged))
+            decode_photograph(bytes(damaged))
 
 
 def test_other_layouts_are_refused(decoder):
     grey = np.arange(36, dtype=np.uint8).reshape(6, 6)
     with pytest.raises(UserError, match="mode L, 8 bit; a photograph has to be RGB"):
-        decoded_photograph(png(grey, GREYSCALE))
+        decode_photograph(png(grey, GREYSCALE))
     with pytest.raises(UserError, match="mode RGB, 8 bit; labels have to be"):
-        decoded_label_ids(png(np.zeros((6, 6, 3), np.uint8), RGB))
+        decode_label_ids(png(np.zeros((6, 6, 3), np.uint8), RGB))
 
 
 def test_more_pixels_than_a_file_can_hold_are_refused_before_decoding(decoder, monkeypatch):
@@ -96,14 +96,14 @@ def test_more_pixels_than_a_file_can_hold_are_refused_before_decoding(decoder, m
     whole = png(np.zeros((6, 6, 3), np.uint8), RGB)
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 9000, 9000, 8, RGB, 0, 0, 0))
     with pytest.raises(UserError, match="truncated: .* bytes for 9000 x 9000 pixels"):
-        decoded_photograph(whole[:8] + header + whole[33:])
+        decode_photograph(whole[:8] + header + whole[33:])
 
 
 def test_the_emptiest_large_pictures_are_read(decoder):
     image = np.zeros((2000, 2000, 3), np.uint8)
     whole = png_of(image)
     assert len(whole) < image.nbytes / 900
-    assert not decoded_photograph(whole).any()
+    assert not decode_photograph(whole).any()
 
 
 def png_of(image: np.ndarray) -> bytes:
@@ -118,11 +118,11 @@ def test_a_second_header_or_one_that_is_not_first_is_refused(decoder):
     header = slice(8, 33)
     for added in (labels[header], png(grey[:3], RGB)[header]):
         with pytest.raises(UserError, match="mode L, 8 bit; a photograph has to be RGB|not its only header"):
-            decoded_photograph(image[:33] + added + image[33:])
+            decode_photograph(image[:33] + added + image[33:])
     with pytest.raises(UserError, match="mode RGB, 8 bit; labels have to be"):
-        decoded_label_ids(labels[:33] + image[header] + labels[33:])
+        decode_label_ids(labels[:33] + image[header] + labels[33:])
     with pytest.raises(UserError, match="its first chunk is not its only header"):
-        decoded_photograph(image[:8] + chunk(b"tEXt", b"a\0b") + image[8:])
+        decode_photograph(image[:8] + chunk(b"tEXt", b"a\0b") + image[8:])
 
 
 def test_the_fast_decoder_is_found_where_it_is_installed():

@@ -1,8 +1,9 @@
-"""What `prepare` stores, what it refuses, and which frames it holds out; on tiny PNGs in the official layout."""
+"""prepare: what it stores, refuses and holds out, on tiny PNGs in the official layout."""
 
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -18,7 +19,7 @@ from segdistill.core.files import read_json
 from segdistill.prepare import cityscapes
 from segdistill.prepare import images as png_file
 from segdistill.prepare.run import prepare as prepare_in_processes
-from segdistill.prepare.sources import Frame, names_by_group
+from segdistill.prepare.sources import Frame, draw_frames, draw_groups
 from support.city_on_disk import image_path, label_path, random_frame, write_city, write_frame, zip_city
 
 TRAIN = ("aachen_000000_000019", "aachen_000001_000019", "bochum_000000_000313", "bochum_000000_000885")
@@ -60,7 +61,8 @@ def test_arrays_and_index_hold_every_frame(root, out):
     names = {split: [frame["name"] for frame in index["splits"][split]["frames"]] for split in SPLITS}
     assert sorted(names["train"] + names["holdout"]) == list(TRAIN)
     assert names["val"] == list(VAL)
-    assert len(names["holdout"]) == 1
+    assert {name.split("_")[0] for name in names["holdout"]} in ({"aachen"}, {"bochum"})
+    assert len(names["holdout"]) == 2
     for split in SPLITS:
         images, labels = np.load(out / split / "images.npy"), np.load(out / split / "labels.npy")
         assert images.dtype == labels.dtype == np.uint8
@@ -80,7 +82,7 @@ def test_zips_give_the_same_bytes_as_the_folder(root, out, tmp_path, archived):
     zip_city(root, tmp_path / "zips")
     if archived == "labels only":
         (tmp_path / "zips" / cityscapes.IMAGE_ZIP).unlink()
-        (tmp_path / "zips" / "leftImg8bit").symlink_to(root / "leftImg8bit")
+        shutil.copytree(root / "leftImg8bit", tmp_path / "zips" / "leftImg8bit")
     prepare(settings(root), 0, out)
     prepare(settings(tmp_path / "zips"), 0, tmp_path / "from_zips")
     assert stored_bytes(out) == stored_bytes(tmp_path / "from_zips")
@@ -116,24 +118,104 @@ def test_class_frequencies_are_of_valid_pixels(root, out):
     assert frequency == [0.75 if name == "road" else 0.25 if name == "car" else 0.0 for name in cityscapes.CLASS_NAMES]
 
 
-def test_palette_labels_linked_folders_and_other_files_are_fine(root, out, tmp_path):
+def test_palette_labels_linked_files_and_other_files_are_read(root, out, tmp_path):
     written = write_city(tmp_path / "elsewhere", TRAIN, VAL)
-    root.mkdir()
+    subprocess.run(["cp", "-rs", str(tmp_path / "elsewhere"), str(root)], check=True)
     for top in ("leftImg8bit", "gtFine"):
-        (root / top / "train").mkdir(parents=True)
-        for city in ("aachen", "bochum"):
-            (root / top / "train" / city).symlink_to(tmp_path / "elsewhere" / top / "train" / city)
-        (root / top / "val").symlink_to(tmp_path / "elsewhere" / top / "val")
         (root / top / "test" / "berlin").mkdir(parents=True)
         (root / top / "test" / "berlin" / "no_official_name.png").touch()
         (root / top / "val" / "ulm" / "._hidden.png").touch()
     label_path(root, "val", VAL[0]).with_name(f"{VAL[0]}_gtFine_color.png").touch()
     palette = Image.fromarray(written[VAL[0]][1])
     palette.putpalette([value for color in cityscapes.PALETTE.tolist() for value in color])
+    label_path(root, "val", VAL[0]).unlink()
     palette.save(label_path(root, "val", VAL[0]))
     prepare(settings(root), 0, out)
     train_ids = cityscapes.TRAIN_ID_OF_LABEL_ID[written[VAL[0]][1]]
     np.testing.assert_array_equal(np.load(out / "val" / "labels.npy")[0], train_ids)
+
+
+@pytest.mark.parametrize("link", ["leftImg8bit", "gtFine/val", "gtFine/train/bochum"])
+def test_linked_folder_is_refused(root, out, tmp_path, link):
+    write_city(root, TRAIN, VAL)
+    (root / link).rename(tmp_path / "elsewhere")
+    (root / link).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError) as refused:
+        prepare(settings(root), 0, out)
+    assert f"{root / link}: a link to a folder, in which DVC sees no changes" in str(refused.value)
+    assert f"rm {root / link} && cp -rs {tmp_path / 'elsewhere'} {root / link}" in str(refused.value)
+    (tmp_path / "link").symlink_to(root)  # DVC does look into a folder that is itself a link
+    (root / link).unlink()
+    (tmp_path / "elsewhere").rename(root / link)
+    prepare(settings(tmp_path / "link"), 0, out)
+
+
+PLACES = {
+    "another folder on top": (lambda name: f"cityscapes/{name}", "cityscapes/leftImg8bit/train/aachen/aachen_000000"),
+    "no folder on top": (lambda name: name.split("/", 1)[1], "train/aachen/aachen_000000"),
+    "separators of Windows": (lambda name: name.replace("/", "\\"), "leftImg8bit\\train\\aachen"),
+}
+
+
+@pytest.mark.parametrize("case", PLACES)
+def test_zip_with_files_elsewhere_says_what_was_found_where(root, out, tmp_path, case):
+    rename, found = PLACES[case]
+    write_city(root, TRAIN, VAL)
+    zip_city(root, tmp_path / "zips")
+    path = tmp_path / "zips" / cityscapes.IMAGE_ZIP
+    with zipfile.ZipFile(path) as archive:
+        members = [(name, archive.read(name)) for name in archive.namelist() if not name.endswith("/")]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members:
+            member = zipfile.ZipInfo("x")
+            member.filename = rename(name)
+            archive.writestr(member, content)
+    with pytest.raises(UserError) as refused:
+        prepare(settings(tmp_path / "zips"), 0, out)
+    for split in ("train", "val"):
+        where = f"{path}: leftImg8bit/{split}: no file there is named CITY/CITY_SEQUENCE_FRAME_leftImg8bit.png, but"
+        assert where in str(refused.value)
+    assert found in str(refused.value)
+    assert "without an image" not in str(refused.value)
+
+
+def as_train_ids(root: Path, suffix: str, ignored: int = 255) -> None:
+    """Turn the label ids under `root` into trainIds, in files that end in `suffix`."""
+    for path in sorted(root.rglob("*_labelIds.png")):
+        train_ids = cityscapes.TRAIN_ID_OF_LABEL_ID[np.asarray(Image.open(path))].copy()
+        train_ids[train_ids == 255] = ignored
+        path.unlink()
+        Image.fromarray(train_ids).save(path.with_name(path.name.replace("labelIds", suffix)))
+
+
+def test_train_ids_alone_are_one_line_for_each_split(root, out):
+    write_city(root, TRAIN, VAL)
+    as_train_ids(root, "labelTrainIds")
+    with pytest.raises(UserError) as refused:
+        prepare(settings(root), 0, out)
+    message = str(refused.value)
+    assert message.count("no file there is named CITY/CITY_SEQUENCE_FRAME_gtFine_labelIds.png, but") == 2
+    assert f"but {root}/gtFine/train/aachen/" in message
+    assert "_gtFine_labelTrainIds.png" in message
+    assert "image without a label" not in message
+
+
+def test_train_ids_under_the_name_of_label_ids_are_noticed(root, out, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr("segdistill.prepare.run.logger.warning", lambda text, *values: said.append(text % values))
+    write_city(root, TRAIN, VAL)
+    prepare(settings(root), 0, out)
+    assert said == []
+    as_train_ids(root, "labelIds", ignored=2)
+    prepare(settings(root), 0, out)
+    assert len(said) == 1
+    assert "no label has an id above 18: these may be trainIds under the name _gtFine_labelIds.png" in said[0]
+    write_city(root, TRAIN, VAL)
+    as_train_ids(root, "labelIds")
+    with pytest.raises(
+        UserError, match="label ids 255 are not in the table; allowed: 0 to 33; these look like trainIds"
+    ):
+        prepare(settings(root), 0, out)
 
 
 def test_fingerprint_changes_with_any_frame_and_with_the_split(root, out, tmp_path):
@@ -141,7 +223,7 @@ def test_fingerprint_changes_with_any_frame_and_with_the_split(root, out, tmp_pa
     fingerprints = [prepare(settings(root), 0, out)["fingerprint"]]
     assert prepare(settings(root), 0, out)["fingerprint"] == fingerprints[0]
     fingerprints.append(prepare(settings(root, size_px=(4, 8)), 0, out)["fingerprint"])
-    fingerprints.append(prepare(settings(root, holdout_fraction=0.5), 0, out)["fingerprint"])
+    fingerprints.append(prepare(settings(root), 3, out)["fingerprint"])
     write_frame(root, "train", "aachen_000002_000019", *random_frame(50))
     fingerprints.append(prepare(settings(root), 0, out)["fingerprint"])
     write_frame(root, "train", "aachen_000002_000019", *random_frame(51))
@@ -149,17 +231,17 @@ def test_fingerprint_changes_with_any_frame_and_with_the_split(root, out, tmp_pa
     assert len(set(fingerprints)) == len(fingerprints)
 
 
-def test_all_faults_are_told_together_and_nothing_is_left(root, out):
+def test_all_errors_are_named_together_and_nothing_is_left(root, out):
     write_city(root, TRAIN, VAL)
     before = stored_bytes(prepare(settings(root), 0, out) and out)
     image, label_ids = random_frame(9)
-    faults = {}
+    errors = {}
 
     def broken(sequence: int, said: str, write: bool = True) -> str:
         stem = f"jena_{sequence:06d}_000019"
         if write:
             write_frame(root, "train", stem, image, label_ids)
-        faults[stem] = said
+        errors[stem] = said
         return stem
 
     label_path(root, "train", broken(0, "image without a label")).unlink()
@@ -183,22 +265,22 @@ def test_all_faults_are_told_together_and_nothing_is_left(root, out):
     image_path(root, "train", broken(12, "a PNG here is named")).rename(
         root / "leftImg8bit" / "train" / "jena" / "jena_000012_000019.png"
     )
-    faults["JENA_1_1_leftImg8bit"] = "does not follow <city>_<sequence>_<frame>"
+    errors["JENA_1_1_leftImg8bit"] = "does not follow <city>_<sequence>_<frame>"
     Image.fromarray(image).save(root / "leftImg8bit" / "train" / "jena" / "JENA_1_1_leftImg8bit.png")
-    faults["ulm_000009_000019_gtFine"] = "another city, 'jena'"
+    errors["ulm_000009_000019_gtFine"] = "of another city, 'jena'"
     Image.fromarray(label_ids).save(root / "gtFine" / "train" / "jena" / "ulm_000009_000019_gtFine_labelIds.png")
 
     with pytest.raises(UserError) as error:
         prepare(settings(root), 0, out, workers=2)
     lines = str(error.value).splitlines()
-    for stem, said in faults.items():
+    for stem, said in errors.items():
         assert any(str(root) in line and stem in line and said in line for line in lines), f"{stem}: {said}\n{lines}"
-    assert len(lines) == len(faults) + 2, lines  # a heading, and the label whose image was misnamed
+    assert len(lines) == len(errors) + 2, lines  # a heading, and the label whose image was misnamed
     assert stored_bytes(out) == before
     assert list(out.parent.iterdir()) == [out]
 
 
-def test_faults_of_zips_name_archive_and_member(root, out, tmp_path):
+def test_errors_of_zips_name_archive_and_member(root, out, tmp_path):
     write_city(root, TRAIN, VAL)
     image_path(root, "train", TRAIN[0]).write_bytes(b"hello")
     zip_city(root, tmp_path / "zips")
@@ -229,7 +311,7 @@ def test_absurd_sizes_are_refused(root, out, monkeypatch):
         prepare(settings(root), 0, out)
 
 
-def test_what_is_no_data_set_names_data_root(root, out):
+def test_missing_data_set_names_data_root(root, out):
     for given, said in ((root, "does not exist"), ("", "is not set")):
         with pytest.raises(UserError, match=rf"data\.root: .*{said}; allowed: .*gtFine_trainvaltest\.zip"):
             prepare(settings(given), 0, out)
@@ -251,7 +333,7 @@ def test_empty_splits_and_a_single_train_frame(root, out):
         prepare(settings(root), 0, out)
 
 
-def test_a_split_without_any_class_is_a_fault(root, out):
+def test_split_without_any_class_is_refused(root, out):
     write_city(root, TRAIN, VAL)
     for stem in VAL:
         write_frame(root, "val", stem, random_frame(0)[0], np.zeros((8, 16), np.uint8))
@@ -264,27 +346,42 @@ def train_frames(sequence_lengths: dict[tuple[str, str], int]) -> list[Frame]:
     return [Frame("train", *stem.split("_")[:2], stem, index) for index, stem in enumerate(sorted(stems))]
 
 
+CITIES = {(city, f"{run:06d}"): 3 * run + 2 for city in ("aachen", "bochum", "jena") for run in range(5)}
+
+
 @pytest.mark.parametrize("fraction", [0.0, 0.05, 0.1, 0.33, 0.5, 0.97, 1.0])
 @pytest.mark.parametrize("seed", range(4))
-def test_holdout_takes_whole_sequences_and_one_stretch(fraction, seed):
-    lengths = {(city, f"{run:06d}"): 3 * run + 2 for city in ("aachen", "bochum", "jena") for run in range(5)}
-    frames = train_frames(lengths)
-    held_out = names_by_group(frames, fraction, seed)
+def test_holdout_of_independent_frames_is_exact_and_one_stretch(fraction, seed):
+    frames = train_frames(CITIES)
+    held_out = draw_frames(frames, fraction, seed)
     assert len(held_out) == min(max(round(fraction * len(frames)), 1), len(frames) - 1)
-    assert held_out == names_by_group(frames[::-1], fraction, seed)
+    assert held_out == draw_frames(frames[::-1], fraction, seed)
     partly = 0
-    for group in lengths:
+    for group in CITIES:
         flags = [frame.name in held_out for frame in frames if (frame.city, frame.sequence) == group]
         assert flags == sorted(flags)  # what is held out of a sequence is its end
         partly += any(flags) and not all(flags)
     assert partly <= 1
 
 
+@pytest.mark.parametrize("fraction", [0.0, 0.05, 0.1, 0.33, 0.5, 0.97, 1.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_holdout_takes_whole_groups(fraction, seed):
+    frames = train_frames({(f"city{number}", "000000"): 3 + 5 * (number % 4) for number in range(12)})
+    held_out = draw_groups(frames, fraction, seed)
+    taken = {frame.city for frame in frames if frame.name in held_out}
+    assert held_out == {frame.name for frame in frames if frame.city in taken}
+    assert 0 < len(held_out) < len(frames)
+    assert abs(len(held_out) - fraction * len(frames)) <= 18  # the largest group
+    assert held_out == draw_groups(frames[::-1], fraction, seed)
+
+
 def test_holdout_follows_the_seed_and_leaves_one_frame():
     frames = train_frames({(f"city{number}", "000000"): 1 for number in range(40)})
-    assert len({frozenset(names_by_group(frames, 0.1, seed)) for seed in range(10)}) > 5
-    assert names_by_group(frames[:2], 1.0, 0) < {frame.name for frame in frames[:2]}
-    assert names_by_group(frames[:1], 0.5, 0) == names_by_group([], 0.5, 0) == set()
+    for draw in (draw_frames, draw_groups):
+        assert len({frozenset(draw(frames, 0.1, seed)) for seed in range(10)}) > 5
+        assert draw(frames[:2], 1.0, 0) < {frame.name for frame in frames[:2]}
+        assert draw(frames[:1], 0.5, 0) == draw([], 0.5, 0) == set()
 
 
 def test_synthetic_city(out, tmp_path, monkeypatch):
@@ -304,7 +401,7 @@ def test_synthetic_city(out, tmp_path, monkeypatch):
         prepare(settings("", source="synthetic", synthetic=counts), 3, out)
 
 
-def test_starting_it_loads_nothing_heavy():
+def test_import_loads_nothing_heavy():
     heavy = ("torch", "torchvision", "mlflow", "pydantic", "onnx", "rich", "dvc", "plotly")
     code = f"import segdistill.prepare, sys; sys.exit(' '.join(name for name in {heavy} if name in sys.modules) or 0)"
     subprocess.run([sys.executable, "-c", code], check=True)

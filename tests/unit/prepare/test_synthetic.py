@@ -38,7 +38,8 @@ def test_a_frame_is_a_function_of_its_arguments():
 
 def test_another_process_draws_the_same_frame():
     code = (
-        "import hashlib; from segdistill.synthetic import render_frame; i, l = render_frame(1, 'val', 2, (96, 160));"
+        "import hashlib; from segdistill.prepare.synthetic.render import render_frame;"
+        "i, l = render_frame(1, 'val', 2, (96, 160));"
         "print(hashlib.sha256(i.tobytes() + l.tobytes()).hexdigest())"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()

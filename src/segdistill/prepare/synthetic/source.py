@@ -1,10 +1,13 @@
-"""The built-in city as a source: frames are drawn, not read, at the size that is asked for."""
+"""The built-in city as a source: frames are rendered at any size, not read."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
+
+import numpy as np
 
 from segdistill.formats.classes import ClassTable
 from segdistill.prepare import cityscapes
@@ -19,6 +22,7 @@ class SyntheticFrames:
     counts: dict[str, int]
     frame_size_px: tuple[int, int]
     table: ClassVar[ClassTable] = cityscapes.TABLE
+    independent_frames: ClassVar[bool] = True  # frames of one city share its style, and no scene
 
     def list_frames(self, split: str) -> tuple[list[Frame], list[str]]:
         from segdistill.prepare.synthetic import render as synthetic
@@ -41,3 +45,6 @@ class SyntheticFrames:
         image, label_ids = synthetic.render_frame(self.seed, frame.split, frame.index, self.frame_size_px)
         checksum = hashlib.sha256(image.tobytes() + label_ids.tobytes()).hexdigest()
         return FrameData(image, cityscapes.CODING.classes(label_ids), checksum)
+
+    def suspicions(self, pixels_C: np.ndarray) -> Iterator[str]:
+        return iter(())
