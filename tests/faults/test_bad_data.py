@@ -1,6 +1,6 @@
-"""Frames that cannot be right: `prepare` names the file, what it found and what is allowed, and leaves what there was.
+"""Bad frames: `prepare` names the file, what it found and what is allowed, and leaves earlier outputs.
 
-What the library makes of faults that come together is told in unit/test_prepare.py.
+unit/prepare has errors that come together; here a stage meets them one by one.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ STEM = TRAIN[1]
 PHOTOGRAPH, LABEL_IDS = random_frame(9, SIZE_PX)
 
 
-def saved_as(name: str, picture: Image.Image):
-    """A change that saves `picture` as `name`."""
-    return lambda city: picture.save(city.path(name))
+def saved_as(name: str, image: Image.Image):
+    """Return a change that saves `image` as `name`."""
+    return lambda city: image.save(city.path(name))
 
 
 def with_ids(*ids: int) -> Image.Image:
@@ -43,7 +43,7 @@ def renamed(name: str, other: str):
 
 
 def looping(name: str):
-    """A change that puts a link to itself in the place of `name`."""
+    """Return a change that replaces `name` by a link to itself."""
 
     def change(city: Project) -> None:
         path = city.path(name)
@@ -56,7 +56,7 @@ def looping(name: str):
 
 
 def in_place_of(name: str, make: Callable[[Path], object]):
-    """A change that removes the file `name` and calls `make` with its path."""
+    """Return a change that removes the file `name` and calls `make` with its path."""
 
     def change(city: Project) -> None:
         city.path(name).unlink()
@@ -84,7 +84,7 @@ def named_muenchen(city: Project) -> None:
         (folder / f"münchen_000000_000019_{suffix}.png").touch()
 
 
-# What is broken, and what the message has to say: the file, what was found, what is allowed.
+# What is broken, and what the message says: the file, what was found, what is allowed.
 FRAMES = {
     "image without a label": (without(LABEL), [IMAGE, "image without a label"]),
     "label without an image": (without(IMAGE), [LABEL, "label without an image"]),
@@ -92,7 +92,7 @@ FRAMES = {
     "truncated": (lambda city: city.cut_short(IMAGE), [IMAGE, "truncated"]),
     "truncated label": (lambda city: city.cut_short(LABEL, 0.8), [LABEL, "truncated"]),
     "empty": (lambda city: city.write(IMAGE, b""), [IMAGE, "no readable PNG (0 bytes)"]),
-    "text": (lambda city: city.write(LABEL, b"no picture\n"), [LABEL, "no readable PNG (11 bytes)"]),
+    "text": (lambda city: city.write(LABEL, b"no image\n"), [LABEL, "no readable PNG (9 bytes)"]),
     "a JPEG by another name": (
         lambda city: Image.fromarray(PHOTOGRAPH).save(city.path(IMAGE), format="JPEG"),
         [IMAGE, "no readable PNG"],
@@ -152,6 +152,17 @@ FRAMES = {
         [f"train/aachen/{STEM}", "another city, 'aachen'"],
     ),
     "city with an umlaut": (named_muenchen, ["'münchen_000000_000019' does not follow <city>_<sequence>_<frame>"]),
+    "folder that is a link": (
+        lambda city: (
+            city.path("raw/gtFine/train/bochum").rename(city.path("elsewhere")),
+            city.path("raw/gtFine/train/bochum").symlink_to(city.path("elsewhere")),
+        ),
+        ["raw/gtFine/train/bochum: a link to a folder, in which DVC sees no changes", "set data.root to", "cp -rs "],
+    ),
+    "folder that links back": (
+        lambda city: city.path("raw/gtFine/train/again").symlink_to(".."),
+        ["raw/gtFine/train/again: a link to a folder"],
+    ),
     "file that links to itself": (looping(IMAGE), [IMAGE, "symbolic links"]),
     "named pipe": (in_place_of(IMAGE, os.mkfifo), [f"{IMAGE}: no file, but a pipe or a device"]),
     "device": (
@@ -175,7 +186,7 @@ FRAMES = {
 
 
 @pytest.mark.parametrize("name", FRAMES)
-def test_frames_that_cannot_be_right_are_refused(city, refused, name):
-    change, told = FRAMES[name]
+def test_bad_frames_are_refused(city, refused, name):
+    change, parts = FRAMES[name]
     change(city)
-    refused("prepare", told)
+    refused("prepare", parts)

@@ -1,6 +1,6 @@
-"""params.yaml that cannot be meant: each stage says what was found and what is allowed, and touches nothing.
+"""Bad params.yaml: each stage says what was found and what is allowed, and touches nothing.
 
-What `load_params` makes of every kind of fault is told in unit/test_params.py; here it is what a user of a stage meets.
+unit/params has every kind of error; here is what a user of a stage meets.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ ONLINE = {"alpha": 0.5, "lr": 0.01, "teacher": "online"}
 OF_ANY_SIZE = {"data__source": "cityscapes", "data__size_px": None}  # then only the prepared frames tell it
 DEEP = b"[" * 400
 
-# What is changed, the call, and what its message has to say: the params path, what was found, what is allowed.
+# What is changed, the call, and what its message says: the params path, what was found, what is allowed.
 CASES = {
     "unknown key": (
         {"distill__temprature": 2.0},
@@ -69,7 +69,7 @@ CASES = {
     "ill-named run": (
         {"runs": {"vanilla": {"alpha": 0.0, "lr": 0.01, "teacher": "none"}, "a0.3; rm": ONLINE | {"teacher": "views"}}},
         "report",
-        ["runs.a0.3; rm: a run is named by lower-case letters, digits and single dashes"],
+        ["runs.a0.3; rm: a run is named by up to 100 lower-case letters, digits and single dashes"],
     ),
     "kind that is not built": (
         {"runs__taught": ONLINE},
@@ -92,19 +92,24 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_value_that_is_not_allowed_is_refused(project, refused, name):
-    changed, call, told = CASES[name]
+def test_bad_value_is_refused(project, refused, name):
+    changed, call, parts = CASES[name]
     project.set_params(**changed)
-    refused(call, told)
+    refused(call, parts)
 
 
-# What stands in the file instead, from what stood there, and what the message has to say.
+# The new content of the file, made of the old one, and what the message says.
 FILES = {
-    "run twice": (lambda text: text.replace(b"  taught:", b"  vanilla:"), ["params.yaml: key 'vanilla' stands twice"]),
+    "run twice": (
+        lambda text: text.replace(b"  taught:", b"  vanilla:"),
+        ["params.yaml has lines that are not allowed (1)", "key vanilla occurs twice"],
+    ),
     "empty": (lambda text: b"", ["params.yaml: found NoneType, allowed is a mapping of sections"]),
     "not UTF-8": (lambda text: text + b"\xff\xfe", ["params.yaml: not UTF-8"]),
     "not YAML": (lambda text: text + b"}", ["params.yaml: not YAML"]),
     "nested without end": (lambda text: text + b"x: " + DEEP, ["params.yaml: not YAML"]),
+    "name that DVC drops": (lambda text: text.replace(b"  taught:", b"  12:"), ["key 12 is not text to YAML"]),
+    "octal or not": (lambda text: text.replace(b"seed: 0", b"seed: 010"), ["line ", "010 is ambiguous in YAML"]),
     "alias": (
         lambda text: text.replace(b"seed: 0", b"seed: &zero 0").replace(b"alpha: 0.0", b"alpha: *zero"),
         ["params.yaml: alias *zero (line ", "allowed is the value itself"],
@@ -113,21 +118,21 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_that_cannot_be_read_is_refused(project, refused, name):
-    changed, told = FILES[name]
+def test_unreadable_file_is_refused(project, refused, name):
+    changed, parts = FILES[name]
     before = project.path("params.yaml").read_bytes()
     project.write("params.yaml", changed(before))
     assert project.path("params.yaml").read_bytes() != before
-    refused("distill --run taught", told)
+    refused("distill --run taught", parts)
 
 
 @pytest.mark.parametrize("call", ["prepare", "show", "track", "ui"])
-def test_without_a_file_there_is_advice(project, refused, call):
+def test_missing_file_gives_advice(project, refused, call):
     project.path("params.yaml").unlink()
     refused(call, ["params.yaml: no such file; take one with: cp profiles/tiny.yaml params.yaml"])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
-def test_a_device_that_is_not_there_is_refused(project, refused):
+def test_missing_device_is_refused(project, refused):
     project.set_params(compute__device="cuda")
     refused("distill --run taught", ["compute.device: found cuda", "allowed are auto and cpu"])

@@ -1,4 +1,4 @@
-"""Files and names made to do harm: nothing in them runs, none of them bursts open, and none gets out of its place."""
+"""Hostile files and names: no code runs, no file fills the memory, and no file is written outside its folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MEMBER = LABEL.removeprefix("raw/")
 
 @pytest.fixture
 def zipped(city: Project) -> Iterator[zipfile.ZipFile]:
-    """The same as two zips in zips/; the one with the labels, opened to be added to."""
+    """Pack the city as two zips in zips/; yield the one with the labels, open for appending."""
     zip_city(city.path("raw"), city.path("zips"))
     city.set_params(data__root="zips")
     with zipfile.ZipFile(city.path("zips") / cityscapes.LABEL_ZIP, "a", zipfile.ZIP_DEFLATED) as archive:
@@ -63,7 +63,7 @@ def test_a_member_that_bursts_open_is_refused(city, zipped, refused):
     zipped.writestr("gtFine/train/jena/jena_000000_000019_gtFine_labelIds.png", bytes(32 * MIB))
     zipped.close()
     told = ["jena_000000_000019_gtFine_labelIds.png", f"{32 * MIB} bytes packed into ", "; allowed are "]
-    refused("prepare", [*told, "zips that burst open are refused"], headroom_bytes=128 * MIB)
+    refused("prepare", [*told, "zip bombs are refused"], headroom_bytes=128 * MIB)
 
 
 def test_members_that_share_their_bytes_are_refused(city, zipped, refused):
