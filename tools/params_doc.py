@@ -1,4 +1,4 @@
-"""docs/params.md, written from the typed models, so that it cannot drift.
+"""Write docs/params.md from the typed models.
 
 python tools/params_doc.py            # exit code 1 when the page is out of date
 python tools/params_doc.py --write
@@ -23,7 +23,7 @@ SECTIONS = [name for name in Params.model_fields if name not in {"seed", "runs"}
 
 
 def allowed(annotation: object, metadata: list) -> str:
-    """What a field takes, in words."""
+    """Return what a field takes, in words."""
     bounds = "".join(
         f", {word} {getattr(rule, name)}" for rule in metadata for name, word in _BOUNDS.items() if _has(rule, name)
     )
@@ -55,7 +55,7 @@ def _has(rule: object, name: str) -> bool:
 
 
 def rows(model: type[BaseModel], prefix: str) -> list[str]:
-    """A table row for each field, sections within sections flattened."""
+    """Return a table row for each field, nested sections flattened."""
     found = []
     for name, field in model.model_fields.items():
         path = f"{prefix}{name}"
@@ -71,20 +71,29 @@ def rows(model: type[BaseModel], prefix: str) -> list[str]:
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the page."""
     lines = [
         "# params.yaml, key by key",
         "",
         "Written from the typed models by `python tools/params_doc.py --write`.",
+        "",
+        "DVC reads YAML 1.2, most Python programs 1.1. Values that the two read differently are refused: `010`, `1:30`,",
+        "`1_000`, `yes`, `no`, `on`, `off` and dates. Write a plain number, `true` or `false`, or text in quotes.",
         "",
     ]
     head = ["| key | allowed | what it is |", "|---|---|---|"]
     lines += [*head, f"| `seed` | whole number, at least 0 | {Params.model_fields['seed'].description} |", ""]
     for name in SECTIONS:
         lines += [f"## {name}", "", *head, *rows(Params.model_fields[name].annotation, f"{name}."), ""]
-    lines += ["## runs", "", "Each entry is one student, named by lower-case letters, digits and dashes.", ""]
+    lines += [
+        *("## runs", ""),
+        "Each entry is one student, named by up to 100 lower-case letters, digits and single dashes. A name that YAML reads",
+        "as a number, a date or a truth value, such as `12`, `1e3` or `on`, is refused, also in quotes: DVC would drop its",
+        "stages or run them under another name.",
+        "",
+    ]
     lines += [*head, *rows(RunBase, "runs.RUN."), ""]
-    lines += ["Any key of `distill` but `crop_px` may stand in a run as well and goes before it there.", ""]
+    lines += ["A run may have any key of `distill` but `crop_px`, which then replaces that of `distill`.", ""]
     lines += ["## Networks", "", "| name | what it is | output strides |", "|---|---|---|"]
     lines += [
         f"| `{n}` | {a.description} | {', '.join(map(str, sorted(a.output_strides)))} |" for n, a in ARCHS.items()

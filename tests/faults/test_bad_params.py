@@ -8,7 +8,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-ONLINE = {"alpha": 0.5, "lr": 0.01, "teacher": "online"}
+ONLINE = {"student": "deeplabv3_mobilenet_lite", "alpha": 0.5, "lr": 0.01, "teacher": "online"}
+OFFLINE = ONLINE | {"alpha": 0.0, "teacher": "none"}
 OF_ANY_SIZE = {"data__source": "cityscapes", "data__size_px": None}  # then only the prepared frames tell it
 DEEP = b"[" * 400
 
@@ -67,7 +68,7 @@ CASES = {
         ["distill.crop_px: found [32, 34]", "multiples of teacher_logits.stride 4, such as [32, 32]"],
     ),
     "ill-named run": (
-        {"runs": {"vanilla": {"alpha": 0.0, "lr": 0.01, "teacher": "none"}, "a0.3; rm": ONLINE | {"teacher": "views"}}},
+        {"runs": {"vanilla": OFFLINE, "a0.3; rm": ONLINE | {"teacher": "views"}}},
         "report",
         ["runs.a0.3; rm: a run is named by up to 100 lower-case letters, digits and single dashes"],
     ),
