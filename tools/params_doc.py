@@ -77,7 +77,7 @@ def page() -> str:
         "",
         "Written from the typed models by `python tools/params_doc.py --write`.",
         "",
-        "DVC reads YAML 1.2, most Python programs 1.1. Values that the two read differently are refused: `010`, `1:30`,",
+        "DVC reads YAML 1.2, most Python programs 1.1. Values that differ between them are refused: `010`, `1:30`,",
         "`1_000`, `yes`, `no`, `on`, `off` and dates. Write a plain number, `true` or `false`, or text in quotes.",
         "",
     ]
@@ -87,9 +87,9 @@ def page() -> str:
         lines += [f"## {name}", "", *head, *rows(Params.model_fields[name].annotation, f"{name}."), ""]
     lines += [
         *("## runs", ""),
-        "Each entry is one student, named by up to 100 lower-case letters, digits and single dashes. A name that YAML reads",
-        "as a number, a date or a truth value, such as `12`, `1e3` or `on`, is refused, also in quotes: DVC would drop its",
-        "stages or run them under another name.",
+        "Each entry is one student, named by up to 100 lower-case letters, digits and single dashes. A name that",
+        "YAML reads as a number, a date or a truth value needs quotes: `\"12\"`, `\"1e3\"`, `\"on\"`. Without them it is",
+        "refused, because DVC would drop its stages or run them under another name.",
         "",
     ]
     lines += [*head, *rows(RunBase, "runs.RUN."), ""]

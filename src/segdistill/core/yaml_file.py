@@ -64,7 +64,7 @@ def _mapping_of_names(loader: _Loader, node: yaml.MappingNode) -> dict:
             loader.errors.append(f"line {line}: key {shown(key)} occurs twice")
         elif not isinstance(key, str) and not is_ambiguous(str(key_node.value)):
             found = shown(key_node.value)[:MAX_SHOWN]
-            loader.errors.append(f"line {line}: key {found} is not text to YAML; allowed are names, in quotes or not")
+            loader.errors.append(f"line {line}: key {found} is not text to YAML; write it in quotes")
         if isinstance(key, str):
             seen.add(key)
     return {} if loader.errors else yaml.SafeLoader.construct_mapping(loader, node, deep=True)
@@ -76,12 +76,6 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _mapping_of_names)
 def is_ambiguous(text: str) -> bool:
     """Return whether `text` is another value in YAML 1.1 than in YAML 1.2, when it is not in quotes."""
     return _AMBIGUOUS.fullmatch(text) is not None
-
-
-def is_text(text: str) -> bool:
-    """Return whether YAML reads `text` as text even when it is not in quotes."""
-    tag = _Loader("").resolve(yaml.ScalarNode, text, (True, False))
-    return tag == "tag:yaml.org,2002:str" and not is_ambiguous(text)
 
 
 def read_mapping(path: Path, of: str, remedy: str) -> dict:

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from segdistill.core.errors import UserError, passwords_in, raise_all, without_passwords
-from segdistill.core.yaml_file import MAX_SHOWN, is_text, read_mapping, shown
+from segdistill.core.yaml_file import MAX_SHOWN, read_mapping, shown
 from segdistill.params.archs import ARCHS, MIN_PX
 from segdistill.params.model import ExportParams, FinetuneParams, Params, RunParams, section_of
 
@@ -138,8 +138,6 @@ def _run_errors(params: Params, name: str) -> Iterator[str]:
     if not RUN_NAME.fullmatch(name) or len(name) > MAX_RUN_NAME:
         allowed = f"up to {MAX_RUN_NAME} lower-case letters, digits and single dashes between them"
         yield f"{path[:MAX_SHOWN]}: a run is named by {allowed}"
-    elif not is_text(name):  # DVC drops a stage of such a name, or runs it under another
-        yield f"{path}: YAML reads this name as a number, a date or a truth value; allowed is such as run-{name}"
     if name == "teacher":
         yield f"{path}: this name is taken, by the teacher's own row; any other will do"
     if (run.alpha == 0) != (run.teacher == "none"):
