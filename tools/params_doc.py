@@ -88,7 +88,7 @@ def page() -> str:
     lines += [
         *("## runs", ""),
         "Each entry is one student, named by up to 100 lower-case letters, digits and single dashes. A name that",
-        "YAML reads as a number, a date or a truth value needs quotes: `\"12\"`, `\"1e3\"`, `\"on\"`. Without them it is",
+        'YAML reads as a number, a date or a truth value needs quotes: `"12"`, `"1e3"`, `"on"`. Without them it is',
         "refused, because DVC would drop its stages or run them under another name.",
         "",
     ]
