@@ -101,7 +101,8 @@ def _assign_splits(source: FrameSource, holdout_fraction: float, seed: int) -> t
     train, errors = source.list_frames("train")
     val, more = source.list_frames("val")
     errors += more
-    errors += [f"the {split} split has no frames" for split, found in (("train", train), ("val", val)) if not found]
+    if not errors:  # else these say why
+        errors += [f"the {split} split has no frames" for split, found in (("train", train), ("val", val)) if not found]
     if len(train) == 1:
         errors.append(
             f"data.holdout_fraction: {holdout_fraction} of 1 train frame ({source.path_of(train[0])}); "
