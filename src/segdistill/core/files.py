@@ -1,4 +1,4 @@
-"""Outputs that appear whole or not at all: written beside their place, synced, then renamed."""
+"""Outputs that appear whole or not at all: written under a temporary name, synced, then renamed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from segdistill.core.errors import UserError
 
 @contextmanager
 def name_path_in_errors(path: Path) -> Iterator[None]:
-    """Let an OSError of the body name `path`: a full disk names no file, and temporary names say nothing to anyone."""
+    """Let an OSError of the body name `path`: a full disk names no file, and temporary names mean nothing to users."""
     try:
         yield
     except OSError as error:
-        # As if it were written in its place: `.name.123.part/train/a.npy` is `name/train/a.npy` to whoever reads it.
+        # Users know `.name.123.part/train/a.npy` as `name/train/a.npy`.
         parts = Path(os.fsdecode(error.filename)).parts if error.filename is not None else ()
         inside = [number for number, part in enumerate(parts) if part.startswith(f".{path.name}.")]
         if inside or not parts:
@@ -37,7 +37,7 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path in the folder of `path`; on success it is synced and renamed to `path`, else removed.
+    """Yield a temporary path in the folder of `path`; on success sync it and rename it to `path`, else remove it.
 
     Raises:
         OSError: the disk is full, the folder cannot be written to; it names `path`, which is as it was.
@@ -58,9 +58,9 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(path: str | Path) -> Iterator[Path]:
-    """Yield an empty temporary folder beside `path`; on success all of it is synced and it takes the place of `path`.
+    """Yield an empty temporary folder next to `path`; on success sync all of it and rename it to `path`.
 
-    An earlier folder of that name stays until the new one is whole.
+    An earlier folder of that name is kept until the new one is whole.
 
     Raises:
         OSError: the disk is full, the folder cannot be written to; it names `path`, which is as it was.
@@ -88,7 +88,7 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
 
 
 def _clear_abandoned(path: Path) -> None:
-    """Remove what killed processes left half-written of `path`: it may be as large as the output itself."""
+    """Remove partial outputs that killed processes left of `path`: they may be as large as the output itself."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.*"):
         *_, pid, kind = left.name.split(".")
         if kind not in ("part", "old") or not pid.isdigit() or (_runs(int(pid)) and int(pid) != os.getpid()):
@@ -118,12 +118,12 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: object) -> None:
-    """Write `value` as indented JSON, atomically. NaN is not JSON: undefined figures are given as None."""
+    """Write `value` as indented JSON, atomically. NaN is not JSON: undefined metrics are None."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def read_json(path: str | Path) -> dict:
-    """Read one JSON object.
+    """Return the JSON object in a file.
 
     Raises:
         UserError: the file holds anything else.

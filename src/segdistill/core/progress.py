@@ -13,7 +13,7 @@ SECONDS_BETWEEN_LINES = 15.0
 class Progress:
     """A rich bar where stderr is a terminal; elsewhere (CI, a log file) a plain line every 15 s and at the end.
 
-    With `timing` only `advance` draws the bar, so that nothing runs beside what is timed between two calls of it.
+    With `timing` only `advance` draws the bar, so that no other thread runs while the caller times its own work.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Progress:
             self._log()
 
     def advance(self, count: int = 1) -> None:
-        """`count` more are done."""
+        """Count `count` more steps as done."""
         self.done += count
         if self._bar:
             rate = f"{self.per_s:.1f} {self.unit}s/s"
@@ -52,7 +52,7 @@ class Progress:
             self._log()
 
     def show(self, note: str) -> None:
-        """Show `note`, such as the current loss, from here on."""
+        """Show `note`, such as the current loss, from now on."""
         self._note = note
         if self._bar:
             self._bar.update(self._task, note=note)
@@ -64,7 +64,7 @@ class Progress:
     def _log(self) -> None:
         self._logged_s = time.monotonic()
         rate = ""
-        if self.done > self.first:  # else nothing is known of its pace
+        if self.done > self.first:  # else the rate is unknown
             rate = f", {self.per_s:.1f} {self.unit}s/s, {(self.total - self.done) / self.per_s:.0f} s left"
         note = f", {self._note}" if self._note else ""
         logger.info("%s: %s %d/%d%s%s", self.name, self.unit, self.done, self.total, note, rate)

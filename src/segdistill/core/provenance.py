@@ -1,4 +1,4 @@
-"""What a result came from: git revision, versions of what computed it, hashes of files and of settings."""
+"""Where a result comes from: git revision, package versions, hashes of files and settings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def git_revision(folder: str | Path = ".") -> str:
-    """The commit of `folder`, with "-dirty" behind it when its code differs from it; "unknown" outside a repository.
+    """Return the commit of `folder`, with "-dirty" when its code differs; "unknown" outside a repository.
 
     Only `src` and `stages` count as code: dvc.lock changes with every stage that ends.
     """
@@ -31,26 +31,26 @@ def git_revision(folder: str | Path = ".") -> str:
 
 
 def file_sha256(path: str | Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
+    """Return the hex SHA-256 of a file."""
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def code_hash() -> str:
-    """A short hash of the modules of this package that are loaded, as their files are now."""
+    """Return a short hash of the files of the loaded modules of this package."""
     loaded = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
     ours = sorted(name for name, file in loaded.items() if name.split(".")[0] == "segdistill" and file)
     return settings_hash([(name, file_sha256(loaded[name])) for name in ours])
 
 
 def settings_hash(*settings: object) -> str:
-    """A short hash of JSON-like values; equal settings give equal hashes whatever the order of their keys."""
+    """Return a short hash of JSON-like values that does not depend on the order of keys."""
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def package_versions(*names: str) -> dict[str, str]:
-    """Installed versions of packages, leaving out those that are not there."""
+    """Return the versions of those packages that are installed."""
     found = {}
     for name in names:
         try:
@@ -61,7 +61,7 @@ def package_versions(*names: str) -> dict[str, str]:
 
 
 def processor() -> str:
-    """The processor's model name, as the system gives it."""
+    """Return the model name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -71,5 +71,5 @@ def processor() -> str:
 
 
 def usable_cores() -> int:
-    """Cores this process may run on."""
+    """Return the number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -56,7 +56,7 @@ def _message(model: type[BaseModel], prefix: str, error: dict) -> str:
     if error["type"] == "extra_forbidden":
         if (key := str(error["loc"][-1])) in RENAMED:
             return f"{path}: {RENAMED[key]}"
-        return f"{path}: unknown key; allowed: {', '.join(_keys_beside(model, error['loc']))}"
+        return f"{path}: unknown key; allowed: {', '.join(_allowed_keys(model, error['loc']))}"
     if error["type"] == "missing":
         return f"{path}: missing"
     message = error["msg"][0].lower() + error["msg"][1:]
@@ -64,7 +64,7 @@ def _message(model: type[BaseModel], prefix: str, error: dict) -> str:
     return f"{path}: found {found[:MAX_SHOWN]}{'...' * (len(found) > MAX_SHOWN)}; {message}"
 
 
-def _keys_beside(model: type[BaseModel], location: tuple) -> list[str]:
+def _allowed_keys(model: type[BaseModel], location: tuple) -> list[str]:
     here: type[BaseModel] = model
     for part in location[:-1]:
         field = here.model_fields.get(part) if isinstance(part, str) else None

@@ -171,7 +171,7 @@ def _matching_files(root: Path, key: str, pattern: str, errors: list[str]) -> di
                 unread.setdefault(suffix, []).append(path)
             continue
         match = texts.fullmatch(file if pieces[-1] else file.removesuffix(path.suffix))
-        if match is None:  # a star stands for nothing
+        if match is None:  # a star matches no text
             continue
         # NFC: a letter may be written in two ways, and systems differ in how they name files.
         stars = tuple(unicodedata.normalize("NFC", part) for part in match.groups())

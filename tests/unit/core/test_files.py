@@ -15,33 +15,33 @@ from segdistill.core.files import atomic_directory, atomic_file, read_json, writ
 
 
 class BrokenError(Exception):
-    """What goes wrong while an output is written."""
+    """An error while an output is written."""
 
 
 def names(folder) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_file_appears_only_when_it_is_whole(tmp_path):
+def test_file_appears_only_when_whole(tmp_path):
     with atomic_file(tmp_path / "a") as temporary:
         temporary.write_text("new")
         assert not (tmp_path / "a").exists()
     assert (tmp_path / "a").read_text() == "new"
 
 
-def test_a_whole_file_leaves_nothing_beside_it(tmp_path):
+def test_whole_file_leaves_no_temporary_file(tmp_path):
     write_text(tmp_path / "a", "new")
     assert names(tmp_path) == ["a"]
 
 
-def test_a_broken_file_leaves_nothing(tmp_path):
+def test_failed_file_leaves_nothing(tmp_path):
     with pytest.raises(BrokenError), atomic_file(tmp_path / "a") as temporary:
         temporary.write_text("half")
         raise BrokenError
     assert names(tmp_path) == []
 
 
-def test_a_broken_file_keeps_the_old_one(tmp_path):
+def test_failed_file_keeps_the_old_one(tmp_path):
     (tmp_path / "a").write_text("old")
     with pytest.raises(BrokenError), atomic_file(tmp_path / "a") as temporary:
         temporary.write_text("half")
@@ -50,19 +50,19 @@ def test_a_broken_file_keeps_the_old_one(tmp_path):
     assert (tmp_path / "a").read_text() == "old"
 
 
-def test_a_file_that_was_never_written_is_told(tmp_path):
+def test_file_that_was_not_written_is_an_error(tmp_path):
     (tmp_path / "a").write_text("old")
     with pytest.raises(FileNotFoundError), atomic_file(tmp_path / "a"):
         pass
     assert (tmp_path / "a").read_text() == "old"
 
 
-def test_folders_on_the_way_are_made(tmp_path):
+def test_parent_folders_are_made(tmp_path):
     write_text(tmp_path / "b" / "c" / "a", "é")
     assert (tmp_path / "b" / "c" / "a").read_bytes() == "é".encode()
 
 
-def test_a_folder_appears_only_when_it_is_whole(tmp_path):
+def test_folder_appears_only_when_whole(tmp_path):
     with atomic_directory(tmp_path / "d") as temporary:
         (temporary / "a").write_text("new")
         assert not (tmp_path / "d").exists()
@@ -70,7 +70,7 @@ def test_a_folder_appears_only_when_it_is_whole(tmp_path):
     assert (tmp_path / "d" / "a").read_text() == "new"
 
 
-def test_a_new_folder_takes_the_place_of_the_old_one(tmp_path):
+def test_new_folder_replaces_the_old_one(tmp_path):
     for name in ("a", "b"):
         with atomic_directory(tmp_path / "d") as temporary:
             (temporary / name).write_text(name)
@@ -78,14 +78,14 @@ def test_a_new_folder_takes_the_place_of_the_old_one(tmp_path):
     assert names(tmp_path / "d") == ["b"]
 
 
-def test_the_old_folder_stays_until_the_new_one_is_whole(tmp_path):
+def test_old_folder_is_kept_until_the_new_one_is_whole(tmp_path):
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "old").touch()
     with atomic_directory(tmp_path / "d"):
         assert names(tmp_path / "d") == ["old"]
 
 
-def test_a_broken_folder_keeps_the_old_one(tmp_path):
+def test_failed_folder_keeps_the_old_one(tmp_path):
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "old").touch()
     with pytest.raises(BrokenError), atomic_directory(tmp_path / "d") as temporary:
@@ -97,7 +97,7 @@ def test_a_broken_folder_keeps_the_old_one(tmp_path):
 
 @pytest.mark.parametrize("renames_before", [0, 1])
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, PermissionError])
-def test_a_folder_whose_replacing_is_interrupted_is_the_old_one(tmp_path, monkeypatch, interruption, renames_before):
+def test_interrupted_replacement_keeps_the_old_folder(tmp_path, monkeypatch, interruption, renames_before):
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "old").touch()
     rename, done = Path.rename, []
@@ -115,7 +115,7 @@ def test_a_folder_whose_replacing_is_interrupted_is_the_old_one(tmp_path, monkey
     assert names(tmp_path / "d") == ["old"]
 
 
-def test_a_broken_folder_leaves_nothing(tmp_path):
+def test_failed_folder_leaves_nothing(tmp_path):
     with pytest.raises(BrokenError), atomic_directory(tmp_path / "d") as temporary:
         (temporary / "half").touch()
         raise BrokenError
@@ -123,13 +123,13 @@ def test_a_broken_folder_leaves_nothing(tmp_path):
 
 
 def dead_pid() -> int:
-    """The number of a process that has just ended."""
+    """Return the id of a process that has just ended."""
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         pass
     return ended.pid
 
 
-def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
+def test_partial_outputs_of_killed_processes_are_removed(tmp_path):
     pid = dead_pid()
     (tmp_path / f".d.{pid}.part").mkdir()
     (tmp_path / f".d.{pid}.part" / "half").touch()
@@ -143,7 +143,7 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
     assert names(tmp_path) == ["a", "d"]
 
 
-def test_what_others_are_writing_stays(tmp_path):
+def test_partial_outputs_of_running_processes_are_kept(tmp_path):
     for name in (f".a.{os.getppid()}.part", ".a.b.part", f".b.{dead_pid()}.part", f".a.{dead_pid()}.txt"):
         (tmp_path / name).touch()
     before = names(tmp_path)
@@ -151,7 +151,7 @@ def test_what_others_are_writing_stays(tmp_path):
     assert names(tmp_path) == sorted([*before, "a"])
 
 
-def test_a_folder_whose_replacing_was_cut_short_comes_back(tmp_path):
+def test_folder_whose_replacement_was_killed_is_restored(tmp_path):
     earlier = tmp_path / f".d.{dead_pid()}.old"
     earlier.mkdir()
     (earlier / "kept").touch()
@@ -166,27 +166,27 @@ def full_disk() -> None:
 
 
 @pytest.mark.parametrize("atomic", [atomic_file, atomic_directory])
-def test_a_full_disk_names_the_output(tmp_path, atomic):
+def test_full_disk_names_the_output(tmp_path, atomic):
     with pytest.raises(OSError, match="No space left") as error, atomic(tmp_path / "a"):
         full_disk()
     assert error.value.filename == str(tmp_path / "a")
     assert names(tmp_path) == []
 
 
-def test_a_fault_of_another_file_keeps_its_name(tmp_path):
+def test_error_of_another_file_keeps_its_name(tmp_path):
     with pytest.raises(FileNotFoundError) as error, atomic_file(tmp_path / "a"):
         (tmp_path / "b").read_bytes()
     assert error.value.filename == str(tmp_path / "b")
 
 
-def test_json_comes_back(tmp_path):
+def test_json_round_trip(tmp_path):
     value = {"mean_iou": 0.1 + 0.2, "class_iou": {"road": None}, "näme": [1, 2]}
     write_json(tmp_path / "a.json", value)
     assert read_json(tmp_path / "a.json") == value
 
 
 @pytest.mark.parametrize("figure", [math.nan, math.inf])
-def test_what_is_no_json_is_refused_and_leaves_the_old_file(tmp_path, figure):
+def test_nan_is_refused_and_keeps_the_old_file(tmp_path, figure):
     write_json(tmp_path / "a.json", {"mean_iou": 0.5})
     with pytest.raises(ValueError, match="JSON compliant"):
         write_json(tmp_path / "a.json", {"mean_iou": figure})

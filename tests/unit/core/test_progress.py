@@ -1,4 +1,4 @@
-"""What is told of a training where there is no terminal, and what runs beside one where there is."""
+"""Progress: lines without a terminal, a bar with one, no thread while timing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from segdistill.core.progress import Progress
 
 
-def test_the_time_left_is_told_once_something_is_done(capsys):
+def test_time_left_is_shown_after_the_first_step(capsys):
     with Progress("distill/tiny", 4) as progress:
         pass
     assert capsys.readouterr().err == "distill/tiny: step 0/4\n"
@@ -26,7 +26,7 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize("timing", [True, False])
-def test_nothing_runs_beside_what_is_timed(monkeypatch, timing):
+def test_timing_starts_no_thread(monkeypatch, timing):
     monkeypatch.setattr(sys, "stderr", Terminal())
     before = threading.active_count()
     with Progress("timing", 2, unit="round", timing=timing) as progress:
