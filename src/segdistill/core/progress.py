@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import Any
 
 from segdistill.core.log import logger
 
@@ -26,7 +27,8 @@ class Progress:
     ) -> None:
         self.name, self.total, self.first, self.done, self.unit = name, total, first, first, unit
         self.timing, self._note = timing, ""
-        self._bar = self._task = None
+        self._bar: Any = None
+        self._task: Any = None
 
     def __enter__(self) -> Progress:
         self.started_s = self._logged_s = time.monotonic()

@@ -39,8 +39,8 @@ def file_sha256(path: str | Path) -> str:
 def code_hash() -> str:
     """Return a short hash of the files of the loaded modules of this package."""
     loaded = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
-    ours = sorted(name for name, file in loaded.items() if name.split(".")[0] == "segdistill" and file)
-    return settings_hash([(name, file_sha256(loaded[name])) for name in ours])
+    ours = sorted((name, file) for name, file in loaded.items() if name.split(".")[0] == "segdistill" and file)
+    return settings_hash([(name, file_sha256(file)) for name, file in ours])
 
 
 def settings_hash(*settings: object) -> str:

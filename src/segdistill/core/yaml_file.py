@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import yaml
 
@@ -33,15 +34,16 @@ class _Loader(yaml.SafeLoader):
     into every place that shares its value.
     """
 
-    def __init__(self, stream: object) -> None:
+    def __init__(self, stream: IO[str]) -> None:
         super().__init__(stream)
         self.errors: list[str] = []
 
-    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()
-        line = event.start_mark.line + 1
+        mark = event.start_mark or self.get_mark()
+        line = mark.line + 1
         if isinstance(event, yaml.AliasEvent):
-            where = f"{event.start_mark.name}: alias *{event.anchor} (line {line})"
+            where = f"{mark.name}: alias *{event.anchor} (line {line})"
             raise UserError(f"{where}; allowed is the value itself, written out")
         is_plain = isinstance(event, yaml.ScalarEvent) and event.implicit[0]
         if is_plain and _AMBIGUOUS.fullmatch(event.value):

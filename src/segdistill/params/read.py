@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from segdistill.core.errors import UserError, passwords_in, raise_all, without_passwords
 from segdistill.core.yaml_file import MAX_SHOWN, read_mapping, shown
@@ -51,7 +52,7 @@ def _validated(model: type[BaseModel], raw: dict, prefix: str, errors: list[str]
         return None
 
 
-def _message(model: type[BaseModel], prefix: str, error: dict) -> str:
+def _message(model: type[BaseModel], prefix: str, error: ErrorDetails) -> str:
     path = ".".join([*filter(None, [prefix]), *map(shown, error["loc"])])
     if error["type"] == "extra_forbidden":
         if (key := str(error["loc"][-1])) in RENAMED:

@@ -143,7 +143,7 @@ def read_pair(
             errors += error.errors
     if pixels is not None and classes is not None and pixels.shape[:2] != classes.shape:
         errors.append(f"{label.path}: size {list(classes.shape)}, but its image has {list(pixels.shape[:2])}")
-    if errors:
+    if errors or pixels is None or classes is None:
         raise FrameError(errors)
     return FrameData(pixels, classes, checksum.hexdigest())
 
@@ -171,7 +171,7 @@ def draw_groups(frames: list[Frame], fraction: float, key: object) -> set[str]:
         if len(members) <= 2 * (wanted - len(taken)) and len(taken) + len(members) < len(frames):
             taken.update(members)
     if not taken and len(groups) > 1:
-        taken.update(min(groups, key=len))
+        taken.update(min(groups, key=lambda members: len(members)))
     return taken
 
 
