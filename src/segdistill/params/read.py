@@ -154,7 +154,7 @@ def _run_errors(params: Params, name: str) -> Iterator[str]:
         yield from _view_limit_errors(params, name, path)
     if run.finetune.get("alpha") and run.teacher == "none":
         yield f"{path}.finetune.alpha: found {run.finetune['alpha']}; a control has no teacher to learn from"
-    yield from _stride_error(path, run.student, run.output_stride or params.distill.output_stride)
+    yield from _stride_error(path, run.student, params.distill_settings(name).output_stride)
 
 
 def _view_limit_errors(params: Params, name: str, path: str) -> Iterator[str]:

@@ -159,13 +159,13 @@ def read_description(path: Path) -> Description:
     if labels_are in ("ids", "colors"):
         values = _read_classes(raw, labels_are, errors)
     raise_all(errors, f"{path} has values that are not allowed")
-    classes, ignored = raw["classes"], _values(raw.get("ignore", []), labels_are)
+    classes, ignored = raw["classes"], _values(raw.get("ignore", []), labels_are) or []
     number_of = {value: number for number, mine in enumerate(values) for value in mine}
     coding = IdCoding if labels_are == "ids" else ColorCoding
     table = ClassTable(
         tuple(entry["name"] for entry in classes),
         tuple(mine[0] if labels_are == "ids" else number for number, mine in enumerate(values)),
-        tuple(_color(entry["color"]) for entry in classes),
+        tuple(color for entry in classes if (color := _color(entry["color"]))),
     )
     ignore_others = raw.get("other") == "ignore"
     exif = raw.get("exif_orientation")
@@ -247,10 +247,12 @@ def _values(found: object, labels_are: str) -> list | None:
 def _color(found: object) -> Color | None:
     """Return the colour that [red, green, blue] or "#rrggbb" is, None for anything else."""
     if isinstance(found, str) and re.fullmatch("#[0-9a-fA-F]{6}", found):
-        return tuple(bytes.fromhex(found[1:]))
+        red, green, blue = bytes.fromhex(found[1:])
+        return red, green, blue
     if not isinstance(found, list) or len(found) != 3 or not all(map(_is_byte, found)):
         return None
-    return tuple(found)
+    red, green, blue = found
+    return red, green, blue
 
 
 def _is_byte(found: object) -> bool:

@@ -125,7 +125,8 @@ def list_pairs(root: Path, layout: Layout, split: str) -> tuple[list[Pair], list
 
     Where a list says which frames count, the others need no label.
     """
-    split_name, errors = layout.split_names[split], []
+    split_name = layout.split_names[split]
+    errors: list[str] = []
     images, labels = (
         _matching_files(root, key, getattr(layout, key).replace(_SPLIT, split_name), errors)
         for key in ("images", "labels")

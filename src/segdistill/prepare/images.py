@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from segdistill.core.errors import UserError
 
 # A PNG is not larger than its pixels; this keeps a crafted archive from filling the memory.
-MAX_FILE_BYTES = 3 * Image.MAX_IMAGE_PIXELS
+MAX_FILE_BYTES = 3 * (Image.MAX_IMAGE_PIXELS or 0)
 _PNG_GREYSCALE, _PNG_RGB, _PNG_PALETTE = 0, 2, 3
 _CHANNELS = {_PNG_RGB: 3, 4: 2, 6: 4}  # by colour type: with alpha, grey has two and RGB four
 _MAX_INFLATED = 1032  # bytes that deflate, which compresses the pixels, makes of one

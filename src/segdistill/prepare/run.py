@@ -46,11 +46,12 @@ def prepare(data: DataParams, seed: int, out: Path, workers: int | None = None) 
     source = open_source(data, seed)
     frames, errors = _assign_splits(source, data.holdout_fraction, seed)
     listed = [frame for split in frames.values() for frame in split]
-    size_px = tuple(data.size_px) if data.size_px else _first_size(source, listed)
+    height_width = data.size_px or _first_size(source, listed)
+    size_px = (height_width[0], height_width[1]) if height_width else None
     with atomic_directory(out) as folder:
         # Errors known by now already forbid a result; the frames are still read, to report all errors at once.
         keep = folder if size_px and not errors else None
-        if keep:
+        if keep and size_px:
             for split, members in frames.items():
                 allocate(folder / split, len(members), size_px)
         chunks = [
@@ -68,9 +69,11 @@ def prepare(data: DataParams, seed: int, out: Path, workers: int | None = None) 
                 progress.advance(len(facts))
         errors += [error for facts in read.values() for frame in facts for error in frame.errors]
         raise_all(errors, "the frames cannot be prepared")
+        assert size_px is not None  # else no frame is readable, and each has an error
         index = _index(data.source, source.table, size_px, frames, read)
         write_json(folder / "index.json", index)
-        for suspicion in source.suspicions(sum(frame.pixels for facts in read.values() for frame in facts)):
+        pixels_C = np.sum([frame.pixels for facts in read.values() for frame in facts], axis=0)
+        for suspicion in source.suspicions(pixels_C):
             logger.warning("%s", suspicion)
     return index
 
@@ -84,7 +87,7 @@ def open_source(data: DataParams, seed: int) -> FrameSource:
         if data.size_px is None:
             raise UserError("data.size_px: null; the synthetic city needs a size [height, width] in pixels")
         counts = {"train": data.synthetic.train_frames, "val": data.synthetic.val_frames}
-        return SyntheticFrames(seed, counts, tuple(data.size_px))
+        return SyntheticFrames(seed, counts, (data.size_px[0], data.size_px[1]))
     if data.source == "cityscapes":
         from segdistill.prepare.cityscapes import open_cityscapes
 
@@ -156,9 +159,11 @@ def _index(
     read: dict[str, list[FrameFacts]],
 ) -> dict:
     """Return the content of index.json; raise a UserError when a split has no pixel of any class to learn or score."""
-    splits, fingerprinted, errors = {}, [list(size_px)], []
+    splits: dict[str, dict] = {}
+    fingerprinted: list[list] = [list(size_px)]
+    errors = []
     for split, members in frames.items():
-        pixels = sum(facts.pixels for facts in read[split])
+        pixels = np.sum([facts.pixels for facts in read[split]], axis=0)
         if pixels.sum() == 0:
             errors.append(f"the {split} split: every pixel of its {len(members)} frames is ignored ({IGNORE})")
             continue
@@ -207,11 +212,14 @@ def _start_worker(writer: FrameWriter) -> None:
 
 def _exit_with_parent() -> None:
     """End this worker with its parent: a killed parent cannot end its workers, which would wait for ever."""
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
     os._exit(1)
 
 
 def _run_chunk(chunk: Chunk) -> list[FrameFacts]:
+    assert _writer is not None
     return _writer(chunk)
 
 
@@ -232,10 +240,10 @@ def allocate(folder: Path, frames: int, size_px: tuple[int, int]) -> None:
 
 def _write_row(stored: np.memmap, row: int, values: np.ndarray) -> None:
     """Store `values` as a row, by writing to the file: through the map each 4 KiB would cost a page fault."""
-    with Path(stored.filename).open("r+b") as file:
+    with Path(str(stored.filename)).open("r+b") as file:
         start = stored.offset + row * values.nbytes
         file.seek(start)
-        file.write(np.ascontiguousarray(values))
+        file.write(np.ascontiguousarray(values).data)
         file.flush()
         if hasattr(os, "posix_fadvise"):
             # Linux begins to write these pages to the disk now, while the next frame is decoded, and not at the sync.
@@ -254,7 +262,7 @@ class FrameFacts(NamedTuple):
     """What one frame adds to the index: its checksum and valid pixels per class (C,), or its errors."""
 
     checksum: str
-    pixels: np.ndarray | int
+    pixels: np.ndarray
     errors: list[str]
 
 
@@ -277,7 +285,7 @@ class FrameWriter:
             try:
                 image, classes, checksum = self._fitted(frame)
             except FrameError as error:
-                facts.append(FrameFacts("", 0, error.errors))
+                facts.append(FrameFacts("", np.zeros(0, int), error.errors))
                 continue
             if self.folder:
                 _write_row(images, row, image)
@@ -290,6 +298,7 @@ class FrameWriter:
     def _fitted(self, frame: Frame) -> tuple[np.ndarray, np.ndarray, str]:
         """Return image, classes and checksum of `frame` at the size to store; raise FrameError."""
         image, classes, checksum = self.source.read(frame)
+        assert self.size_px is not None
         if image.shape[:2] == self.size_px:
             return image, classes, checksum
         if not self.resize:

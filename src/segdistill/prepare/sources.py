@@ -68,9 +68,13 @@ class FrameData(NamedTuple):
 class FrameSource(Protocol):
     """What `prepare` needs of a source. Sources are pickled, once for each worker process."""
 
-    table: ClassTable
-    # Are frames of one group rendered independently? Then the holdout may take a part of a group.
-    independent_frames: bool
+    @property
+    def table(self) -> ClassTable:
+        """Return the classes."""
+
+    @property
+    def independent_frames(self) -> bool:
+        """Return whether frames of one group are rendered independently: the holdout may then take a part of one."""
 
     def list_frames(self, split: str) -> tuple[list[Frame], list[str]]:
         """Return the frames of `split` ("train" or "val") sorted by name, and the errors found while listing them."""
@@ -171,7 +175,8 @@ def draw_groups(frames: list[Frame], fraction: float, key: object) -> set[str]:
         if len(members) <= 2 * (wanted - len(taken)) and len(taken) + len(members) < len(frames):
             taken.update(members)
     if not taken and len(groups) > 1:
-        taken.update(min(groups, key=lambda members: len(members)))
+        smallest = min(groups, key=len)
+        taken.update(smallest)
     return taken
 
 
