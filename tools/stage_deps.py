@@ -51,7 +51,7 @@ NETWORK_OF = {
 CODE_LINE = re.compile(r"^ +- (src|stages)/\S+$")
 DATA_FILE = re.compile(r'^\w+ = Path\(__file__\)\.with_name\("([\w.]+)"\)', re.MULTILINE)
 STAGE_NAME = re.compile(r"^  ([a-z-]+):$")
-STAGE_COMMAND = re.compile(r"^ +cmd: exec python (stages/\w+\.py)")
+STAGE_COMMAND = re.compile(r"^ +cmd: (?:exec )?python (stages/\w+\.py)")
 
 
 def module_file(name: str) -> Path | None:
