@@ -93,7 +93,12 @@ def _ours(folder: Path, runs: int) -> Path:
         else:
             shutil.copy(source, target)
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    run = {"student": "deeplabv3plus_mobilenet", "alpha": 0.3, "lr": 0.01, "teacher": params["teacher_logits"]["kinds"][0]}
+    run = {
+        "student": "deeplabv3plus_mobilenet",
+        "alpha": 0.3,
+        "lr": 0.01,
+        "teacher": params["teacher_logits"]["kinds"][0],
+    }
     return _finished(folder, runs, params, run)
 
 

@@ -1,7 +1,7 @@
-"""What an evaluation costs over the bare forward pass of the net: ours (8), and the usual one (8-usual).
+"""What an evaluation costs over the bare forward pass of the network: ours (8), and the usual one (8-usual).
 
-The frames and labels are streets at full size on disk, one frame a batch. The net is untrained: nothing in an
-evaluation goes another way for other logits. All three keep the memory that they free, as the stages do.
+The frames and labels are streets at full size on disk, one frame a batch. The network is untrained: the time of an
+evaluation does not depend on the logits. All three keep freed memory, as the stages do.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from benchmarks.rows import Row, ratio_row, seconds_in_turn
 from benchmarks.streets import ON_CPU, QUICK, Sizes, streets_on_disk
 from segdistill.data.prepared import Split
 from segdistill.data.transforms import normalize
+from segdistill.formats.classes import IGNORE
 from segdistill.formats.header import MEAN, STD
 from segdistill.nets.device import Compute, TorchPredictor
 from segdistill.nets.registry import build
-from segdistill.prepare.cityscapes import CLASSES, IGNORE
+from segdistill.prepare.cityscapes import CLASSES
 from segdistill.scoring.evaluate import evaluate
 from segdistill.scoring.record import ClassMapArchive, write_archive
 
@@ -31,11 +32,11 @@ FRAMES, ROUNDS = 3, 7  # per turn; counted
 
 
 def measure(quick: bool) -> tuple[dict, list[Row]]:
-    """Conditions and rows 8 and 8-usual; with a GPU also 8-gpu."""
+    """Return the conditions and the rows 8 and 8-usual; with a GPU also 8-gpu."""
     conditions, rows = _on("cpu", quick)
     if torch.cuda.is_available():
         conditions["gpu"], gpu_rows = _on("cuda", quick)
-        torch.use_deterministic_algorithms(False)  # what choosing CUDA turned on
+        torch.use_deterministic_algorithms(False)  # our_compute("cuda") turned them on
         rows += gpu_rows
     return conditions, rows
 
@@ -79,7 +80,7 @@ def _first_frames(sizes: Sizes) -> Split:
 
 
 def bare_forward(net: nn.Module, compute: Compute, split: Split) -> Callable[[], None]:
-    """The net alone, once for each frame of `split`, on normalised pixels that are there already."""
+    """Return a call of the network alone for each frame of `split`, on pixels that are normalised already."""
     inputs = [normalize(torch.from_numpy(np.array(image)[None]).to(compute.device)) for image in split.images]
 
     @torch.inference_mode()
@@ -94,15 +95,15 @@ def bare_forward(net: nn.Module, compute: Compute, split: Split) -> Callable[[],
 
 
 def our_evaluation(net: nn.Module, compute: Compute, split: Split, teacher: Path) -> dict:
-    """All figures of `split`, with the teacher's class maps read from the archive `teacher`."""
+    """Return all metrics of `split`, with the teacher's class maps read from the archive `teacher`."""
     return evaluate(
         TorchPredictor(net, compute), split, CLASSES, batch_size=1, teacher_classes=ClassMapArchive(teacher)
-    ).figures
+    ).metrics
 
 
 @torch.inference_mode()
 def usual_evaluation(net: nn.Module, compute: Compute, split: Split) -> tuple[np.ndarray, float]:
-    """Confusion matrix and mean loss as public repositories get them: full-size logits, argmax, int64 histogram."""
+    """Return confusion matrix and mean loss as public code computes them: full-size logits, argmax, int64 histogram."""
     counts, losses = np.zeros((CLASSES, CLASSES), np.int64), []
     mean, std = (torch.tensor(value, device=compute.device).view(3, 1, 1) for value in (MEAN, STD))
     for image, labels in zip(split.images, split.labels, strict=True):

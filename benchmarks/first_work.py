@@ -1,6 +1,6 @@
-"""Ends a stage where its start-up ends: at the call of one named function, its first useful work.
+"""Kill a stage where its start-up ends: at the call of one named function, its first useful work.
 
-Installed as `sitecustomize`, so that the command of a stage, and of the worker processes it starts, stays what it is.
+Installed as `sitecustomize`, so that the commands of a stage and of its worker processes stay the same.
 FIRST_WORK names the function as MODULE:NAME or MODULE:CLASS.NAME.
 """
 
@@ -15,12 +15,12 @@ from types import ModuleType
 
 
 def _end(*_: object, **__: object) -> None:
-    # The stage may be the parent of the worker that came here. It has time for no last word.
+    # A worker may be the one that came here, so kill the whole group; SIGKILL, because nothing may run after this.
     os.killpg(0, signal.SIGKILL)
 
 
 class _Patch:
-    """A finder that lets the named module be imported as ever, and then puts `_end` in the place of the function."""
+    """A finder that imports the named module as usual and then replaces the function by `_end`."""
 
     def __init__(self, module: str, function: str) -> None:
         self.module, self.function = module, function

@@ -1,10 +1,10 @@
 """Latency end to end, a uint8 frame in and its class map out: torch eager against our ONNX files and peers (6, 7).
 
-One frame of 512x1024 at a time; every engine on the same threads, all of one network in turn. Time depends on weights
-only where the graph takes classes: the more often those change from pixel to pixel, the longer. So the last layer of
-each untrained net is fitted to the labels of the frames; `mixed_blocks` in the conditions tells how mixed its classes
-are (labels of CamVid brought to this size: 0.07 of all blocks; a student of CamVid at 180x240, where borders weigh
-more: 0.18).
+One frame of 512x1024 at a time; every engine on the same threads, all engines of one network in turn. The time depends
+on the weights only in the argmax of the graph: the more often classes change from pixel to pixel, the longer it takes.
+So the last layer of each untrained network is fitted to the labels of the frames; `mixed_blocks` in the conditions is
+the share of blocks with more than one class (0.07 for labels of CamVid at this size; 0.18 for a student of CamVid at
+180x240, where there are more borders).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ STUDENT, LIGHT = "deeplabv3plus_mobilenet", "deeplabv3_mobilenet_lite"
 TEACHERS = ("deeplabv3plus_resnet50", "deeplabv3plus_resnet101")
 FRAME_PX, QUICK_PX = (512, 1024), (128, 256)
 OPSET, EAGER = 18, ("eager, NCHW", "eager, channels-last")
-# Rows by network: its number, and the ratios that int8 and float32 are to reach.
+# By network: the number of its row, and the targets of int8 and float32.
 TARGETS = {
     STUDENT: ("6", "at least 8", "at least 3"),
     LIGHT: ("7-light", "at least 6.8", None),
@@ -47,7 +47,7 @@ Call = Callable[[np.ndarray], np.ndarray]
 
 
 def measure(quick: bool) -> tuple[dict, list[Row]]:
-    """Conditions and rows 6 and 7."""
+    """Return the conditions and the rows 6 and 7."""
     threads = resolve_device("cpu", "float32", 0).threads
     split = streets_on_disk(QUICK_PX if quick else FRAME_PX, 8).split
     frames, labels = np.array(split.images[:4]), np.array(split.labels[:4])
@@ -75,7 +75,7 @@ def measure(quick: bool) -> tuple[dict, list[Row]]:
 
 
 def fitted(arch: str, frames: np.ndarray, labels: np.ndarray) -> nn.Module:
-    """The network named `arch`: random, batch norm with the statistics of `frames`, the last layer by least squares."""
+    """Return the network named `arch`: random, batch norm fitted to `frames`, the last layer by least squares."""
     torch.manual_seed(0)
     net, pixels = build(arch, CLASSES).train(), normalize(torch.from_numpy(frames))
     last = net.classifier.classifier[-1]
@@ -99,7 +99,7 @@ def fitted(arch: str, frames: np.ndarray, labels: np.ndarray) -> nn.Module:
 
 
 def mixed_blocks(classes_NHW: np.ndarray) -> float:
-    """The share of blocks of 4x4 pixels between cells that hold more than one class."""
+    """Return the share of blocks of 4x4 pixels between cells that hold more than one class."""
     inner = classes_NHW[:, 2:-2, 2:-2]
     frames, height, width = inner.shape
     blocks = inner.reshape(frames, height // 4, 4, width // 4, 4)
@@ -107,11 +107,11 @@ def mixed_blocks(classes_NHW: np.ndarray) -> float:
 
 
 def _calls(net: nn.Module, arch: str, frames: np.ndarray, folder: Path, threads: int) -> tuple[dict[str, Call], dict]:
-    """Every engine of one network by its name, and its ONNX files by precision."""
-    facts = Header.of_net(arch, CLASSES, 16)
+    """Return every engine of one network by its name, and its ONNX files by precision."""
+    header = Header.of_net(arch, CLASSES, 16)
     files = {"float32": folder / "float32.onnx", "int8": folder / "int8.onnx"}
-    write_float32(files["float32"], net, facts, OPSET, frames.shape[1:3])
-    write_int8(files["int8"], net, facts, OPSET, frames)
+    write_float32(files["float32"], net, header, OPSET, frames.shape[1:3])
+    write_int8(files["int8"], net, header, OPSET, frames)
     published = AsPublished(net).at_stride_4 if arch != LIGHT else net
     calls = {EAGER[0]: eager(published, torch.contiguous_format), EAGER[1]: eager(published, torch.channels_last)}
     calls |= {precision: OnnxPredictor(file, threads).classes for precision, file in files.items()}
@@ -123,7 +123,7 @@ def _calls(net: nn.Module, arch: str, frames: np.ndarray, folder: Path, threads:
 
 
 def eager(net: Callable, layout: torch.memory_format) -> Call:
-    """A net run by torch, as public code does: normalise, forward, upsample, argmax."""
+    """Return a network run by torch as public code does: normalise, forward, upsample, argmax."""
     mean, std = (torch.tensor(value).view(3, 1, 1) * 255 for value in (MEAN, STD))
 
     @torch.inference_mode()
@@ -136,7 +136,7 @@ def eager(net: Callable, layout: torch.memory_format) -> Call:
 
 
 def _smp_calls(frames: np.ndarray, folder: Path, threads: int) -> dict[str, Call]:
-    """The DeepLabV3+ MobileNetV2 of segmentation-models-pytorch: eager, and its export by torch run by onnxruntime."""
+    """Return the DeepLabV3+ MobileNetV2 of segmentation-models-pytorch: eager, and torch's export on onnxruntime."""
     import segmentation_models_pytorch as smp
 
     net = smp.DeepLabV3Plus("mobilenet_v2", encoder_weights=None, classes=CLASSES).eval()
@@ -154,7 +154,7 @@ def _smp_calls(frames: np.ndarray, folder: Path, threads: int) -> dict[str, Call
 
 
 def _openvino_calls(files: dict[str, Path], frame_HW3: tuple[int, ...], threads: int) -> dict[str, Call]:
-    """Our files run by OpenVINO, at one size, as it prefers; bfloat16 is emulated where the processor has none."""
+    """Return our files on OpenVINO, with one fixed size; it emulates bfloat16 where the processor has none."""
     import openvino
 
     core = openvino.Core()
@@ -171,7 +171,7 @@ def _openvino_calls(files: dict[str, Path], frame_HW3: tuple[int, ...], threads:
 
 
 def _rows(arch: str, taken_ms: dict[str, np.ndarray]) -> list[Row]:
-    """Ratios of the faster eager form to each engine."""
+    """Return the ratios of the faster eager form to each engine."""
     number, int8_target, float32_target = TARGETS[arch]
     usual = min(EAGER, key=lambda name: np.median(taken_ms[name]))
     parts = {name: np.median(taken) for name, taken in taken_ms.items()}

@@ -1,10 +1,10 @@
 """What a crop costs to load on one core, and what of the disk is read for it (5).
 
-Both loaders end with the same: a normalised float32 image and int64 labels, as the network and the loss take them. Ours
-brings the teacher's logits besides. Frames are 1024x2048, as PNG files and as `prepare` writes them.
+Both loaders end with a normalised float32 image and int64 labels, as the network and the loss take them. Ours
+also loads the teacher's logits. Frames are 1024x2048, as PNG files and as `prepare` writes them.
 
-The usual loader decodes a whole frame for each crop, so its time hardly depends on the crop's size; ours is the crop's
-own. Of a large crop, most of it goes into writing floats, which on a GPU happens there (5-768-host).
+The usual loader decodes a whole frame for each crop, so its time hardly depends on the crop's size; the time of ours
+grows with the crop. For a large crop, most of it is writing floats, which a GPU does itself (5-768-host).
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ from benchmarks.rows import Row, ratio_row, seconds_in_turn
 from benchmarks.streets import ON_CPU, ON_GPU, QUICK, VIEWS, Sizes, Streets, streets_on_disk
 from benchmarks.usual_loop import StreetFiles
 from segdistill.data.sampling import BatchSampler
-from segdistill.data.teacher_cache import origins_of
 from segdistill.training.batches import CropLoader
 
 CPU = torch.device("cpu")
 
 
 class Plan(NamedTuple):
-    """Counted rounds; crops that each loader takes in a round; cold batches whose bytes are counted."""
+    """Counted rounds; crops of each loader in a round; batches that are read from the disk, to count their bytes."""
 
     rounds: int
     usual_crops: int
@@ -38,12 +37,12 @@ class Plan(NamedTuple):
     cold_batches: int
 
 
-# So many that both take about as long: then whatever else runs slows both alike.
+# So many that both take about as long, so that other work on the machine slows both alike.
 FULL, TRIAL = Plan(9, 4, 400, 64, 24), Plan(2, 2, 16, 16, 2)
 
 
 def measure(quick: bool) -> tuple[dict, list[Row]]:
-    """Conditions, and rows 5 (256x256 crops, float16 logits), 5-uint8, 5-768, 5-768-host and 5-bytes."""
+    """Return the conditions and the rows 5 (256x256 crops, float16 logits), 5-uint8, 5-768, 5-768-host and 5-bytes."""
     plan, small, large = (TRIAL, QUICK, QUICK) if quick else (FULL, ON_CPU, ON_GPU._replace(batch=4))
     streets = streets_on_disk(small.frame_px, small.frames)
     conditions = {"frame_px": list(small.frame_px), "batch": small.batch, "png_bytes": streets.png_bytes_per_frame}
@@ -67,7 +66,7 @@ def measure(quick: bool) -> tuple[dict, list[Row]]:
 
 
 class Case(NamedTuple):
-    """One comparison: sizes, crops of ours in a round, form of the logits, and whether ours ends with floats."""
+    """One comparison: sizes, our crops in a round, dtype of the logits, and whether our crops end as floats."""
 
     sizes: Sizes
     our_crops: int
@@ -77,7 +76,7 @@ class Case(NamedTuple):
 
 
 def _compared(name: str, case: Case, streets: Streets, plan: Plan) -> tuple[Row, dict]:
-    """The row of a comparison, and the crops per second of both loaders."""
+    """Return the row of a comparison, and the crops per second of both loaders."""
     sizes = case.sizes
     loader = our_loader(streets, sizes, case.dtype)
     kinds = {
@@ -102,7 +101,7 @@ def _size(sizes: Sizes) -> str:
 
 @contextlib.contextmanager
 def one_core() -> Iterator[None]:
-    """Keep this process, and torch within it, to one core."""
+    """Pin this process, and torch in it, to one core."""
     threads, cores = torch.get_num_threads(), os.sched_getaffinity(0)
     torch.set_num_threads(1)
     os.sched_setaffinity(0, {max(cores)})
@@ -114,14 +113,14 @@ def one_core() -> Iterator[None]:
 
 
 def our_loader(streets: Streets, sizes: Sizes, dtype: str) -> CropLoader:
-    """The library's batches with logits stored as `dtype`."""
-    origins = origins_of(streets.facts(sizes.crop_px))
+    """Return the library's loader with logits stored as `dtype`."""
+    origins = streets.views(sizes.crop_px).origins()
     batches = BatchSampler(0, "loading", len(streets.split), VIEWS, sizes.batch, flip_probability=0.5, jitter=0.0)
     return CropLoader(streets.split, batches, origins, sizes.crop_px, streets.stored_logits(sizes.crop_px, dtype))
 
 
 def our_batches(loader: CropLoader, count: int, floats: bool) -> Callable[[], None]:
-    """A call that loads `count` batches, with `floats` up to what network and losses are given."""
+    """Return a call that loads `count` batches; `floats` converts them to what network and losses take."""
 
     def load() -> None:
         for step in range(count):
@@ -133,7 +132,7 @@ def our_batches(loader: CropLoader, count: int, floats: bool) -> Callable[[], No
 
 
 def usual_crops(streets: Streets, sizes: Sizes, count: int) -> Callable[[], None]:
-    """A call that takes `count` crops from the usual data set of PNG files."""
+    """Return a call that reads `count` crops from the usual data set of PNG files."""
     files = StreetFiles(streets.png_pairs, sizes.crop_px, count)
 
     def load() -> None:
@@ -144,12 +143,12 @@ def usual_crops(streets: Streets, sizes: Sizes, count: int) -> Callable[[], None
 
 
 def cold_bytes_read(streets: Streets, sizes: Sizes, batches: int) -> np.ndarray | None:
-    """Bytes that the disk gave for each batch over the bytes that are in it; None where that cannot be counted."""
+    """Return bytes read from the disk over bytes of the batch, for each; None where the system does not count them."""
     loader = our_loader(streets, sizes, "float16")
     files = {_file_of(array) for array in (streets.split.images, streets.split.labels, *loader.cached.arrays)}
     ratios = np.empty(batches)
     for step in range(batches):
-        loader.release()  # a page that some process maps stays cached
+        loader.drop_pages()  # the kernel keeps pages that a process maps
         for file in files:
             _forget(file)
         before = _bytes_read()
@@ -168,15 +167,15 @@ def _file_of(array: np.ndarray) -> Path:
 
 
 def _forget(file: Path) -> None:
-    """Drop a file from the system's cache."""
+    """Drop a file from the page cache."""
     descriptor = os.open(file, os.O_RDONLY)
-    os.fsync(descriptor)  # what is not on disk yet cannot be dropped
+    os.fsync(descriptor)  # the kernel does not drop dirty pages
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(descriptor)
 
 
 def _bytes_read() -> int | None:
-    """Bytes that this process has made the disk read."""
+    """Return the bytes that this process has made the disk read; None where the system does not count them."""
     try:
         lines = Path("/proc/self/io").read_text(encoding="ascii").splitlines()
     except OSError:

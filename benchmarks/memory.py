@@ -1,7 +1,7 @@
 """Peak memory of a training on all of Cityscapes, 2,975 frames of 1024x2048, over that on a resident batch (11).
 
-The arrays are mapped from sparse files of the full size: they take no disk, but a hole that is read takes a page of the
-system's cache, and of the process's memory, as data would. Each training is a process of its own.
+The arrays are mapped from sparse files of the full size: they take no disk, but reading a hole takes a page of the
+page cache and of the process's memory, as data would. Each training is a process of its own.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.our_loop import FROM_CACHE, STUDENT, default_settings, our_compute
+from benchmarks.our_loop import STUDENT, our_compute, student_settings
 from benchmarks.rows import Row, ratio_row
 from benchmarks.streets import ON_CPU, QUICK, STRIDE, Sizes
 from segdistill.data.arrays import open_array
 from segdistill.data.prepared import Split
-from segdistill.data.sampling import BatchSampler, view_origins
+from segdistill.data.sampling import BatchSampler, ViewSpec
 from segdistill.data.teacher_cache import LOGITS, StoredLogits
 from segdistill.nets.device import resolve_device
 from segdistill.nets.registry import build
 from segdistill.prepare.cityscapes import CLASSES
+from segdistill.student.distillation import Distillation
 from segdistill.training.batches import CropLoader
 from segdistill.training.checkpoint import Checkpointer
 from segdistill.training.loop import Job, train
@@ -37,7 +38,7 @@ SAMPLES_PER_S = 50
 
 
 def measure(quick: bool) -> tuple[dict, list[Row]]:
-    """Conditions, and rows 11 (all of the process's memory) and 11-anon (what no file stands behind)."""
+    """Return the conditions and the rows 11 (all memory of the process) and 11-anon (without pages of files)."""
     sizes, steps, rounds = (QUICK, 2, 1) if quick else (ON_CPU, 24, 3)
     peaks = {"mapped": [], "resident": []}
     with tempfile.TemporaryDirectory(prefix="segdistill-bench-") as folder:
@@ -77,7 +78,7 @@ def _shapes(sizes: Sizes, frames: int) -> dict[str, tuple[np.dtype, tuple[int, .
 
 
 def _write_sparse(folder: Path, sizes: Sizes) -> int:
-    """Write the arrays as files that are one hole each, and return their bytes."""
+    """Write the arrays as sparse files and return their bytes."""
     for name, (dtype, shape) in _shapes(sizes, FRAMES).items():
         np.lib.format.open_memmap(folder / name, "w+", dtype, shape)
     return sum((folder / name).stat().st_size for name in _shapes(sizes, FRAMES))
@@ -90,7 +91,7 @@ def _in_a_process(kind: str, folder: str, quick: bool, steps: int) -> dict:
 
 
 def _job(kind: str, folder: Path, sizes: Sizes, steps: int) -> Job:
-    """A training on the mapped arrays, or on arrays in memory that hold no more than a batch of crops."""
+    """Return a training on the mapped arrays, or on arrays in memory that hold one batch of crops."""
     if kind == "mapped":
         frames, frame_px = FRAMES, sizes.frame_px
         arrays = [open_array(folder / name, "") for name in _shapes(sizes, frames)]
@@ -100,24 +101,31 @@ def _job(kind: str, folder: Path, sizes: Sizes, steps: int) -> Job:
         arrays = [np.zeros(shape, dtype) for dtype, shape in _shapes(small, frames).values()]
     images, labels, logits = arrays
     stored = StoredLogits(logits, None, logits.shape[2:4], STRIDE)
-    settings = default_settings().model_copy(
-        update={"steps": steps, "batch_size": sizes.batch, "evaluate_every_steps": 0, "checkpoint_every_steps": steps}
+    settings = student_settings().model_copy(
+        update={
+            "teacher": "views",
+            "steps": steps,
+            "batch_size": sizes.batch,
+            "evaluate_every_steps": 0,
+            "checkpoint_every_steps": steps,
+        }
     )
     crops = CropLoader(
         Split(images, labels, tuple(map(str, range(frames)))),
         BatchSampler(0, "memory", frames, VIEWS, sizes.batch, flip_probability=0.5, jitter=0.0),
-        view_origins(0, frames, VIEWS, frame_px, sizes.crop_px, STRIDE),
+        ViewSpec("", frames, frame_px, sizes.crop_px, VIEWS, STRIDE, seed=0).origins(),
         sizes.crop_px,
         stored,
     )
     torch.manual_seed(0)
-    # What is compared with gives memory back to the system, as torch does unless the library asks otherwise.
+    # The baseline returns freed memory to the kernel, which is glibc's default.
     compute = our_compute() if kind == "mapped" else resolve_device("cpu", "auto", 0)
-    return Job("memory", build(STUDENT, CLASSES), crops, settings, 0.01, compute, FROM_CACHE)
+    distillation = Distillation(settings, compute)
+    return Job("memory", build(STUDENT, CLASSES), crops, settings, compute, distillation)
 
 
 class _Peaks:
-    """Highest memory of this process while the context lasts, in bytes: rss all of it, anon without pages of files."""
+    """The highest memory of this process inside the context, in bytes: rss all of it, anon without pages of files."""
 
     def __enter__(self) -> _Peaks:
         self.highest = {"rss": 0, "anon": 0}
@@ -146,8 +154,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
     scratch_root = given.folder / f"scratch-{os.getpid()}"
-    with Checkpointer("memory", "benchmark", scratch_root) as scratch, _Peaks() as peaks:
-        train(_job(given.kind, given.folder, QUICK if given.quick else ON_CPU, given.steps), scratch)
+    with Checkpointer("memory", "benchmark", scratch_root) as checkpointer, _Peaks() as peaks:
+        train(_job(given.kind, given.folder, QUICK if given.quick else ON_CPU, given.steps), checkpointer)
     print(json.dumps(peaks.highest))
 
 

@@ -1,4 +1,4 @@
-"""Trainings of a fresh student by the library's own loop, a few steps at a time, and the bare step they stand on."""
+"""Trainings of a fresh student by the library's own loop, a few steps at a time, and the bare step under them."""
 
 from __future__ import annotations
 
@@ -11,101 +11,94 @@ from torch import nn
 
 from benchmarks.streets import VIEWS, Sizes, Streets
 from segdistill.data.sampling import BatchSampler
-from segdistill.data.teacher_cache import origins_of
-from segdistill.nets.device import Compute
+from segdistill.nets.device import Compute, device_of
 from segdistill.nets.registry import build
 from segdistill.nets.resize import upsample
-from segdistill.params.model import DistillParams
+from segdistill.params.model import StudentSettings
 from segdistill.params.read import load_params
 from segdistill.prepare.cityscapes import CLASSES
 from segdistill.scoring.label_losses import label_loss
+from segdistill.student.distillation import Distillation
 from segdistill.training.batches import CropLoader
-from segdistill.training.job import compiled, device_of
-from segdistill.training.loop import Distillation, Job, sgd, update
+from segdistill.training.job import compiled
+from segdistill.training.loop import Job, sgd, update
 
 PROFILES = Path(__file__).parent.parent / "profiles"
 STUDENT, TEACHER = "deeplabv3plus_mobilenet", "deeplabv3plus_resnet101"
-FROM_CACHE = Distillation(alpha=0.3, method="kl", temperature=1.0, kl_resolution="stride")
 NEVER = 10**9  # steps
 
 
-def default_settings(profile: str = "default") -> DistillParams:
-    """The section `distill` of a profile."""
-    return load_params(PROFILES / f"{profile}.yaml").distill
+def student_settings(profile: str = "default") -> StudentSettings:
+    """Return the section `distill` of a profile, with KL at T = 1 on the stored grid and no teacher yet."""
+    section = load_params(PROFILES / f"{profile}.yaml").distill.model_dump()
+    compared = {"method": "kl", "temperature": 1.0, "kl_resolution": "stride", "alpha": 0.3, "teacher": "none"}
+    return StudentSettings(**section | compared | {"student": STUDENT, "lr": 0.01, "seed": 0})
 
 
 def our_compute(device: str = "cpu") -> Compute:
-    """What the stages compute with there, as the profiles have it; on a CPU, freed memory is kept from here on."""
-    params = load_params(PROFILES / "default.yaml")
-    return device_of(params.model_copy(update={"compute": params.compute.model_copy(update={"device": device})}))
+    """Return what the stages compute with by the profiles; on a CPU, keep freed memory from here on."""
+    return device_of(load_params(PROFILES / "default.yaml").compute.model_copy(update={"device": device}))
 
 
-def a_teacher(compute: Compute) -> nn.Module:
-    """A teacher in eval mode, with random weights."""
+def random_teacher(compute: Compute) -> nn.Module:
+    """Return a teacher in eval mode, with random weights."""
     return compute.place(build(TEACHER, CLASSES)).eval()
 
 
 class OurLoop:
     """Makes jobs of the training loop on the prepared frames of `streets`."""
 
-    def __init__(self, streets: Streets, sizes: Sizes, compute: Compute, settings: DistillParams) -> None:
+    def __init__(self, streets: Streets, sizes: Sizes, compute: Compute, settings: StudentSettings) -> None:
         self.streets, self.sizes, self.compute = streets, sizes, compute
         self.settings = settings.model_copy(update={"batch_size": sizes.batch, "steps": NEVER, "jitter": 0.0})
 
-    def job(self, name: str, distillation: Distillation | None = None, **settings) -> Job:
-        """A training of a fresh student; `settings` change those of the profile.
+    def job(self, name: str, **changed: object) -> Job:
+        """Return a training of a fresh student whose settings are those of the profile, with `changed`.
 
-        It learns from stored logits, unless `distillation` holds a live teacher or is None.
+        `teacher` is none (the default), views (stored logits) or online (a live teacher with random weights).
         """
         torch.manual_seed(0)
-        settings = self.settings.model_copy(update=settings)
-        cached = distillation is not None and distillation.live_teacher is None
-        crops = CropLoader(
-            self.streets.split,
-            BatchSampler(
-                0, name, len(self.streets.split), VIEWS, self.sizes.batch, settings.flip_probability, settings.jitter
-            ),
-            origins_of(self.streets.facts(self.sizes.crop_px)),
-            self.sizes.crop_px,
-            self.streets.stored_logits(self.sizes.crop_px) if cached else None,
-            pinned=self.compute.device.type == "cuda",
-        )
+        settings, split, crop_px = self.settings.model_copy(update=changed), self.streets.split, self.sizes.crop_px
+        stored = self.streets.stored_logits(crop_px, "float16") if settings.teacher == "views" else None
+        sampler = BatchSampler(0, name, len(split), VIEWS, self.sizes.batch, settings.flip_probability, settings.jitter)
+        pinned = self.compute.device.type == "cuda"
+        crops = CropLoader(split, sampler, self.streets.views(crop_px).origins(), crop_px, stored, pinned)
         net = self.compute.place(build(STUDENT, CLASSES)).train()
-        return Job(name, net, crops, settings, 0.01, self.compute, distillation)
-
-    def live(self) -> Distillation:
-        """The same distillation with the teacher run in every step."""
-        return FROM_CACHE._replace(live_teacher=a_teacher(self.compute))
+        live_teacher = random_teacher(self.compute) if settings.teacher == "online" else None
+        distillation = None
+        if settings.teacher != "none":
+            distillation = Distillation(settings, self.compute, live_teacher)
+        return Job(name, net, crops, settings, self.compute, distillation)
 
 
 def cpp_compiler() -> str | None:
-    """The C++ compiler that torch would take on a CPU, if there is one."""
+    """Return the C++ compiler that torch would take on a CPU; None where there is none."""
     return next(filter(shutil.which, ("g++", "clang++", "c++")), None)
 
 
 def through_compiler(job: Job) -> Job:
-    """`job` with its steps compiled, as `distill.compile: true` has it."""
+    """Return `job` with its steps compiled, as `distill.compile: true` does it."""
     return job._replace(forward=compiled(job.net, job.name, "distill.compile"))
 
 
 def next_steps(job: Job, steps: int) -> Callable[[], None]:
-    """A call that takes the next `steps` steps of `job`, loading included."""
+    """Return a call that makes the next `steps` steps of `job`, loading included."""
     optimizer, batches = sgd(job.net, job.settings), job.batches.steps(0, NEVER)
 
-    def take() -> None:
+    def train_on() -> None:
         for _ in range(steps):
             update(job, optimizer, *next(batches))
         finish(job.compute)
 
-    return take
+    return train_on
 
 
 def bare_steps(job: Job, steps: int) -> Callable[[], None]:
-    """Forward, backward and optimizer on one batch that is there already: the floor of any loop."""
+    """Return a call that makes `steps` steps on one loaded batch: forward, backward, optimizer. No loop can do less."""
     optimizer, batch = sgd(job.net, job.settings), job.batches.load(0)
     inputs, targets = batch.inputs(job.compute.device), batch.targets(job.compute.device)
 
-    def take() -> None:
+    def train_on() -> None:
         for _ in range(steps):
             with job.compute.autocast():
                 logits = job.net(inputs)
@@ -114,10 +107,10 @@ def bare_steps(job: Job, steps: int) -> Callable[[], None]:
             optimizer.zero_grad()
         finish(job.compute)
 
-    return take
+    return train_on
 
 
 def finish(compute: Compute) -> None:
-    """Wait for what a GPU still has to do."""
+    """Wait until a GPU has done its queued work."""
     if compute.device.type == "cuda":
         torch.cuda.synchronize()

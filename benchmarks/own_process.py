@@ -1,4 +1,4 @@
-"""Work that is measured in a process of its own, because what the library sets for a process would change it too."""
+"""Work that is measured in another process, because the library's settings of this process would change it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from multiprocessing.connection import Connection
 
 
 class OwnProcess:
-    """`make(*given)` in a new process, which waits between the calls; a call returns when its work is done.
+    """`make(*given)` in a new process that waits between the calls; a call returns when its work is done.
 
-    The process ends with the one that made it. It may have processes of its own.
+    The process ends with the one that started it. It may start processes.
     """
 
     def __init__(self, make: Callable[..., Callable[[], None]], *given: object) -> None:
@@ -31,7 +31,7 @@ class OwnProcess:
         self._process.join()
 
     def _wait(self) -> None:
-        """Raises EOFError when the process has failed; its traceback stands on stderr."""
+        """Wait for the process; EOFError when it failed, with its traceback on stderr."""
         self._ours.recv()
 
 

@@ -4,12 +4,12 @@
     python -m benchmarks.parity
     python -m benchmarks.parity --time                                             # live step / cached step, in time
 
-Every arm trains the same student, from one common start, for the same steps on batches drawn by the same seed; what
-differs is where its crops and its teacher's logits come from. An arm and a seed are trained once: the results file is
-gone on with.
+Every arm trains the same student from one common start, for the same steps on batches drawn by the same seed; arms
+differ in where crops and teacher logits come from. An arm and a seed are trained once: a later call continues the
+results file.
 
     control       no teacher, crops drawn anew in every step
-    live          the teacher runs in every step, crops drawn anew: what a cache is to equal
+    live          the teacher runs in every step, crops drawn anew: the reference for a cache
     live-clock    the same, with as many steps as fit into the time of a cached run
     views-K       K cached crop views per frame
     frame         logits of whole frames, cropped; crops drawn anew
@@ -25,24 +25,24 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.study import START_STEPS, Study, arms
+from benchmarks.study import START_STEPS, STUDENT, Study, arms
 from benchmarks.table import put_between
 from segdistill.core.files import read_json, write_json
 from segdistill.core.provenance import git_revision, package_versions, processor
 from segdistill.params.read import load_params
 
 HERE = Path(__file__).parent
-# What a figure is multiplied with, and the decimals it is shown with.
+# The factor and the decimals with which a metric is shown.
 SHOWN = {"mean_iou": (100, 1), "teacher_agreement": (100, 1), "crop_kl": (1, 3)}
 
 
-def table(runs: list[dict], names: list[str], figure: str) -> str:
-    """Markdown: a figure of every arm by seed, its mean, and its distance to `live` seed by seed, with the extremes."""
-    factor, digits = SHOWN[figure]
-    found = {(run["arm"], run["seed"]): factor * run[figure] for run in runs}
+def table(runs: list[dict], names: list[str], metric: str) -> str:
+    """Return Markdown: a metric of every arm by seed, its mean, and its difference to `live` by seed, with extremes."""
+    factor, digits = SHOWN[metric]
+    found = {(run["arm"], run["seed"]): factor * run[metric] for run in runs}
     seeds = sorted({run["seed"] for run in runs})
     lines = [
-        f"| {figure} | steps | {' | '.join(f'seed {seed}' for seed in seeds)} | mean | against live (least to most) |",
+        f"| {metric} | steps | {' | '.join(f'seed {seed}' for seed in seeds)} | mean | against live (least to most) |",
         f"|---|---:|{'---:|' * len(seeds)}---:|---:|",
     ]
     for name in names:
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--live-over-cached", type=float, help="a live step over a cached one, in time; else measured")
     parser.add_argument("--time", action="store_true", help="only measure and print that")
     parser.add_argument("--steps", type=int, default=150)
-    # Few frames, seen often: with 2 or 4 views most are then repeated, and too few of them can do harm.
+    # Few frames, seen often: then 2 or 4 views repeat, and it shows whether so few do harm.
     parser.add_argument("--every", type=int, default=4, help="train on every n-th frame")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--alpha", type=float, default=0.5)
@@ -89,16 +89,16 @@ def main() -> None:
             results["conditions"] = conditions(study, given)
             write_json(given.out, results)
             print(results["runs"][-1], flush=True)
-    page = "\n\n".join(table(results["runs"], list(known), figure) for figure in SHOWN)
+    page = "\n\n".join(table(results["runs"], list(known), metric) for metric in SHOWN)
     put_between(HERE.parent / "docs" / "benchmarks.md", "parity", page)
 
 
 def conditions(study: Study, given: argparse.Namespace) -> dict:
-    """What the figures hold for."""
+    """Return the conditions of the measurement."""
     teacher = read_json(Path("metrics/teacher.json"))
     return {
         "teacher": {"arch": teacher["arch"], "mean_iou": teacher["mean_iou"], "sha256": teacher["weights_sha256"]},
-        "student": study.params.distill.student,
+        "student": STUDENT,
         "frames": {"train": len(study.data.train), "val": len(study.data.val), "size_px": study.data.train.size_px},
         "crop_px": study.params.distill.crop_px,
         "batch": study.params.distill.batch_size,

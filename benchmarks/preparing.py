@@ -1,4 +1,4 @@
-"""Rows 10: what `prepare` takes per frame, beside the few lines that anybody would write for it; and its memory."""
+"""Time of `prepare` per frame against the few lines that anybody would write for it, and its memory (10)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from PIL import Image, ImageFilter
 
 from benchmarks.rows import Row, ratio_row, seconds_in_turn
 from segdistill.params.model import DataParams, SyntheticParams
-from segdistill.prepare import images as png_file
-from segdistill.prepare.cityscapes import IMAGE_SUFFIX, LABEL_SUFFIX, TRAIN_ID_OF_LABEL_ID
+from segdistill.prepare import images as png_images
+from segdistill.prepare.cityscapes import IMAGE_FOLDER, IMAGE_SUFFIX, LABEL_FOLDER, LABEL_SUFFIX, TRAIN_ID_OF_LABEL_ID
 from segdistill.prepare.run import prepare
 from segdistill.prepare.synthetic.render import write_city
 
-# The grain of the drawn frames makes larger files than a camera does; softened, they come to the official 2.3 MB.
+# The noise of the drawn frames makes larger PNGs than a camera; with this blur they have the 2.3 MB of Cityscapes.
 SOFTENED_PX = 0.9
 PEAK_MEMORY = """
 import re, sys
@@ -34,7 +34,7 @@ print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1
 
 
 def measure(quick: bool) -> tuple[dict, list[Row]]:
-    """Ratios of time per frame, frames per second, and peak memory with four times the frames; all on one core."""
+    """Return the conditions and the rows: time per frame, frames per second, memory with four times the frames."""
     size_px, frames, rounds = ((256, 512), 4, 2) if quick else ((1024, 2048), 12, 7)
     with tempfile.TemporaryDirectory() as scratch, _one_core():
         folder = Path(scratch)
@@ -54,7 +54,7 @@ def measure(quick: bool) -> tuple[dict, list[Row]]:
             "png_bytes_per_frame": sum(path.stat().st_size for pair in pairs for path in pair) // len(pairs),
             "cores": 1,
             "peak_memory_MB": [round(peak / 1000) for peak in peak_kB],
-            "decoder": "kornia-rs" if png_file.fast_decoder() else "Pillow",
+            "decoder": "kornia-rs" if png_images.fast_decoder() else "Pillow",
         }
     frames_per_s = len(pairs) / taken_s["ours"]
     low, high = (round(float(np.quantile(frames_per_s, q)), 1) for q in (0.1, 0.9))
@@ -79,14 +79,14 @@ def measure(quick: bool) -> tuple[dict, list[Row]]:
 
 
 def prepare_city(city: Path, out: Path) -> None:
-    """`prepare` as the stage calls it, in one process."""
+    """Call `prepare` as the stage does, in one process."""
     unread = SyntheticParams(train_frames=1, val_frames=1)
     data = DataParams(source="cityscapes", root=str(city), size_px=None, holdout_fraction=0.1, synthetic=unread)
     prepare(data, seed=0, out=out, workers=1)
 
 
 def _plain(pairs: list[tuple[Path, Path]], out: Path) -> None:
-    """The same arrays without checks and checksums, a file for each."""
+    """Write the same arrays without checks and checksums, one file each."""
     out.mkdir(exist_ok=True)
     for number, (photograph, label) in enumerate(pairs):
         np.save(out / f"{number}_image.npy", np.array(Image.open(photograph).convert("RGB")))
@@ -94,13 +94,13 @@ def _plain(pairs: list[tuple[Path, Path]], out: Path) -> None:
 
 
 def _with_pillow_alone(work: functools.partial) -> None:
-    with mock.patch.object(png_file, "fast_decoder", lambda: None):
+    with mock.patch.object(png_images, "fast_decoder", lambda: None):
         work()
 
 
 @contextmanager
 def _one_core() -> Iterator[None]:
-    """Keep this process, and those that it starts, on one core."""
+    """Pin this process, and those that it starts, to one core."""
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(allowed)})
     try:
@@ -110,28 +110,26 @@ def _one_core() -> Iterator[None]:
 
 
 def _write_streets(city: Path, frames: int, size_px: tuple[int, int]) -> list[tuple[Path, Path]]:
-    """Write a Cityscapes tree of `frames` train frames and two of val; the pairs of photograph and label of both."""
+    """Write a Cityscapes tree of `frames` train frames and two of val; return the pairs of photograph and label."""
     write_city(city, seed=0, train_frames=frames, val_frames=2, size_px=size_px)
-    return [(path, _label_of(path)) for path in softened(city)]
+    pairs = []
+    for photograph in soften(city):
+        label = photograph.name.replace(IMAGE_SUFFIX, LABEL_SUFFIX)
+        pairs.append((photograph, city / LABEL_FOLDER / photograph.parent.relative_to(city / IMAGE_FOLDER) / label))
+    return pairs
 
 
-def softened(city: Path) -> list[Path]:
-    """The photographs of a Cityscapes tree, without the grain that makes them larger than a camera's, in order."""
-    photographs = sorted(city.glob(f"leftImg8bit/*/*/*{IMAGE_SUFFIX}"))
+def soften(city: Path) -> list[Path]:
+    """Blur the photographs of a Cityscapes tree, so that their files are no larger than a camera's; return them."""
+    photographs = sorted(city.glob(f"{IMAGE_FOLDER}/*/*/*{IMAGE_SUFFIX}"))
     for path in photographs:
         with Image.open(path) as image:
             image.filter(ImageFilter.GaussianBlur(SOFTENED_PX)).save(path)
     return photographs
 
 
-def _label_of(photograph: Path) -> Path:
-    split, town, name = photograph.parts[-3:]
-    label = name.removesuffix(IMAGE_SUFFIX) + LABEL_SUFFIX
-    return photograph.parents[3] / "gtFine" / split / town / label
-
-
 def _repeat_train_frames(city: Path, larger: Path, times: int) -> None:
-    """A tree that holds every train frame of `city` `times` times, under other sequence numbers: links, no copies."""
+    """Hard-link every train frame of `city` `times` times into a new tree, under other sequence numbers."""
     for path in city.rglob("*.png"):
         town, sequence, rest = path.name.split("_", 2)
         for copy in range(times if path.parts[-3] == "train" else 1):
@@ -142,7 +140,7 @@ def _repeat_train_frames(city: Path, larger: Path, times: int) -> None:
 
 
 def _peak_memory_kB(city: Path, out: Path) -> int:  # noqa: N802 - kB is the unit
-    """Largest resident memory of a process that prepares `city`, mapped files and libraries included."""
+    """Return the peak resident memory of a process that prepares `city`, mapped files and libraries included."""
     command = [sys.executable, "-c", PEAK_MEMORY, str(city), str(out)]
-    told = subprocess.run(command, cwd=Path(__file__).parents[1], check=True, capture_output=True, text=True)
-    return int(told.stdout.split()[-1])
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], check=True, capture_output=True, text=True)
+    return int(done.stdout.split()[-1])

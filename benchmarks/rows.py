@@ -1,4 +1,4 @@
-"""What every measurement here is made of: kinds of work timed in turn in one process, and rows of ratios."""
+"""Rows of the tables, and the timing of several kinds of work in turn in one process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Row(NamedTuple):
-    """A line of the table. `spread`: 10th and 90th percentile over the rounds; `note`: what limits a missed target."""
+    """A row of the table. `spread`: 10th and 90th percentile over the rounds; `note`: why a target is missed."""
 
     row: str
     what: str
@@ -23,7 +23,7 @@ class Row(NamedTuple):
 
     @property
     def met(self) -> bool | None:
-        """Whether `value` keeps its target "at most X" or "at least X"; None where there is none."""
+        """Whether `value` meets its target "at most X" or "at least X"; None without a target."""
         if self.target is None:
             return None
         word, bound = self.target.removeprefix("at ").split()
@@ -31,10 +31,10 @@ class Row(NamedTuple):
 
 
 def seconds_in_turn(kinds: dict[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, np.ndarray]:
-    """Seconds of each kind of work in each counted round, float64 (rounds,).
+    """Return the seconds of each kind of work in each counted round, float64 (rounds,).
 
-    In every round each kind runs once, in an order that turns from round to round, so that whatever slows the machine
-    for a while, or comes first after a rest, touches all of them.
+    In every round each kind runs once. The order rotates from round to round, so that a slow spell of the machine, or
+    the first call after a rest, hits all kinds alike.
     """
     names = list(kinds)
     taken_s = {name: np.empty(rounds) for name in names}
@@ -50,6 +50,6 @@ def seconds_in_turn(kinds: dict[str, Callable[[], object]], rounds: int, warmup:
 
 
 def ratio_row(row: str, what: str, ratios: np.ndarray, target: str | None = None, note: str = "") -> Row:
-    """The median of per-round ratios, with their 10th and 90th percentile."""
+    """Return the row of the median of per-round ratios, with their 10th and 90th percentile."""
     low, high = (round(float(np.quantile(ratios, q)), 3) for q in (0.1, 0.9))
     return Row(row, what, round(float(np.median(ratios)), 3), target, "ratio", (low, high), note)

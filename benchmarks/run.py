@@ -1,7 +1,7 @@
-"""Measure the claims about speed. Writes results.json and the tables of the documents. Let nothing else run meanwhile.
+"""Measure the claims about speed; write results.json and the tables of the documents. Let nothing else run meanwhile.
 
-python -m benchmarks.run                # all of it
-python -m benchmarks.run --only steps   # one part, beside what results.json holds
+python -m benchmarks.run                # all parts
+python -m benchmarks.run --only steps   # one part; results.json keeps the rows of the others
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from segdistill.core.files import read_json, write_json
 from segdistill.core.provenance import git_revision, package_versions, processor
 
 HERE = Path(__file__).parent
+# A part is a module here with measure(quick) -> (conditions, rows).
 PARTS = (
     "startup",
     "steps",
@@ -38,12 +39,12 @@ PARTS = (
 
 
 def measured(part: str, quick: bool) -> dict:
-    """Conditions and rows of one part, with the seconds it took."""
+    """Return the conditions and rows of one part, with the seconds it took."""
     started = time.perf_counter()
     conditions, rows = importlib.import_module(f"benchmarks.{part}").measure(quick)
     taken_s = round(time.perf_counter() - started)
     print(f"{part}: {taken_s} s, load average {os.getloadavg()[0]:.1f}", flush=True)
-    # Of this part: the others may stand there from an earlier revision.
+    # Of this part, because the others may be from an earlier revision.
     conditions |= {"measured_in_s": taken_s, "git_revision": git_revision(), "date": today()}
     return {"conditions": conditions, "rows": [row._asdict() for row in rows]}
 
@@ -53,14 +54,14 @@ def today() -> str:
 
 
 def instruction_sets() -> list[str]:
-    """Those that decide which precision and which kernels are fast here, as far as the system tells (Linux on x86)."""
-    told = Path("/proc/cpuinfo")
-    flags = told.read_text(encoding="utf-8").split() if told.exists() else []
+    """Return those that decide which precision and kernels are fast here; none where Linux on x86 does not say."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text(encoding="utf-8").split() if cpuinfo.exists() else []
     return [name for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8") if name in flags]
 
 
 def machine() -> dict:
-    """What all parts have in common."""
+    """Return the conditions that all parts share."""
     return {
         "processor": processor(),
         "instruction_sets": instruction_sets(),
@@ -72,7 +73,7 @@ def machine() -> dict:
 
 
 def gathered(parts: dict[str, dict]) -> dict:
-    """The results file: conditions of the machine and of each part, and the rows of all parts, in order of PARTS."""
+    """Return the content of the results file: conditions of machine and parts, and all rows, in the order of PARTS."""
     present = [part for part in PARTS if part in parts]
     return {
         "conditions": machine() | {part: parts[part]["conditions"] for part in present},
@@ -81,7 +82,7 @@ def gathered(parts: dict[str, dict]) -> dict:
 
 
 def parts_of(results: dict) -> dict[str, dict]:
-    """What an earlier results file holds, part by part."""
+    """Return the content of an earlier results file, part by part."""
     rows: dict[str, list] = {}
     for row in results["rows"]:
         rows.setdefault(row["part"], []).append({key: row[key] for key in Row._fields})
@@ -90,15 +91,15 @@ def parts_of(results: dict) -> dict[str, dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=PARTS, help="measure these parts, keep the figures of the others")
-    parser.add_argument("--quick", action="store_true", help="a trial of the code: figures that mean little")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="measure these parts, keep the rows of the others")
+    parser.add_argument("--quick", action="store_true", help="a trial of the code: its numbers mean little")
     parser.add_argument("--out", type=Path, default=HERE / "results.json")
     parser.add_argument("--documents", type=Path, default=HERE.parent, help="folder of README.md and docs/")
     given = parser.parse_args()
     with exit_on_user_error():
         parts = parts_of(read_json(given.out)) if given.only and given.out.exists() else {}
         for part in given.only or PARTS:
-            # Each in a process of its own: some change what others measure, such as what is done with freed memory.
+            # A process each: some parts change what others measure, such as keeping freed memory.
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
                 parts[part] = process.submit(measured, part, given.quick).result()
             write_json(given.out, gathered(parts))

@@ -1,4 +1,4 @@
-"""The cache of teacher logits on paper, from rates measured here: bytes, hours to build, minutes to hash.
+"""The cache of teacher logits, calculated from rates measured here: bytes, hours to build, minutes to hash.
 
     python -m benchmarks.scaling                             # measure and print the tables of docs/scaling.md
     python -m benchmarks.scaling --write                     # and put them into that page
@@ -20,15 +20,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.our_loop import TEACHER, a_teacher
+from benchmarks.our_loop import TEACHER, random_teacher
 from benchmarks.table import put_between
 from segdistill.core.errors import exit_on_user_error
 from segdistill.core.provenance import processor
-from segdistill.data.sampling import view_origins
-from segdistill.data.teacher_cache import LogitsWriter, stored_shape
+from segdistill.data.sampling import ViewSpec
 from segdistill.nets.device import TorchPredictor, resolve_device
 from segdistill.prepare.cityscapes import CLASSES
-from segdistill.teacher_logits.build import logits_on_grid
+from segdistill.teacher_logits.build import LogitsWriter, logits_on_grid, stored_shape
 
 PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"
 FRAME_PX, CROP_PX = (1024, 2048), (768, 768)
@@ -39,7 +38,7 @@ STEPS, BATCH = 60_000, 16  # of one run of profiles/cityscapes.yaml, both phases
 
 
 class Rates(NamedTuple):
-    """What was measured: crops per second, and bytes per second."""
+    """The measured rates: crops, bytes and frames per second."""
 
     teacher_crops_per_s: float
     uint8_crops_per_s: float
@@ -50,16 +49,16 @@ class Rates(NamedTuple):
 
 
 def cache_bytes(frames: int, views: int, dtype: str, stride: int) -> int:
-    """Bytes of the stored logits, as `LogitsWriter` lays them out."""
-    facts = {"crop_px": CROP_PX, "stride": stride, "frames": frames, "views": views}
-    *lead, height, width, classes = stored_shape("views", facts, CLASSES)
+    """Return the bytes of the stored logits, as `LogitsWriter` writes them."""
+    spec = ViewSpec("", frames, FRAME_PX, CROP_PX, views, stride, seed=0)
+    *lead, height, width, classes = stored_shape("views", spec, CLASSES)
     rows = int(np.prod(lead)) * height
     scale_bytes = rows * 2 * classes * 2 if dtype == "uint8" else 0
     return rows * width * classes * np.dtype(dtype).itemsize + scale_bytes
 
 
 def measured(teacher_crops_per_s: float | None) -> Rates:
-    """Time each part of the work on this machine."""
+    """Return the rates of each part of the work on this machine; measure the teacher's where it is None."""
     compute = resolve_device("auto", "auto", 0)
     busy = os.getloadavg()[0]
     where = (
@@ -68,7 +67,7 @@ def measured(teacher_crops_per_s: float | None) -> Rates:
     images = np.random.default_rng(0).integers(0, 256, (1, *CROP_PX, 3), np.uint8)
     grid = (CROP_PX[0] // 4, CROP_PX[1] // 4)
     if teacher_crops_per_s is None:
-        teacher = TorchPredictor(a_teacher(compute), compute)
+        teacher = TorchPredictor(random_teacher(compute), compute)
         if compute.device.type == "cuda":
             images = images.repeat(8, axis=0)
         teacher_crops_per_s = len(images) / _seconds(lambda: logits_on_grid(teacher, images, grid))
@@ -85,13 +84,13 @@ def measured(teacher_crops_per_s: float | None) -> Rates:
         1 / uint8_s,
         len(block) / write_s,
         len(block) / _seconds(lambda: hashlib.md5(block, usedforsecurity=False).digest()),
-        1000 / _seconds(lambda: view_origins(0, 1000, 8, FRAME_PX, CROP_PX, 4)),
+        1000 / _seconds(ViewSpec("", 1000, FRAME_PX, CROP_PX, 8, 4, seed=0).origins),
         where,
     )
 
 
 def _seconds(work: Callable[[], object], rounds: int = 3) -> float:
-    """The median of `rounds` calls, after one that is not counted."""
+    """Return the median seconds of `rounds` calls, after one that is not counted."""
     taken_s = []
     for number in range(rounds + 1):
         started = time.perf_counter()
@@ -109,7 +108,7 @@ def _write(path: Path, block: bytes) -> None:
 
 
 def tables(rates: Rates) -> str:
-    """The rates, and what follows from them, as Markdown."""
+    """Return the rates, and the sizes and times that follow from them, as Markdown."""
     lines = [
         f"Measured: {rates.where}.",
         "",

@@ -1,8 +1,7 @@
 """What a training step costs: ours against the usual loop (1), against itself without a teacher (2), and bare (3).
 
-A few steps of each kind in turn, from frames of 1024x2048 on disk: ours in one process, the usual loop in one of its
-own, with torch as it comes. Where there is a GPU, the rows are measured on both: `1-gpu` and so on are of 768x768
-crops, batch 16.
+A few steps of each kind in turn, from frames of 1024x2048 on disk: ours in one process, the usual loop in another, with
+torch's defaults. Where there is a GPU, the rows are measured on both: `1-gpu` and so on are of 768x768 crops, batch 16.
 """
 
 from __future__ import annotations
@@ -18,15 +17,14 @@ import numpy as np
 import torch
 
 from benchmarks.our_loop import (
-    FROM_CACHE,
     STUDENT,
     TEACHER,
     OurLoop,
     bare_steps,
     cpp_compiler,
-    default_settings,
     next_steps,
     our_compute,
+    student_settings,
     through_compiler,
 )
 from benchmarks.own_process import OwnProcess
@@ -42,7 +40,7 @@ PEER = "segmentation-models-pytorch"
 
 
 class Plan(NamedTuple):
-    """How long to measure: steps of a stretch and counted rounds, of each comparison."""
+    """How long to measure: steps of a stretch and counted rounds for each comparison."""
 
     usual: tuple[int, int]
     compiled: bool  # whether to wait for torch's compiler
@@ -56,11 +54,11 @@ TRIAL = Plan(usual=(1, 1), compiled=False, cached=(1, 2), whole=(2, 2))
 
 
 def measure(quick: bool) -> tuple[dict, list[Row]]:
-    """Conditions and rows 1, 2 and 3."""
+    """Return the conditions and the rows 1, 2 and 3."""
     conditions, rows = _on("cpu", QUICK if quick else ON_CPU, TRIAL if quick else FULL)
     if torch.cuda.is_available():
         more, gpu_rows = _on("cuda", QUICK if quick else ON_GPU, TRIAL if quick else FULL_GPU)
-        torch.use_deterministic_algorithms(False)  # what choosing CUDA turned on
+        torch.use_deterministic_algorithms(False)  # our_compute("cuda") turned them on
         conditions["gpu"] = more | {"name": torch.cuda.get_device_name()}
         rows += gpu_rows
     return conditions, rows
@@ -69,7 +67,7 @@ def measure(quick: bool) -> tuple[dict, list[Row]]:
 def _on(device: str, sizes: Sizes, plan: Plan) -> tuple[dict, list[Row]]:
     compute = our_compute(device)
     # The profile for a CPU, or the one for a GPU, with its intervals of curve and checkpoints.
-    settings = default_settings("default" if device == "cpu" else "cityscapes")
+    settings = student_settings("default" if device == "cpu" else "cityscapes")
     ours = OurLoop(streets_on_disk(sizes.frame_px, sizes.frames), sizes, compute, settings)
     suffix, targets = ("", ("4", "1.05")) if device == "cpu" else ("-gpu", ("10", "1.1"))
     usual_s, usual_rows = _usual_over_ours(ours, plan, suffix, f"at least {targets[0]}")
@@ -91,17 +89,21 @@ def _on(device: str, sizes: Sizes, plan: Plan) -> tuple[dict, list[Row]]:
 
 
 def _usual_over_ours(ours: OurLoop, plan: Plan, suffix: str, target: str) -> tuple[dict, list[Row]]:
-    """Rows 1, 1-compiled, 1-smp and 2-live, and the median seconds of each kind of step."""
+    """Return the median seconds of each kind of step, and the rows 1, 1-compiled, 1-smp and 2-live."""
     steps, rounds = plan.usual
-    usual = _usual_loops(ours, steps)
-    kinds: dict[str, Callable[[], None]] = {**usual, "ours": next_steps(ours.job("ours", FROM_CACHE), steps)}
+    # The usual loop on the networks of the library, and on those of the peer where it is installed.
+    given = ours.streets.png_pairs, ours.sizes, steps, ours.compute.device
+    usual = {"usual": OwnProcess(usual_epochs, library_nets, *given)}
+    if importlib.util.find_spec("segmentation_models_pytorch"):
+        usual["usual, peer's nets"] = OwnProcess(usual_epochs, peer_nets, *given)
+    kinds: dict[str, Callable[[], None]] = {**usual, "ours": next_steps(ours.job("ours", teacher="views"), steps)}
     if ours.compute.dtype != torch.float32:
-        in_float32 = ours.job("float32", FROM_CACHE)._replace(compute=ours.compute.in_float32())
-        kinds["ours, float32"] = next_steps(in_float32, steps)
+        in_float32 = OurLoop(ours.streets, ours.sizes, ours.compute.in_float32(), ours.settings)
+        kinds["ours, float32"] = next_steps(in_float32.job("float32", teacher="views"), steps)
     if plan.compiled and (ours.compute.device.type == "cuda" or cpp_compiler()):
-        kinds["ours, compiled"] = next_steps(through_compiler(ours.job("compiled", FROM_CACHE)), steps)
+        kinds["ours, compiled"] = next_steps(through_compiler(ours.job("compiled", teacher="views")), steps)
     kinds["ours, no teacher"] = next_steps(ours.job("plain"), steps)
-    kinds["ours, live teacher"] = next_steps(ours.job("live", ours.live()), steps)
+    kinds["ours, live teacher"] = next_steps(ours.job("live", teacher="online"), steps)
     taken_s = seconds_in_turn(kinds, rounds)
     for loop in usual.values():
         loop.end()
@@ -129,20 +131,14 @@ def _usual_over_ours(ours: OurLoop, plan: Plan, suffix: str, target: str) -> tup
     return {name: round(float(np.median(taken)) / steps, 4) for name, taken in taken_s.items()}, rows
 
 
-def _usual_loops(ours: OurLoop, steps: int) -> dict[str, OwnProcess]:
-    """The usual loop on the nets of the library, and on those of the peer where it is installed."""
-    given = ours.streets.png_pairs, ours.sizes, steps, ours.compute.device
-    loops = {"usual": OwnProcess(usual_epochs, library_nets, *given)}
-    if importlib.util.find_spec("segmentation_models_pytorch"):
-        loops["usual, peer's nets"] = OwnProcess(usual_epochs, peer_nets, *given)
-    return loops
-
-
 def _cached_over_plain(ours: OurLoop, plan: tuple[int, int], suffix: str) -> tuple[dict, list[Row]]:
-    """Rows 2 and 2-full, and the median seconds of a plain step."""
+    """Return the median seconds of a step with KL at full resolution, and the rows 2 and 2-full."""
     steps, rounds = plan
-    full = FROM_CACHE._replace(kl_resolution="full")
-    jobs = {"plain": ours.job("plain"), "cached": ours.job("cached", FROM_CACHE), "full": ours.job("full", full)}
+    jobs = {
+        "plain": ours.job("plain"),
+        "cached": ours.job("cached", teacher="views"),
+        "full": ours.job("full", teacher="views", kl_resolution="full"),
+    }
     taken_s = seconds_in_turn({name: next_steps(job, steps) for name, job in jobs.items()}, rounds)
     what = "distillation step from cached logits / vanilla training step, ours both"
     return {"ours, kl_resolution full": round(float(np.median(taken_s["full"])) / steps, 4)}, [
@@ -152,10 +148,10 @@ def _cached_over_plain(ours: OurLoop, plan: tuple[int, int], suffix: str) -> tup
 
 
 class Alternating:
-    """BatchSampler of a training that makes way for `other` before each `every` steps, and what both took, in seconds.
+    """The loader of a training that calls `other` before each `every` steps, and times both in seconds.
 
-    A stretch of the training holds all that belongs to it: its first batch is cut while nothing else goes on, which
-    is slightly more than a training pays that runs through.
+    A stretch of the training includes everything the training does. Its first batch loads while nothing else runs, so
+    it costs slightly more than in a training that is not interrupted.
     """
 
     def __init__(self, batches: CropLoader, every: int, other: Callable[[], None]) -> None:
@@ -164,27 +160,27 @@ class Alternating:
         self.other_s: list[float] = []
 
     def steps(self, first: int, end: int) -> Iterator[tuple[int, CropBatch]]:
-        """As CropLoader.steps; `other` has the first and the last turn."""
-        self._take_turn()
+        """Yield (step, batch) as CropLoader.steps; call `other` first, between the stretches and last."""
+        self._call_other()
         for start in range(first, end, self.every):
             started = time.perf_counter()
             yield from self.batches.steps(start, min(start + self.every, end))
             self.training_s.append(time.perf_counter() - started)
-            self._take_turn()
+            self._call_other()
 
     def names(self, step: int) -> list[str]:
-        """As CropLoader.names."""
+        """Return the names of the frames in batch number `step`."""
         return self.batches.names(step)
 
-    def _take_turn(self) -> None:
+    def _call_other(self) -> None:
         gc.collect()
         started = time.perf_counter()
         self.other()
         self.other_s.append(time.perf_counter() - started)
 
 
-class TimedScratch(Checkpointer):
-    """Checkpointer that notes the seconds of each checkpoint."""
+class TimedCheckpointer(Checkpointer):
+    """A checkpointer that records the seconds of each checkpoint."""
 
     def __init__(self, *given: object) -> None:
         super().__init__(*given)
@@ -197,9 +193,9 @@ class TimedScratch(Checkpointer):
 
 
 def _whole_over_bare(ours: OurLoop, plan: tuple[int, int], suffix: str, target: str) -> list[Row]:
-    """Rows 3 and 3-checkpoint: `train` itself, stretch by stretch, each between two stretches of bare steps.
+    """Return the rows 3 and 3-checkpoint: `train` itself, stretch by stretch, each between two stretches of bare steps.
 
-    Every stretch saves once, so that each holds a checkpoint; its seconds are then charged at the profile's interval.
+    Every stretch saves one checkpoint; its seconds are then charged at the profile's interval.
     """
     steps, rounds = plan
     log_every, save_every = ours.settings.log_every_steps, ours.settings.checkpoint_every_steps
@@ -213,12 +209,12 @@ def _whole_over_bare(ours: OurLoop, plan: tuple[int, int], suffix: str, target: 
     turns = Alternating(job.batches, steps, bare_steps(ours.job("bare"), steps))
     with (
         tempfile.TemporaryDirectory(dir=ours.streets.folder) as folder,
-        TimedScratch("bench", "key", folder) as scratch,
+        TimedCheckpointer("bench", "key", folder) as checkpointer,
     ):
-        train(job._replace(batches=turns), scratch)
+        train(job._replace(batches=turns), checkpointer)
     bare_s = np.asarray(turns.other_s)
     between_s = (bare_s[:-1] + bare_s[1:])[1:] / 2  # the first stretch warms up
-    saves_s = np.asarray(scratch.saves_s)[1:]
+    saves_s = np.asarray(checkpointer.saves_s)[1:]
     charged_s = np.median(saves_s) * steps / save_every
     whole = (np.asarray(turns.training_s)[1:] - saves_s + charged_s) / between_s
     what = f"whole training step (loader, loss, curve, progress, a checkpoint every {save_every} steps) / bare step"
@@ -231,7 +227,7 @@ def _whole_over_bare(ours: OurLoop, plan: tuple[int, int], suffix: str, target: 
 
 
 def _decoding_s(ours: OurLoop) -> float:
-    """Seconds in which one process alone makes a batch from PNG files, median of five."""
+    """Return the seconds in which one process makes a batch from PNG files, the median of five."""
     files, taken_s = StreetFiles(ours.streets.png_pairs, ours.sizes.crop_px, ours.sizes.batch), []
     for _ in range(5):
         started = time.perf_counter()

@@ -2,40 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 
 from benchmarks.our_loop import NEVER, next_steps
 from benchmarks.rows import seconds_in_turn
-from segdistill.data.prepared import PREPARED, Split
-from segdistill.data.sampling import BatchSampler, view_origins
-from segdistill.data.teacher_cache import Teaching, geometry, origins_of
+from segdistill.data.prepared import PreparedData, Split
+from segdistill.data.sampling import BatchSampler, ViewSpec
+from segdistill.data.teacher_cache import VAL_CLASSES, TeacherCache
 from segdistill.data.transforms import normalize
 from segdistill.formats.header import Header
-from segdistill.nets.device import TorchPredictor
+from segdistill.nets.device import TorchPredictor, device_of
 from segdistill.nets.registry import build
 from segdistill.nets.weights import load_net, save_net
-from segdistill.params.model import Params, RunSettings
+from segdistill.params.model import Params, StudentSettings
+from segdistill.paths import TEACHER, TEACHER_WEIGHTS
 from segdistill.scoring.evaluate import evaluate
-from segdistill.scoring.label_losses import kl
 from segdistill.scoring.record import ClassMapArchive
+from segdistill.student.distillation import Distillation, OnStoredGrid, kl
 from segdistill.teacher_logits.build import build_cache
 from segdistill.training.batches import CropLoader
-from segdistill.training.job import Data, device_of, initial_net, train_net
-from segdistill.training.loop import Distillation, Job
+from segdistill.training.job import Training, initial_net, run_training
+from segdistill.training.loop import Job
 
+STUDENT = "deeplabv3plus_mobilenet"
 START_STEPS = 500  # of the common start of all arms
-TEACHER = Path("models/teacher")
-FIGURES = ("mean_iou", "overall_acc", "teacher_agreement", "mean_loss", "crop_kl")
+METRICS = ("mean_iou", "overall_acc", "teacher_agreement", "mean_loss", "crop_kl")
 ANEW = 1024  # places per frame that crops are drawn from when nothing is stored for them
 
 
 class Arm(NamedTuple):
-    """What a student of this arm learns from; `steps_share` of the steps of the others."""
+    """What a student of this arm learns from; it trains `steps_share` times the steps of the other arms."""
 
     teacher: str
     views: int = ANEW
@@ -45,7 +47,7 @@ class Arm(NamedTuple):
 
 
 def arms(live_over_cached: float) -> dict[str, Arm]:
-    """All arms, the control first. `live_over_cached`: time of a live step over that of a cached one."""
+    """Return all arms, the control first. `live_over_cached`: time of a live step over that of a cached one."""
     return {
         "control": Arm("none"),
         "views-8": Arm("views", 8),
@@ -60,109 +62,112 @@ def arms(live_over_cached: float) -> dict[str, Arm]:
     }
 
 
+@dataclass(frozen=True)
+class EveryNth(PreparedData):
+    """The prepared data with every n-th train frame."""
+
+    every: int = 1
+
+    @cached_property
+    def train(self) -> Split:
+        return Split(*(part[:: self.every] for part in self._open_split("train")))
+
+
 class Study:
     """The prepared streets, the trained teacher, and the caches that the arms need."""
 
     def __init__(self, params: Params, alpha: float, every: int, caches: Path) -> None:
         self.params, self.alpha, self.caches = params, alpha, caches
-        self.data, self.compute = Data(PREPARED), device_of(params.compute)
-        train = self.data.train
-        self.teacher = self.compute.place(load_net(TEACHER / "teacher.safetensors")[0]).eval()
-        self.data.train = Split(train.images[::every], train.labels[::every], train.names[::every])
+        self.data, self.compute = EveryNth(**vars(PreparedData.open()), every=every), device_of(params.compute)
+        self.teacher = self.compute.place(load_net(TEACHER / TEACHER_WEIGHTS)[0]).eval()
 
-    def facts(self, arm: Arm) -> dict:
-        """The geometry of the crops of `arm`."""
-        stride, crop_px = self.params.teacher_logits.stride, self.params.distill.crop_px
-        return geometry(self.data.train, self.data.fingerprint, self.params.seed, crop_px, arm.views, stride)
+    def views(self, arm: Arm) -> ViewSpec:
+        """Return the spec of the crops of `arm`."""
+        stride = self.params.teacher_logits.stride
+        return ViewSpec.of(self.data, self.params.distill.crop_px, arm.views, stride, self.params.seed)
 
-    def teaching(self, arm: Arm) -> Teaching | None:
-        """The teacher's logits for `arm`, computed on first use."""
+    def cache(self, arm: Arm) -> TeacherCache | None:
+        """Return the teacher's logits for `arm`, computed on first use; None for the control."""
         if arm.teacher == "none":
             return None
         folder = self.caches / f"{arm.teacher}-{arm.views}-{arm.dtype}"
         if not folder.exists():
             stored = self.params.teacher_logits.model_copy(update={"dtype": arm.dtype})
-            build_cache(arm.teacher, folder, self.data.train, self.facts(arm), stored, self.compute)
-        return Teaching(arm.teacher, self.facts(arm), folder)
+            build_cache(arm.teacher, folder, self.data.train, self.views(arm), stored, self.compute)
+        return TeacherCache(arm.teacher, self.views(arm), folder)
 
-    def settings(self, arm: Arm, seed: int, steps: int) -> RunSettings:
-        """One training of `arm`. The rate falls to 0, so that what is scored is no moment of a noisy path."""
+    def settings(self, arm: Arm, seed: int, steps: int) -> StudentSettings:
+        """Return the settings of one training of `arm`; the rate falls to 0, so the last step is no noisy one."""
         own = {"schedule": "poly", "steps": steps, "kl_resolution": arm.kl_resolution, "evaluate_every_steps": 0}
-        run = {"alpha": self.alpha, "lr": 0.01, "teacher": arm.teacher, "seed": seed}
-        return RunSettings(**(self.params.distill.model_dump() | own | run))
+        run = {"student": STUDENT, "alpha": self.alpha, "lr": 0.01, "teacher": arm.teacher, "seed": seed}
+        return StudentSettings(**self.params.distill.model_dump() | own | run)
+
+    def distillation(self, arm: Arm, settings: StudentSettings) -> Distillation | None:
+        """Return what `arm` adds to the label loss; None for the control."""
+        if arm.teacher == "none":
+            return None
+        live_teacher = None
+        if arm.teacher == "online":
+            live_teacher = OnStoredGrid(self.teacher, self.params.teacher_logits.stride).eval()
+        return Distillation(settings, self.compute, live_teacher)
 
     def start(self) -> Path:
-        """Weights that all arms start from, trained without a teacher on first use: the part of ImageNet's weights."""
+        """Return the weights that all arms start from, as others start from ImageNet's; trained on first use."""
         weights = self.caches / "start.safetensors"
         if not weights.exists():
-            arm = Arm("none")
-            settings = self.settings(arm, self.params.seed, START_STEPS)
-            classes = len(self.data.class_names)
-            net = initial_net(settings.student, classes, settings.output_stride, "random", self.params.seed, "start")
-            job = {"lr": settings.lr, "seed": self.params.seed, "params": self.params, "data": self.data}
-            train_net("distill/start", net, settings, self.facts(arm), start="random", **job)
-            save_net(weights, net, Header.of_net(settings.student, classes, settings.output_stride))
+            arm, classes = Arm("none"), len(self.data.table)
+            settings = self.settings(arm, self.params.seed, START_STEPS).model_copy(update={"init": "random"})
+            net = initial_net(STUDENT, classes, settings, self.params.seed, "start")
+            training = Training("distill/start", net, settings, self.views(arm), "random")
+            _, checkpointer = run_training(training, self.params, self.data)
+            save_net(weights, net, Header.of_net(STUDENT, classes, settings.output_stride))
+            checkpointer.clear()
         return weights
 
     def live_over_cached(self, rounds: int = 15, stretch_steps: int = 3) -> float:
-        """Time of a step with the live teacher over one with cached logits: median of stretches taken in turn.
+        """Return the time of a step with the live teacher over one with cached logits, the median of turns.
 
         Times depend on the networks and sizes, not on what the teacher has learned.
         """
-        kinds = {arm: next_steps(self._job(arms(1.0)[arm]), stretch_steps) for arm in ("live", "views-8")}
+        kinds = {}
+        for name in ("live", "views-8"):
+            arm = arms(1.0)[name]
+            settings, cache, views = self.settings(arm, seed=0, steps=NEVER), self.cache(arm), self.views(arm)
+            draws = (settings.batch_size, settings.flip_probability, settings.jitter)
+            sampler = BatchSampler(0, "timed", views.frames, views.views, *draws)
+            crops = CropLoader(self.data.train, sampler, views.origins(), views.crop_px, cache.stored)
+            net = self.compute.place(build(STUDENT, len(self.data.table), settings.output_stride)).train()
+            job = Job("timed", net, crops, settings, self.compute, self.distillation(arm, settings))
+            kinds[name] = next_steps(job, stretch_steps)
         taken_s = seconds_in_turn(kinds, rounds)
         return float(np.median(taken_s["live"] / taken_s["views-8"]))
 
-    def _job(self, arm: Arm) -> Job:
-        """A training of `arm` that is not begun."""
-        settings, teaching, facts = self.settings(arm, seed=0, steps=NEVER), self.teaching(arm), self.facts(arm)
-        batches = BatchSampler(
-            0, "timed", len(self.data.train), arm.views, settings.batch_size, settings.flip_probability, settings.jitter
-        )
-        crops = CropLoader(self.data.train, batches, origins_of(facts), settings.crop_px, teaching.stored)
-        net = build(settings.student, len(self.data.class_names), settings.output_stride)
-        live = teaching.live_teacher(self.compute)
-        distillation = Distillation(self.alpha, settings.method, settings.temperature, arm.kl_resolution, live)
-        return Job("timed", self.compute.place(net).train(), crops, settings, settings.lr, self.compute, distillation)
-
     def train(self, name: str, arm: Arm, seed: int, steps: int) -> dict:
-        """Train one student of `arm` from the common start and score it on val."""
-        steps = round(steps * arm.steps_share)
-        settings, teaching = self.settings(arm, seed, steps), self.teaching(arm)
-        net = initial_net(
-            settings.student, len(self.data.class_names), settings.output_stride, str(self.start()), seed, "start"
-        )
-        distillation = teaching and Distillation(
-            self.alpha, settings.method, settings.temperature, arm.kl_resolution, teaching.live_teacher(self.compute)
-        )
-        job = {"lr": settings.lr, "seed": seed, "start": "common", "params": self.params, "data": self.data}
-        _, scratch = train_net(
-            f"distill/{name}-{seed}",
-            net,
-            settings,
-            self.facts(arm),
-            **job,
-            teaching=teaching,
-            distillation=distillation,
-        )
-        figures, _ = evaluate(
+        """Train one student of `arm` from the common start and return its scores on val."""
+        steps, classes = round(steps * arm.steps_share), len(self.data.table)
+        settings = self.settings(arm, seed, steps).model_copy(update={"init": str(self.start())})
+        net = initial_net(STUDENT, classes, settings, seed, "start")
+        cache, distillation = self.cache(arm), self.distillation(arm, settings)
+        training = Training(f"distill/{name}-{seed}", net, settings, self.views(arm), "common", cache, distillation)
+        _, checkpointer = run_training(training, self.params, self.data)
+        evaluation = evaluate(
             TorchPredictor(net, self.compute),
             self.data.val,
-            len(self.data.class_names),
+            classes,
             batch_size=4,
-            teacher_classes=ClassMapArchive(TEACHER / "val_classes.npz"),
+            teacher_classes=ClassMapArchive(TEACHER / VAL_CLASSES),
         )
-        scratch.clear()
-        figures["crop_kl"] = self.crop_kl(net)
-        return {"arm": name, "seed": seed, "steps": steps} | {figure: figures[figure] for figure in FIGURES}
+        checkpointer.clear()
+        metrics = evaluation.metrics | {"crop_kl": self.crop_kl(net)}
+        return {"arm": name, "seed": seed, "steps": steps} | {metric: metrics[metric] for metric in METRICS}
 
     @torch.inference_mode()
-    def crop_kl(self, net: nn.Module) -> float:
-        """Mean KL(teacher || student) over one crop of each val frame, of the size that students are trained on."""
+    def crop_kl(self, net: torch.nn.Module) -> float:
+        """Return the mean KL(teacher || student) over one crop of each val frame, of the size of training crops."""
         val, crop_px = self.data.val, self.params.distill.crop_px
-        corners = view_origins(1, len(val), 1, val.size_px, crop_px, stride=4)[:, 0]
+        views = ViewSpec("", len(val), val.size_px, crop_px, views=1, stride=4, seed=1)
         student, divergence = self.compute.place(net).eval(), []
-        for frame, (top, left) in enumerate(corners):
+        for frame, (top, left) in enumerate(views.origins()[:, 0]):
             crop = np.array(val.images[frame, top : top + crop_px[0], left : left + crop_px[1]])
             pixels = normalize(torch.from_numpy(crop)[None])
             divergence.append(float(kl(student(pixels), self.teacher(pixels), 1.0)))

@@ -1,4 +1,4 @@
-"""Figures as a Markdown table, and their place in a document."""
+"""Rows as a Markdown table, and its place in a document."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from segdistill.core.files import write_text
 
 
 def table(rows: list[Row]) -> str:
-    """The rows as Markdown; a missed target stands with what limits it."""
+    """Return the rows as Markdown; a missed target is marked."""
     lines = ["| # | what | measured | 10th to 90th percentile | target |", "|---|---|---:|---|---|"]
     for row in rows:
         unit = "" if row.unit == "ratio" else f" {row.unit}"
@@ -24,9 +24,9 @@ def table(rows: list[Row]) -> str:
 
 
 def write_table(document: Path, results: dict, with_target_only: bool = False) -> None:
-    """Put the table of `results` where `document` marks a place for it.
+    """Put the table of `results` between its marks in `document`.
 
-    `with_target_only` leaves out the rows that no target is set for.
+    `with_target_only` leaves out the rows without a target.
     """
     rows = [Row(**{key: row[key] for key in Row._fields}) for row in results["rows"]]
     rows = [row for row in rows if row.target or not with_target_only]
@@ -38,14 +38,14 @@ def write_table(document: Path, results: dict, with_target_only: bool = False) -
 
 
 def put_between(document: Path, name: str, text: str) -> None:
-    """Replace what stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->`; nothing else of it changes.
+    """Replace the text of `document` between `<!-- NAME: begin -->` and `<!-- NAME: end -->`.
 
     Raises:
-        UserError: the document does not have these marks once.
+        UserError: the document does not have each mark once.
     """
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     page = document.read_text(encoding="utf-8")
     if page.count(begin) != 1 or page.count(end) != 1:
-        raise UserError(f"{document}: needs one {begin} and one {end}, where the figures belong")
+        raise UserError(f"{document}: needs one {begin} and one {end}, to write the table between")
     head, tail = page.split(begin)[0], page.split(end)[1]
     write_text(document, f"{head}{begin}\n{text}\n{end}{tail}")

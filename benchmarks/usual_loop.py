@@ -7,11 +7,11 @@ of every pixel). Where such scripts differ, the faster way is taken:
 
 - frames are cropped before they become arrays, so that look-up table, flip and normalisation touch the crop only;
 - loader workers outlive an epoch, and on a GPU their batches are pinned and copied without waiting;
-- the divergence is taken on the logits as they lie, without transposing them;
+- the divergence is computed on the logits without transposing them;
 - no colour jitter, no random scale: both would cost the baseline more than the library.
 
-What it does not do is what the library is about: it decodes whole PNG files, because a PNG cannot be read in part; it
-runs the teacher; and it compares at full resolution. All is float32 in NCHW, torch's defaults.
+Unlike the library it decodes whole PNG files, because a PNG cannot be read in part; it runs the teacher in every step;
+and it compares at full resolution. All is float32 in NCHW, torch's defaults.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ from torchvision.transforms import functional as transforms
 
 from benchmarks.our_loop import STUDENT, TEACHER
 from benchmarks.streets import Sizes
+from segdistill.formats.classes import IGNORE
 from segdistill.nets.registry import build
-from segdistill.prepare.cityscapes import CLASSES, IGNORE, TRAIN_ID_OF_LABEL_ID
+from segdistill.prepare.cityscapes import CLASSES, TRAIN_ID_OF_LABEL_ID
 
 WORKERS = 2
 ALPHA, TEMPERATURE = 0.3, 1.0
@@ -71,12 +72,12 @@ class AsPublished(nn.Module):
         self.backbone, self.head = net.backbone, net.classifier
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """images_BCHW -> logits_BCHW."""
+        """Return logits_BCHW."""
         logits = self.at_stride_4(images_BCHW)
         return F.interpolate(logits, size=images_BCHW.shape[-2:], mode="bilinear", align_corners=False)
 
     def at_stride_4(self, images_BCHW: Tensor) -> Tensor:
-        """images_BCHW -> logits_BChw."""
+        """Return logits_BChw."""
         low, out = self.backbone(images_BCHW)
         low = self.head.project(low)
         out = F.interpolate(self.head.aspp(out), size=low.shape[-2:], mode="bilinear", align_corners=False)
@@ -112,7 +113,7 @@ class UsualLoop:
         self.log = open(os.devnull, "w")  # noqa: PTH123, SIM115 - open as long as the loop is
 
     def epoch(self) -> None:
-        """One pass over the loader."""
+        """Train on one pass over the loader."""
         for step, (images, labels) in enumerate(self.loader):
             images = images.to(self.device, non_blocking=True)
             labels = labels.to(self.device, non_blocking=True)
@@ -133,12 +134,12 @@ class UsualLoop:
 
 
 def library_nets() -> tuple[nn.Module, nn.Module]:
-    """Student and teacher of the library."""
+    """Return student and teacher of the library."""
     return tuple(AsPublished(build(name, CLASSES)) for name in (STUDENT, TEACHER))
 
 
 def peer_nets() -> tuple[nn.Module, nn.Module]:
-    """Student and teacher of segmentation-models-pytorch."""
+    """Return student and teacher of segmentation-models-pytorch."""
     from segmentation_models_pytorch import DeepLabV3Plus
 
     backbones = "mobilenet_v2", "resnet101"
@@ -146,6 +147,6 @@ def peer_nets() -> tuple[nn.Module, nn.Module]:
 
 
 def usual_epochs(nets: Callable[[], tuple[nn.Module, nn.Module]], *given: object) -> Callable[[], None]:
-    """A call for an epoch of the usual loop on `nets`; made in a process where nothing else has changed torch."""
+    """Return a call that trains an epoch of the usual loop on `nets`, for a process where torch has its defaults."""
     torch.backends.cudnn.benchmark = True  # a GPU searches for its fastest convolutions
     return UsualLoop(*nets(), *given).epoch

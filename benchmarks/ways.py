@@ -1,10 +1,11 @@
-"""Ways to make a training step cheaper, each against the library's own plain step: what is kept, and what is not.
+"""Ways to make a training step cheaper, each against the library's plain step: those that it uses, and others.
 
-The teacher's forward pass is tried in another form, too: it is what the one pass over the data costs.
+The teacher's forward pass is measured in another form, too, because the pass over the data costs that much.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -18,16 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.our_loop import (
-    FROM_CACHE,
     STUDENT,
     TEACHER,
     OurLoop,
-    a_teacher,
     cpp_compiler,
-    default_settings,
     finish,
     next_steps,
     our_compute,
+    random_teacher,
+    student_settings,
     through_compiler,
 )
 from benchmarks.own_process import OwnProcess
@@ -43,10 +43,10 @@ OPTIMIZER_STEPS = 5  # of a stretch: one alone is too short to time
 
 
 def measure(quick: bool) -> tuple[dict, list[Row]]:
-    """Conditions and the rows w-...; torch.compile is left out of a quick trial, for it takes a minute to start."""
+    """Return the conditions and the rows w-...; a trial leaves out torch.compile, which takes a minute to start."""
     sizes = QUICK if quick else ON_CPU
     compute = our_compute()
-    ours = OurLoop(streets_on_disk(sizes.frame_px, sizes.frames), sizes, compute, default_settings())
+    ours = OurLoop(streets_on_disk(sizes.frame_px, sizes.frames), sizes, compute, student_settings())
     steps, rounds = (1, 1) if quick else (2, 9)
     rows = _step_rows(ours, steps, rounds) + _optimizer_rows(ours, rounds) + _teacher_rows(ours, rounds)
     rows += _memory_rows(sizes, rounds)
@@ -65,33 +65,33 @@ def measure(quick: bool) -> tuple[dict, list[Row]]:
 
 
 class Nchw(nn.Module):
-    """A net that is fed in NCHW memory, and holds its weights so."""
+    """A network with weights and inputs in NCHW memory."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net.to(memory_format=torch.contiguous_format)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """images_BCHW -> logits_BChw."""
+        """Return logits_BChw."""
         return self.net(images_BCHW.contiguous())
 
 
 class WrittenOut(AsPublished):
-    """The public code's forward pass, up to the logits at stride 4: it resizes, joins, and convolves all channels."""
+    """The public code's forward pass up to the logits at stride 4: resize, join, convolve all channels."""
 
     forward = AsPublished.at_stride_4
 
 
 def _step_rows(ours: OurLoop, steps: int, rounds: int) -> list[Row]:
-    """What changes a whole step, measured in turn with it."""
+    """Return the rows of what changes a whole step, measured in turn with it."""
     other = torch.float32 if ours.compute.dtype == torch.bfloat16 else torch.bfloat16
-    jobs = {"plain": ours.job("plain"), "cached": ours.job("cached", FROM_CACHE)}
+    jobs = {"plain": ours.job("plain"), "cached": ours.job("cached", teacher="views")}
     nchw, head, other_dtype = ours.job("nchw"), ours.job("head"), ours.job("dtype")
     jobs |= {
         "nchw": nchw._replace(net=Nchw(nchw.net).train()),
         "head": head._replace(net=WrittenOut(head.net).train()),
         "dtype": other_dtype._replace(compute=ours.compute._replace(dtype=other)),
-        "full": ours.job("full", FROM_CACHE._replace(kl_resolution="full")),
+        "full": ours.job("full", teacher="views", kl_resolution="full"),
         "jitter": ours.job("jitter", jitter=0.2),
     }
     kinds = {name: next_steps(job, steps) for name, job in jobs.items()}
@@ -112,21 +112,20 @@ def _step_rows(ours: OurLoop, steps: int, rounds: int) -> list[Row]:
 
 
 def _steps_in_line(job: Job, steps: int) -> Callable[[], None]:
-    """As next_steps, without the loader's thread."""
-    optimizer, taken = sgd(job.net, job.settings), iter(range(10**9))
+    """Return a call as next_steps does, without the loader's thread."""
+    optimizer, numbers = sgd(job.net, job.settings), itertools.count()
 
-    def take() -> None:
+    def train_on() -> None:
         for _ in range(steps):
-            step = next(taken)
+            step = next(numbers)
             update(job, optimizer, step, job.batches.load(step))
         finish(job.compute)
 
-    return take
+    return train_on
 
 
 def _optimizer_rows(ours: OurLoop, rounds: int) -> list[Row]:
-    """torch's own forms of SGD against the library's, on one set of gradients."""
-
+    """Return the rows of torch's forms of SGD against the library's, on one set of gradients."""
     lr = 1e-6
     torch_settings = {"lr": lr, "momentum": ours.settings.momentum, "weight_decay": ours.settings.weight_decay}
 
@@ -137,12 +136,12 @@ def _optimizer_rows(ours: OurLoop, rounds: int) -> list[Row]:
         return made
 
     def several(step: Callable[[], None]) -> Callable[[], None]:
-        def take() -> None:
+        def update_weights() -> None:
             for _ in range(OPTIMIZER_STEPS):
                 step()
             finish(ours.compute)
 
-        return take
+        return update_weights
 
     def torch_sgd(**form: bool) -> Callable[[], None]:
         return several(torch.optim.SGD(net().parameters(), **torch_settings, **form).step)
@@ -162,12 +161,12 @@ def _optimizer_rows(ours: OurLoop, rounds: int) -> list[Row]:
 
 
 def _teacher_rows(ours: OurLoop, rounds: int) -> list[Row]:
-    """The teacher's forward pass, eager and as torch freezes it for inference, with batch norm folded."""
-    inputs, teacher = ours.job("inputs").batches.load(0).inputs(ours.compute.device), a_teacher(ours.compute)
+    """Return the row of the teacher's forward pass, eager against frozen for inference with batch norm folded."""
+    inputs, teacher = ours.job("inputs").batches.load(0).inputs(ours.compute.device), random_teacher(ours.compute)
     with torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch announces that it will replace tracing one day
+        warnings.simplefilter("ignore")  # torch deprecates tracing
         frozen = torch.jit.optimize_for_inference(torch.jit.trace(teacher, inputs, check_trace=False))
-        for _ in range(2):  # the first calls of a frozen net are spent on optimising it
+        for _ in range(2):  # torch optimises a frozen network in its first calls
             frozen(inputs)
         taken_s = seconds_in_turn({"eager": lambda: teacher(inputs), "frozen": lambda: frozen(inputs)}, rounds)
     what = "teacher's forward pass in float32, traced and frozen with batch norm folded / eager"
@@ -175,7 +174,7 @@ def _teacher_rows(ours: OurLoop, rounds: int) -> list[Row]:
 
 
 def _memory_rows(sizes: Sizes, rounds: int) -> list[Row]:
-    """What it takes to give freed memory back to the system and to ask for it again, each in a process of its own."""
+    """Return the rows of returning freed memory to the kernel against keeping it, each in a process of its own."""
     works = {
         "w-memory-step": ("training step on a resident batch", training_step, (sizes.batch, 3, *sizes.crop_px)),
         "w-memory-frame": ("forward pass over a frame", frame_pass, (1, 3, *sizes.frame_px)),
@@ -192,13 +191,13 @@ def _memory_rows(sizes: Sizes, rounds: int) -> list[Row]:
 
 
 def training_step(shape: tuple[int, ...], kept: bool) -> Callable[[], None]:
-    """Forward and backward of the student over random pixels (B, 3, H, W); `kept`: as the stages deal with memory."""
+    """Return a call: forward and backward of the student over random pixels (B, 3, H, W); `kept` keeps freed memory."""
     net, pixels = _student_and_pixels(shape, kept)
     return lambda: net.train()(pixels).square().mean().backward()
 
 
 def frame_pass(shape: tuple[int, ...], kept: bool) -> Callable[[], None]:
-    """The student's forward pass over random pixels (B, 3, H, W); `kept`: as the stages deal with memory."""
+    """Return a call: the student's forward over random pixels (B, 3, H, W); `kept` keeps freed memory."""
     net, pixels = _student_and_pixels(shape, kept)
     net.eval()
 
@@ -217,7 +216,7 @@ def _student_and_pixels(shape: tuple[int, ...], kept: bool) -> tuple[nn.Module, 
 
 
 def _compile_rows(ours: OurLoop, steps: int, rounds: int) -> list[Row]:
-    """`compile: true` from an empty cache: what it saves, what it takes to start, when that is earned."""
+    """Return the rows of `compile: true` from an empty cache: what it saves, what its start costs, when it has paid."""
     with tempfile.TemporaryDirectory() as cache:
         first_s, again_s = _first_step_s(cache), _first_step_s(cache)
     kinds = {
@@ -239,8 +238,8 @@ def _compile_rows(ours: OurLoop, steps: int, rounds: int) -> list[Row]:
 
 
 def _first_step_s(cache: str) -> float:
-    """Seconds of the first step of a compiled student in a fresh process; `cache` holds what torch compiled before."""
-    told = subprocess.run(
+    """Return the seconds of a compiled student's first step in a fresh process; `cache` is torch's compiler cache."""
+    done = subprocess.run(
         [sys.executable, "-m", "benchmarks.compile_start"],
         cwd=Path(__file__).parents[1],
         env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache},
@@ -248,4 +247,4 @@ def _first_step_s(cache: str) -> float:
         stdout=subprocess.PIPE,
         text=True,
     )
-    return float(told.stdout)
+    return float(done.stdout)
