@@ -1,12 +1,16 @@
-"""Rows 9: `dvc repro` with nothing to do and `dvc status`, beside as many stages that are each as small as can be.
+"""Time of `dvc repro` with nothing to do and of `dvc status`, over that of as many trivial stages (9).
 
-No run is trained: the outs are a few bytes under the right names. DVC looks at size and time of a file that it has
-hashed before, so what is in them does not matter.
+    python -m benchmarks.dvc_cost --profile status --runs 32   # where the seconds of one command go
+
+Nothing is trained: the outs are a few bytes under the right names. DVC compares size and time of files that it has
+hashed before, so their content does not matter.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
+import pstats
 import shutil
 import subprocess
 import sys
@@ -29,10 +33,19 @@ WHAT = {"repro": "dvc repro with nothing to do", "status": "dvc status"}
 ROUNDS_OF_RUNS = {8: 5, 32: 3, 128: 2}
 AGGREGATES = ("benchmark", "report")  # they depend on the folder of all runs
 FILES_OF_FOLDER = 8
+TARGET = "at most 1.5"
+# What DVC spends its time on, each with the functions that do it: (end of the file's path, function).
+PARTS_OF_DVC = {
+    "parse params.yaml once per stage and look up its keys": (("dvc/dependency/param.py", "read_param_file"),),
+    "load dvc.yaml and dvc.lock": (("dvc/repo/index.py", "from_file"),),
+    "look up and hash deps and outs": (("dvc_data/hashfile/build.py", "build"),),
+    "write dvc.lock": (("dvc/dvcfile.py", "dump"),),
+    "lock the workspace": (("dvc/rwlock.py", "_edit_rwlock"),),
+}
 
 
 def measure(quick: bool) -> tuple[dict, list[Row]]:
-    """Seconds of each command for each number of runs, and their ratio to a trivial pipeline, both in turn."""
+    """Return the seconds of each command for each number of runs, and their ratio to a trivial pipeline, in turn."""
     rows, stages_of_runs = [], {}
     for runs, rounds in {8: 1}.items() if quick else ROUNDS_OF_RUNS.items():
         with tempfile.TemporaryDirectory() as scratch:
@@ -42,49 +55,65 @@ def measure(quick: bool) -> tuple[dict, list[Row]]:
             }
             for folder in folders.values():
                 _up_to_date(folder, "status")  # hashes every file, once
-            for command in WHAT:
+            for command, what in WHAT.items():
                 kinds = {kind: partial(_up_to_date, folder, command) for kind, folder in folders.items()}
-                rows += _rows(command, runs, seconds_in_turn(kinds, rounds, warmup=0))
+                taken_s = seconds_in_turn(kinds, rounds, warmup=0)
+                low, high = (round(float(np.quantile(taken_s["ours"], q)), 2) for q in (0.1, 0.9))
+                name, what = f"9-{command}-{runs}", f"{what}, {runs} runs"
+                rows += [
+                    Row(name, what, round(float(np.median(taken_s["ours"])), 2), None, "s", (low, high)),
+                    ratio_row(
+                        f"{name}-ratio",
+                        f"{what} / as many trivial stages",
+                        taken_s["ours"] / taken_s["trivial"],
+                        TARGET,
+                    ),
+                ]
             stages = _lock(folders["ours"])["stages"].values()
             stages_of_runs[runs] = len(stages)
     deps = round(sum(len(stage["deps"]) for stage in stages) / len(stages))
     conditions = {"stages_of_runs": stages_of_runs, "rounds_of_runs": ROUNDS_OF_RUNS, "deps_per_stage": deps}
-    reason = (
-        f"our stages have {deps} deps each, trivial ones one; DVC looks up all, and reads params.yaml for each stage"
-    )
+    reason = f"our stages have {deps} deps each, trivial ones one; DVC parses params.yaml once per stage"
     return conditions, [row if row.met in (None, True) else row._replace(note=reason) for row in rows]
 
 
-def _rows(command: str, runs: int, taken_s: dict[str, np.ndarray]) -> list[Row]:
-    """The seconds of `command`, and the ratio."""
-    low, high = (round(float(np.quantile(taken_s["ours"], q)), 2) for q in (0.1, 0.9))
-    name, what = f"9-{command}-{runs}", f"{WHAT[command]}, {runs} runs"
-    return [
-        Row(name, what, round(float(np.median(taken_s["ours"])), 2), None, "s", (low, high)),
-        ratio_row(
-            f"{name}-ratio", f"{what} / as many trivial stages", taken_s["ours"] / taken_s["trivial"], "at most 1"
-        ),
-    ]
+def profile(command: str, runs: int) -> str:
+    """Return the share of each of PARTS_OF_DVC in one `dvc COMMAND` with nothing to do at `runs` runs, by cProfile."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, file = _ours(Path(scratch) / "ours", runs), Path(scratch) / "profile"
+        _up_to_date(folder, "status")  # hashes every file, once
+        _dvc(folder, command, profile=file)
+        stats = pstats.Stats(str(file))
+    lines = [f"dvc {command} with nothing to do, {runs} runs: {stats.total_tt:.1f} s under cProfile"]
+    for part, functions in PARTS_OF_DVC.items():
+        part_s = sum(
+            cumulative_s
+            for (path, _, name), (*_, cumulative_s, _) in stats.stats.items()
+            if any(path.endswith(end) and name == function for end, function in functions)
+        )
+        lines.append(f"{part_s / stats.total_tt:6.1%}  {part}")
+    return "\n".join(lines)
 
 
 def _up_to_date(folder: Path, command: str) -> None:
-    told = _dvc(folder, command)
-    if "up to date" not in told:
-        raise RuntimeError(f"{folder}: dvc {command} found something to do:\n{told}")
+    said = _dvc(folder, command)
+    if "up to date" not in said:
+        raise RuntimeError(f"{folder}: dvc {command} found something to do:\n{said}")
 
 
-def _dvc(folder: Path, *command: str) -> str:
-    """Standard output of one dvc command in `folder`, whose caches are its own."""
+def _dvc(folder: Path, *command: str, profile: Path | None = None) -> str:
+    """Return what a dvc command prints in `folder`, with caches of its own; `profile` is for cProfile to write."""
     own = {"DVC_NO_ANALYTICS": "true", "DVC_SITE_CACHE_DIR": str(folder.with_name(f"{folder.name}_site_cache"))}
-    called = [sys.executable, "-m", "dvc", *command]
-    told = subprocess.run(called, cwd=folder, env=os.environ | own, capture_output=True, text=True)
-    if told.returncode:
-        raise RuntimeError(f"{folder}: dvc {' '.join(command)}:\n{told.stderr}")
-    return told.stdout
+    profiler = ["-m", "cProfile", "-o", str(profile)] if profile else []
+    called = [sys.executable, *profiler, "-m", "dvc", *command]
+    done = subprocess.run(called, cwd=folder, env=os.environ | own, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{folder}: dvc {' '.join(command)}:\n{done.stderr}")
+    return done.stdout
 
 
 def _ours(folder: Path, runs: int) -> Path:
-    """This repository's pipeline with `runs` runs, all of them done."""
+    """Write this repository's pipeline with `runs` finished runs into `folder`; return it."""
     for name in COPIED:
         source, target = ROOT / name, folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +132,7 @@ def _ours(folder: Path, runs: int) -> Path:
 
 
 def _trivial(folder: Path, runs: int) -> Path:
-    """As many stages in the same groups, each with one small dep, one out and no params."""
+    """Write as many stages in the same groups, each with one small dep, one out and no params; return `folder`."""
     real = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     stages = {}
     for name, stage in real.items():
@@ -117,9 +146,9 @@ def _trivial(folder: Path, runs: int) -> Path:
 
 
 def _finished(folder: Path, runs: int, params: dict, run: dict) -> Path:
-    """Make `folder` a repository in which every stage of `runs` equal runs is up to date.
+    """Make `folder` a repository in which every stage of `runs` equal runs is up to date; return it.
 
-    DVC takes in the first run only; as the others have the same bytes, their entries in dvc.lock are copies of its own.
+    DVC commits the first run only. The others have the same bytes, so their entries in dvc.lock are copies of it.
     """
     subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
     _dvc(folder, "init")
@@ -145,7 +174,7 @@ def _lock(folder: Path) -> dict:
 
 
 def _write_outs(folder: Path, runs: Iterable[str], kinds: list[str]) -> None:
-    """Small files for all outs of dvc.yaml: those of the stages of `runs`, and those that are there once."""
+    """Write small files for all outs of dvc.yaml: of the stages of `runs`, and of the stages that exist once."""
     for stage in yaml.safe_load((folder / "dvc.yaml").read_text(encoding="utf-8"))["stages"].values():
         body = stage.get("do", stage)
         outs = [out for section in ("outs", "metrics", "plots") for out in body.get(section, ())]
@@ -155,7 +184,7 @@ def _write_outs(folder: Path, runs: Iterable[str], kinds: list[str]) -> None:
 
 
 def _write_out(path: Path) -> None:
-    """A small file, or a folder of some where the name has no suffix."""
+    """Write a small file, or a folder of some where the name has no suffix."""
     if path.suffix:
         names = [path]
     else:
@@ -163,3 +192,15 @@ def _write_out(path: Path) -> None:
     for name in names:
         name.parent.mkdir(parents=True, exist_ok=True)
         name.write_text(path.suffix or path.name, encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", choices=WHAT, required=True, help="the command to profile")
+    parser.add_argument("--runs", type=int, default=32)
+    given = parser.parse_args()
+    print(profile(given.profile, given.runs))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""The arithmetic of docs/scaling.md against files that were really written."""
+"""The arithmetic of docs/scaling.md against written files."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from benchmarks import scaling
-from segdistill.data.teacher_cache import LogitsWriter
+from segdistill.teacher_logits.build import LogitsWriter
 
 
 @pytest.mark.parametrize("stride", [4, 8])
 @pytest.mark.parametrize("dtype", ["float16", "uint8"])
-def test_bytes_on_paper_are_bytes_on_disk(tmp_path, monkeypatch, dtype, stride):
+def test_cache_bytes_are_the_bytes_on_disk(tmp_path, monkeypatch, dtype, stride):
     monkeypatch.setattr(scaling, "CROP_PX", (32, 64))
     shape = (3, 2, 32 // stride, 64 // stride, scaling.CLASSES)
     with LogitsWriter(tmp_path, dtype, shape) as writer:
@@ -22,7 +22,7 @@ def test_bytes_on_paper_are_bytes_on_disk(tmp_path, monkeypatch, dtype, stride):
 
 
 def test_the_page_has_its_tables():
-    """For K = 8 the page and the design name 33 GB of float16 and 17 GB at 8 bits."""
+    """For K = 8 the page and docs/design.md name 33 GB of float16 and 17 GB of uint8."""
     sizes = [scaling.cache_bytes(2975, 8, dtype, 4) / 1e9 for dtype in ("float16", "uint8")]
     assert [round(size) for size in sizes] == [33, 17]
     page = scaling.PAGE.read_text(encoding="utf-8")
