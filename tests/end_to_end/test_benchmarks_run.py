@@ -1,4 +1,4 @@
-"""The benchmarks that start stages and DVC find what they start: a trial run, whose figures mean little."""
+"""A quick trial of the benchmarks that start stages and DVC."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 PARTS = ("startup", "dvc_cost")
 
 
-def test_they_run_and_write_their_rows(tmp_path):
+def test_benchmarks_run_and_write_their_rows(tmp_path):
     (tmp_path / "docs").mkdir()
     for page in ("README.md", "docs/benchmarks.md"):
         shutil.copyfile(ROOT / page, tmp_path / page)

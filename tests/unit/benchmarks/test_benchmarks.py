@@ -1,4 +1,4 @@
-"""The frame of the benchmarks: rows, targets, turns, the results file and the README's table."""
+"""Rows, targets, turns, the results file and the tables of the benchmarks."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import rows, run, streets, sweep, table
 from segdistill.core.errors import UserError
+from segdistill.params.read import load_params
 
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
@@ -38,7 +39,7 @@ def test_a_target_is_a_bound_on_the_value(value, target, met):
     assert a_row(value=value, target=target).met is met
 
 
-def test_every_kind_comes_first_as_often_as_the_others():
+def test_every_kind_runs_first_equally_often():
     order = []
     kinds = {name: (lambda name=name: order.append(name)) for name in "abc"}
     taken_s = rows.seconds_in_turn(kinds, rounds=3, warmup=0)
@@ -47,18 +48,18 @@ def test_every_kind_comes_first_as_often_as_the_others():
     assert all((taken > 0).all() for taken in taken_s.values())
 
 
-def test_a_ratio_row_is_a_median_with_its_spread():
+def test_ratio_row_is_a_median_with_its_spread():
     row = rows.ratio_row("1", "a / b", np.array([1.0, 2.0, 3.0, 4.0, 100.0]))
     assert (row.value, row.spread) == (3.0, (1.4, 61.6))
 
 
-def test_the_table_tells_a_missed_target_and_what_limits_it():
-    line = table.table([a_row(value=1.2, note="the loader is what is waited for")]).splitlines()[-1]
-    assert line == "| 2 | ours / theirs; the loader is what is waited for | 1.2 | 1 to 1.1 | at most 1.05 (missed) |"
+def test_table_marks_a_missed_target_and_says_why():
+    line = table.table([a_row(value=1.2, note="the loader is the bottleneck")]).splitlines()[-1]
+    assert line == "| 2 | ours / theirs; the loader is the bottleneck | 1.2 | 1 to 1.1 | at most 1.05 (missed) |"
     assert "missed" not in table.table([a_row()])
 
 
-def test_the_table_takes_its_place_and_leaves_the_rest(tmp_path):
+def test_table_replaces_only_the_text_between_its_marks(tmp_path):
     document = tmp_path / "README.md"
     document.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
     results = {"conditions": CONDITIONS, "rows": [a_row()._asdict() | {"part": "steps"}]}
@@ -79,7 +80,7 @@ def test_rows_without_a_target_can_be_left_out(tmp_path):
     assert "dropped" not in document.read_text(encoding="utf-8")
 
 
-def test_a_document_without_the_marks_is_left_alone(tmp_path):
+def test_document_without_marks_is_refused_and_unchanged(tmp_path):
     document = tmp_path / "README.md"
     document.write_text("nothing here\n", encoding="utf-8")
     with pytest.raises(UserError, match="README.md: needs one"):
@@ -105,11 +106,15 @@ def test_a_sweep_with_a_teacher_never_costs_less_than_one_without(cached_step_s)
     assert costs.sweep_over_vanilla(1000, steps) == pytest.approx(1.1)
 
 
+def test_params_of_the_parity_study_are_complete():
+    assert load_params(BENCHMARKS / "parity.yaml").data.source == "cityscapes"
+
+
 def test_every_part_exists():
     assert [part for part in run.PARTS if not (BENCHMARKS / f"{part}.py").is_file()] == []
 
 
-def test_the_usual_loop_decodes_frames_no_larger_than_a_cameras(tmp_path):
+def test_png_frames_are_no_larger_than_those_of_a_camera(tmp_path):
     photographs = streets.Streets(tmp_path, (256, 512), 1)
-    # Cityscapes' own take 1.07 bytes a pixel, photograph and label; small frames show more borders to a pixel.
+    # Cityscapes' files take 1.07 bytes a pixel, photograph and label; small frames have more borders per pixel.
     assert photographs.png_bytes_per_frame / (256 * 512) < 1.4
