@@ -14,14 +14,14 @@ from benchmarks.our_loop import NEVER, next_steps
 from benchmarks.rows import seconds_in_turn
 from segdistill.data.prepared import PreparedData, Split
 from segdistill.data.sampling import BatchSampler, ViewSpec
-from segdistill.data.teacher_cache import VAL_CLASSES, TeacherCache
+from segdistill.data.teacher_cache import TeacherCache
 from segdistill.data.transforms import normalize
 from segdistill.formats.header import Header
 from segdistill.nets.device import TorchPredictor, device_of
 from segdistill.nets.registry import build
 from segdistill.nets.weights import load_net, save_net
 from segdistill.params.model import Params, StudentSettings
-from segdistill.paths import TEACHER, TEACHER_WEIGHTS
+from segdistill.paths import TEACHER, TEACHER_WEIGHTS, VAL_CLASSES
 from segdistill.scoring.evaluate import evaluate
 from segdistill.scoring.record import ClassMapArchive
 from segdistill.student.distillation import Distillation, OnStoredGrid, kl
