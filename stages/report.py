@@ -9,7 +9,7 @@ if __name__ == "__main__":
         from segdistill.report import write_report
         from segdistill.report.terminal import print_summary
         from segdistill.results.summary import summarise, write_summary
-        from segdistill.tracking import track
+        from segdistill.tracking.mlflow import track
         from segdistill.training.checkpoint import clear_removed
 
         params = load_params()

@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from segdistill.core.files import write_text
-from segdistill.tracking import track
+from segdistill.tracking.mlflow import track
 from support.fake_metrics import sweep_params, write_metrics
 from support.scripts_as_modules import load_script
 

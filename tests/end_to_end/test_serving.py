@@ -16,7 +16,7 @@ import torch
 from segdistill.export.onnx_file import OnnxPredictor, write_float32
 from segdistill.formats.header import Header
 from segdistill.nets.registry import build
-from segdistill.tracking import track
+from segdistill.tracking.mlflow import track
 from support.fake_metrics import sweep_params, write_metrics
 from support.scripts_as_modules import load_script
 

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from segdistill.core.files import read_json, write_json
 from segdistill.nets.onnx_session import read_for_serving
-from segdistill.tracking import track
+from segdistill.tracking.mlflow import track
 from support.fake_metrics import sweep_params, write_metrics
 
 NAME = "segdistill-student"

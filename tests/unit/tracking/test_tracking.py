@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from segdistill.params.read import load_params
-from segdistill.tracking import track
+from segdistill.tracking.mlflow import track
 from segdistill.tracking.rows import read_curve, rows_on_disk
 from support.sweep_on_disk import (
     FIGURES,

@@ -19,7 +19,7 @@ from segdistill.params.model import Params
 from segdistill.paths import PREPARED
 from segdistill.prepare.run import prepare
 from segdistill.student.run import distill
-from segdistill.tracking import track
+from segdistill.tracking.mlflow import track
 from segdistill.tracking.rows import read_curve, rows_on_disk
 from segdistill.training import follower
 from segdistill.training import loop as train_loop

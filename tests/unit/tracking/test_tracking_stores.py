@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from segdistill.params.read import load_params
-from segdistill.tracking import track
+from segdistill.tracking.mlflow import track
 from segdistill.tracking.store import find_store, locked, without_passwords
 from support.sweep_on_disk import FIGURES, RUNS, write_params
 
