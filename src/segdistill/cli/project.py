@@ -95,7 +95,7 @@ def ui(
         _check_free(port)
         experiment = open_experiment(store, tracking.experiment)
         address = f"http://127.0.0.1:{port}"
-        python = [sys.executable, "-W", "ignore::DeprecationWarning", "-m"]
+        python = [sys.executable, "-m"]
         server_command = [*python, "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
         server_command += ["--backend-store-uri", store.uri, "--registry-store-uri", store.uri]
         server_command += ["--uvicorn-opts", "--log-level warning"]
@@ -129,7 +129,10 @@ def _child(command: list[str], stdout: int | None = None) -> Iterator[subprocess
             prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    process = subprocess.Popen(command, stdout=stdout, start_new_session=True, preexec_fn=end_with_parent)  # noqa: PLW1509 - one thread
+    environment = os.environ | {"PYTHONWARNINGS": "ignore"}  # of MLflow's own code
+    process = subprocess.Popen(  # noqa: PLW1509 - this process has one thread
+        command, stdout=stdout, env=environment, start_new_session=True, preexec_fn=end_with_parent
+    )
     try:
         yield process
     finally:
