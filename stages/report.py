@@ -4,6 +4,7 @@ from segdistill.core.stage import stage_process
 
 if __name__ == "__main__":
     with stage_process():
+        from segdistill.core.streams import print_anywhere
         from segdistill.params.read import load_params
         from segdistill.paths import METRICS, REPORT
         from segdistill.report import write_report
@@ -18,4 +19,5 @@ if __name__ == "__main__":
         write_report(summary, METRICS, REPORT)
         track(params, METRICS)
         clear_removed(params)
+        print_anywhere()
         print_summary(summary, REPORT)

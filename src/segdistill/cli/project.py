@@ -110,7 +110,7 @@ def ui(
                 print(f"side by side:  {address}{compare_path(experiment.id, students)}")
             print(f"curves:        {curves}")
             print(f"table of runs: {table}", flush=True)
-            if opens_browser and sys.stdout.isatty() and _has_display():
+            if opens_browser and _is_seen():
                 webbrowser.open(table)
             with contextlib.suppress(KeyboardInterrupt):
                 server.wait()
@@ -156,8 +156,10 @@ def _wait_until_ready(server: subprocess.Popen, address: str) -> None:
     raise UserError(f"mlflow server is not ready after {START_S:.0f} s")
 
 
-def _has_display() -> bool:
-    return sys.platform == "darwin" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+def _is_seen() -> bool:
+    """Return whether a person started this command at a terminal of a machine with a display."""
+    has_display = sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    return sys.stdout.isatty() and bool(has_display)
 
 
 def _check_free(port: int) -> None:

@@ -351,4 +351,238 @@ def test_models_are_frozen(load, section):
 
 def test_a_run_is_frozen(load):
     with pytest.raises(pydantic.ValidationError, match="frozen"):
+        load(TINY).runs["vanilla"].alpha = 0.5    "unknown key": (tiny(("  momentum: 0.9", "  momentun: 0.9")), ["teacher.momentun: unknown key", "momentum"]),
+    "unknown section": (TINY + "trainer: {}\n", ["trainer: unknown key", "distill"]),
+    "missing key": (tiny(("  lr: 0.02\n", "")), ["teacher.lr: missing"]),
+    "missing section": (tiny(("evaluation:", "tracking2:")), ["evaluation: missing", "tracking2: unknown key"]),
+    "wrong type": (tiny(("  steps: 8", "  steps: many")), ['teacher.steps: found "many"']),
+    "half a step": (tiny(("  steps: 8", "  steps: 12.5")), ["teacher.steps: found 12.5"]),
+    "no steps": (tiny(("  steps: 8", "  steps: 0")), ["teacher.steps: found 0", "greater than or equal to 1"]),
+    "batch of 1": (tiny(("  batch_size: 4", "  batch_size: 1")), ["teacher.batch_size: found 1"]),
+    "quoted number": (tiny(("  lr: 0.02", '  lr: "0.02"')), ['teacher.lr: found "0.02"']),
+    "quoted truth": (tiny(("live: true", 'live: "true"')), ['tracking.live: found "true"']),
+    "lr 0": (tiny(("  lr: 0.02", "  lr: 0")), ["teacher.lr: found 0", "greater than 0"]),
+    "lr negative": (tiny(("  lr: 0.02", "  lr: -0.1")), ["teacher.lr: found -0.1"]),
+    "lr NaN": (tiny(("  lr: 0.02", "  lr: .nan")), ["teacher.lr: found NaN", "finite"]),
+    "lr infinite": (tiny(("  lr: 0.02", "  lr: .inf")), ["teacher.lr: found Infinity", "finite"]),
+    "null": (tiny(("  lr: 0.02", "  lr: null")), ["teacher.lr: found null"]),
+    "unknown arch": (
+        tiny(("arch: deeplabv3plus_mobilenet", "arch: resnet")),
+        ['teacher.arch: found "resnet"', "lraspp"],
+    ),
+    "unknown kind": (tiny(("kinds: [views]", "kinds: [view]")), ['teacher_logits.kinds.0: found "view"']),
+    "key of limit_views_to": (
+        tiny(("limit_views_to: null", "limit_views_to: {distill_steps: 5, finetune_steps: 0, batch: 4}")),
+        [
+            "teacher_logits.limit_views_to.batch: unknown key; allowed: batch_size, distill_steps, finetune_steps",
+            "limit_views_to.batch_size: missing",
+        ],
+    ),
+    "kind twice": (tiny(("kinds: [views]", "kinds: [views, views]")), ["teacher_logits.kinds", "at most once"]),
+    "crop beyond frame": (
+        tiny(("size_px: [64, 128]", "size_px: [60, 128]")),
+        ["teacher.crop_px: found [64, 64]", "distill.crop_px: found [64, 64]", "[60, 128]"],
+    ),
+    "crop off the grid": (
+        tiny(("  crop_px: [64, 64]\n  method", "  crop_px: [62, 64]\n  method")),
+        ["distill.crop_px: found [62, 64]", "multiples of teacher_logits.stride 4"],
+    ),
+    "crop of one side": (tiny(("crop_px: [64, 64]", "crop_px: [64]")), ["teacher.crop_px.1"]),
+    "synthetic without size": (tiny(("size_px: [64, 128]", "size_px: null")), ["data.size_px: found null"]),
+    "stride that cannot be": (
+        tiny(
+            ("arch: deeplabv3plus_mobilenet\n  output_stride: 8", "arch: lraspp_mobilenet_v3_large\n  output_stride: 8")
+        ),
+        ["teacher.output_stride: found 8", "can be built at 16"],
+    ),
+    "alpha over 1": (tiny(("{alpha: 0.3", "{alpha: 1.2")), ["runs.a03-lr01.alpha: found 1.2"]),
+    "control with alpha": (
+        tiny(("vanilla:  {alpha: 0.0", "vanilla:  {alpha: 0.1")),
+        ["runs.vanilla: found alpha 0.1 with teacher none"],
+    ),
+    "teacher with alpha 0": (tiny(("{alpha: 0.3", "{alpha: 0.0")), ["runs.a03-lr01: found alpha 0.0", "views"]),
+    "kind that is not built": (
+        tiny_with_run("a: {alpha: 0.3, lr: 0.01, teacher: online}"),
+        ["runs.a.teacher: found online", "['views']"],
+    ),
+    "no control": (
+        tiny(("  vanilla:  {alpha: 0.0, lr: 0.01, teacher: none}\n", "")),
+        ["runs: no control", "alpha 0 and teacher none"],
+    ),
+    "no runs": (TINY[: TINY.index("\nruns:")] + "\nruns: {}\n", ["runs: found {}"]),
+    "ill-named run": (tiny(("a03-lr01:", "a0.3:")), ["runs.a0.3: a run is named by lower-case letters"]),
+    "run in capitals": (tiny(("a03-lr01:", "Alpha:")), ["runs.Alpha: a run is named by"]),
+    "run's unknown key": (
+        tiny(("lr: 0.01, teacher: views}", "lr: 0.01, teacher: views, temprature: 2.0}")),
+        ["runs.a03-lr01.temprature: unknown key", "temperature"],
+    ),
+    "run's own crop": (
+        tiny_with_run("a: {alpha: 0.3, lr: 0.01, teacher: views, crop_px: [32, 32]}"),
+        ["runs.a.crop_px: unknown key"],
+    ),
+    "run's override out of bounds": (
+        tiny_with_run("a: {alpha: 0.3, lr: 0.01, teacher: views, steps: 0}"),
+        ["runs.a.steps: found 0"],
+    ),
+    "run's stride that cannot be": (
+        tiny_with_run(
+            "a: {alpha: 0.3, lr: 0.01, teacher: views, student: lraspp_mobilenet_v3_large, output_stride: 8}"
+        ),
+        ["runs.a.output_stride: found 8"],
+    ),
+    "run's finetune, unknown key": (
+        tiny_with_run("a: {alpha: 0.3, lr: 0.01, teacher: views, finetune: {step: 3}}"),
+        ["runs.a.finetune.step: unknown key", "steps"],
+    ),
+    "run's finetune, wrong value": (
+        tiny_with_run("a: {alpha: 0.3, lr: 0.01, teacher: views, finetune: {alpha: 2.0}}"),
+        ["runs.a.finetune.alpha: found 2.0"],
+    ),
+    "run's export, unknown key": (
+        tiny_with_run("a: {alpha: 0.3, lr: 0.01, teacher: views, export: {int8: true}}"),
+        ["runs.a.export.int8: unknown key", "opset"],
+    ),
+    "control that finetunes with alpha": (
+        tiny(("teacher: none}", "teacher: none, finetune: {alpha: 0.5}}")),
+        ["runs.vanilla.finetune.alpha: found 0.5"],
+    ),
+    "duplicate key": (tiny(("seed: 0\n", "seed: 0\nseed: 1\n")), ["key 'seed' stands twice"]),
+    "duplicate run": (tiny(("  light:", "  vanilla:")), ["key 'vanilla' stands twice"]),
+    "a date for a key": (TINY + "2024-01-01: 3\n", ["key 2024-01-01 is no name"]),
+    "empty": ("", ["allowed is a mapping of sections"]),
+    "a list": ("- 1\n- 2\n", ["found list"]),
+    "not YAML": ("seed: [0\n", ["not YAML"]),
+    "not UTF-8": (b"seed: \xff\xfe\n", ["not UTF-8"]),
+    "two spellings of a run": (TINY + "  1: {}\n  '1': {}\n", ["key '1' stands twice"]),
+    "an alias": (tiny(("seed: 0", "seed: &a 0")) + "more: *a\n", ["alias *a (line", "written out"]),
+    "lists in lists": ("seed: " + "[" * 30 + "]" * 30, ["seed.0.0", "at most 20 levels"]),
+    "endless lists": ("seed: " + "[" * 3000, ["not YAML"]),
+    "a number beyond all": (tiny(("seed: 0", "seed: 0x" + "f" * 5000)), ["seed: found a number of 20000 bits"]),
+    "half a character": (
+        tiny(("experiment: segdistill", r'experiment: "\ud800"')),
+        ["tracking.experiment", "half a character"],
+    ),
+    "a name with a line break": (TINY + '"a\\nb": 1\n', ['"a\\nb": unknown key']),
+    "a number without digits": (tiny(("seed: 0", "seed: !!int ''")), ["not YAML"]),
+    "a tag that runs code": ("seed: !!python/object/apply:os.getpid []\n", ["not YAML"]),
+}
+
+
+@pytest.mark.parametrize("name", SINGLE_FAULTS)
+def test_a_fault_is_named(load, tmp_path, name):
+    text, told = SINGLE_FAULTS[name]
+    with pytest.raises(UserError) as error:
+        load(text)
+    assert "params.yaml" in str(error.value)
+    assert all(part in str(error.value) for part in told), str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"params\.yaml: no such file.*cp profiles"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_all_wrong_values_are_told_at_once(load):
+    text = tiny(("  lr: 0.02", "  lr: 0"), ("{alpha: 0.3", "{alpha: 3"), ("live: true", "live: 1"))
+    with pytest.raises(UserError) as error:
+        load(text)
+    assert "(3):" in str(error.value)
+    assert all(path in str(error.value) for path in ("teacher.lr", "runs.a03-lr01.alpha", "tracking.live"))
+
+
+def test_all_faults_between_sections_are_told_at_once(load):
+    text = tiny(("size_px: [64, 128]", "size_px: [64, 60]"), ("vanilla:  {alpha: 0.0", "A.b:  {alpha: 0.4"))
+    with pytest.raises(UserError) as error:
+        load(text)
+    for told in ("teacher.crop_px", "distill.crop_px", "runs.A.b: a run is named", "runs.A.b: found alpha 0.4"):
+        assert told in str(error.value)
+
+
+@pytest.mark.parametrize("run", ["seed: 1", "batch_size: 8", "steps: 13", "finetune: {steps: 13}"])
+def test_a_run_that_draws_other_views_than_are_stored_is_refused(load, run):
+    stored = TINY.replace(
+        "limit_views_to: null", "limit_views_to: {distill_steps: 12, finetune_steps: 12, batch_size: 4}"
+    )
+    stored = stored[: stored.index("\nruns:")] + OTHER_RUNS + "  a: {alpha: 0.3, lr: 0.01, teacher: views%s}\n"
+    assert load(stored % "").teacher_logits.limit_views_to.steps == {"distill": 12, "finetune": 12}
+    # Without a teacher in the further steps, none of these views is needed there.
+    assert load(stored % ", finetune: {steps: 13, alpha: 0.0}")
+    with pytest.raises(
+        UserError, match=r"runs\.a: found \{.*seed \d; teacher_logits.limit_views_to stores what up to \{"
+    ):
+        load(stored % f", {run}")
+
+
+@pytest.mark.parametrize(
+    ("written", "number"), [("1e-4", 1e-4), ("1E+0", 1.0), ("5e-1", 0.5), (".5", 0.5), ("1", 1.0), ("2.", 2.0)]
+)
+def test_numbers_are_read_as_dvc_reads_them(load, written, number):
+    assert load(tiny(("  lr: 0.02", f"  lr: {written}"))).teacher.lr == number
+
+
+def test_a_runs_overrides_reach_its_first_steps(load):
+    run = "a: {alpha: 0.3, lr: 0.05, teacher: views, steps: 3, temperature: 2.0, seed: 7, student: deeplabv3_resnet50}"
+    params = load(tiny_with_run(run))
+    found = params.distill_settings("a")
+    assert (found.alpha, found.lr, found.steps, found.temperature, found.seed) == (0.3, 0.05, 3, 2.0, 7)
+    assert (found.student, found.batch_size) == ("deeplabv3_resnet50", params.distill.batch_size)
+
+
+def test_overrides_stay_with_their_run(load):
+    params = load(tiny_with_run("a: {alpha: 0.3, lr: 0.05, teacher: views, steps: 3, seed: 7}"))
+    found = params.distill_settings("vanilla")
+    assert (found.steps, found.seed) == (params.distill.steps, params.seed)
+
+
+def test_overrides_to_0_are_no_omissions(load):
+    run = "a: {alpha: 0.3, lr: 0.05, teacher: views, momentum: 0.0, evaluate_every_steps: 0, seed: 0}"
+    found = load(tiny(("seed: 0", "seed: 5")).replace("\nruns:", f"\nruns:\n  {run}")).distill_settings("a")
+    assert (found.momentum, found.evaluate_every_steps, found.seed) == (0.0, 0, 0)
+
+
+def test_further_steps_take_the_runs_lr_and_alpha_where_null(load):
+    found, steps = load(TINY).finetune_settings("a03-lr01")
+    assert (found.lr, found.alpha, found.steps, steps) == (0.01, 0.3, 6, 6)
+
+
+def test_further_steps_have_their_own_schedule(load):
+    found, _ = load(TINY).finetune_settings("light")
+    assert (found.schedule, found.decay_every_steps, found.gamma) == ("step", 3, 0.1)
+
+
+def test_further_steps_keep_the_runs_other_settings(load):
+    found, _ = load(TINY).finetune_settings("light")
+    assert (found.student, found.method, found.temperature) == ("deeplabv3_mobilenet_lite", "sigmoid_kl", 0.01)
+
+
+def test_a_runs_overrides_reach_its_further_steps(load):
+    run = "a: {alpha: 0.3, lr: 0.05, teacher: views, finetune: {steps: 2, lr: 1e-3, alpha: 0.1, schedule: poly}}"
+    params = load(tiny_with_run(run))
+    found, steps = params.finetune_settings("a")
+    assert (found.steps, steps, found.lr, found.alpha, found.schedule) == (2, 2, 1e-3, 0.1, "poly")
+    assert params.finetune_settings("vanilla")[1] == 6
+
+
+def test_no_further_steps(load):
+    assert (
+        load(tiny_with_run("a: {alpha: 0.3, lr: 0.05, teacher: views, finetune: {steps: 0}}")).finetune_settings("a")[1]
+        == 0
+    )
+
+
+def test_a_runs_overrides_reach_its_export(load):
+    params = load(tiny_with_run("a: {alpha: 0.3, lr: 0.05, teacher: views, export: {opset: 20}}"))
+    assert [params.export_params(run).opset for run in ("vanilla", "a")] == [18, 20]
+
+
+@pytest.mark.parametrize("section", [None, "data", "distill", "teacher"])
+def test_models_are_frozen(load, section):
+    params = load(TINY)
+    model = getattr(params, section) if section else params
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        setattr(model, next(iter(type(model).model_fields)), 1)
+
+
+def test_a_run_is_frozen(load):
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
         load(TINY).runs["vanilla"].alpha = 0.5

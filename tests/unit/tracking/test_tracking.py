@@ -214,7 +214,7 @@ def test_a_half_logged_curve_is_completed(home, monkeypatch):
 
 
 def test_runs_without_metrics_are_left_out(home):
-    params = write_params(RUNS | {"new": RUNS["a03-lr01"]})
+    params = write_params(RUNS | {"new": dict(RUNS["a03-lr01"])})
     assert [row.run for row in rows_on_disk(params, Path("metrics"))] == ["teacher", *RUNS]
 
 
