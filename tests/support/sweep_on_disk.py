@@ -127,7 +127,9 @@ def logged_images(run) -> list[tuple[str, int]]:
     client = MlflowClient(tracking_uri=f"sqlite:///{Path.cwd()}/mlflow.db")
     paths = [Path(file.path).name.split("+") for file in client.list_artifacts(run.info.run_id, "images")]
     by_suffix = {
-        suffix: sorted((name.replace("~", "/"), int(step)) for name, _, step, *rest in paths if rest[-1].endswith(suffix))
+        suffix: sorted(
+            (name.replace("~", "/"), int(step)) for name, _, step, *rest in paths if rest[-1].endswith(suffix)
+        )
         for suffix in ("png", "webp")
     }
     assert by_suffix["png"] == by_suffix["webp"]

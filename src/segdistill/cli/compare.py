@@ -76,8 +76,8 @@ def compare(
     from segdistill.params.read import load_params
 
     with exit_on_user_error():
-        from segdistill.compare.tables import markdown, print_comparison
         from segdistill.compare.runs import compare_runs
+        from segdistill.compare.tables import markdown, print_comparison
         from segdistill.results.stale import changed_runs
 
         params = load_params()
@@ -96,10 +96,10 @@ def _differences(runs: list[str], precision: Precision, out: Path | None, thread
         raise UserError("--pixels: found teacher, which is not exported to ONNX; it compares students")
     if out is not None and out.exists():
         raise UserError(f"{out}: is there already; --out takes a new folder")
+    from segdistill.compare.pixels import pixel_differences
     from segdistill.core.provenance import usable_cores
     from segdistill.data.prepared import PreparedData
     from segdistill.export.onnx_file import OnnxPredictor
-    from segdistill.compare.pixels import pixel_differences
 
     name = "student.int8.onnx" if precision == Precision.INT8 else "student.onnx"
     files = {run: RUNS / run / name for run in runs}

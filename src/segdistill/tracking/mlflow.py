@@ -109,7 +109,7 @@ class Experiment:
 
     def __init__(self, store: Store, name: str) -> None:
         if store.sqlite and not store.sqlite.exists():
-            _create_sqlite(store)
+            _create_sqlite(store, store.sqlite)
         self.client = connect(store)
         found = self.client.get_experiment_by_name(name)
         if found is None:
@@ -145,7 +145,7 @@ class Experiment:
     def archive_stale(self, keys: dict[str, str], names: Collection[str]) -> None:
         """Mark as old what is of none of `names`, and what has another key than `keys` has for its run."""
         for run in self.current():
-            name, key = run.data.tags.get(RUN_TAG), run.data.tags.get(ROW_TAG)
+            name, key = run.data.tags.get(RUN_TAG, ""), run.data.tags.get(ROW_TAG)
             # Stores of earlier versions hold runs without a row key: the curves, which were runs of their own.
             if key is None or name not in names or keys.get(name, key) != key:
                 self.client.set_tag(run.info.run_id, CURRENT_TAG, "false")
@@ -166,23 +166,24 @@ class Experiment:
 
         MLflow repeats a call whose answer was lost, and so creates a run twice.
         """
-        same = sorted(
-            self._having(ROW_TAG, row.key), key=lambda run: -len(run.data.metrics) - len(run.data.params)
-        )
+        same = sorted(self._having(ROW_TAG, row.key), key=lambda run: -len(run.data.metrics) - len(run.data.params))
         for other in same[1:]:
             self.client.delete_run(other.info.run_id)
         return same[0] if same else None
 
     def _upsert_row(self, row: Row) -> Run:
         run = self._find(row)
-        logged = self._logged_losses(run) if run else {}
-        losses = {point.step: point.values[LOSS] for point in row.points}
-        changed = any(not math.isclose(losses[step], logged[step]) for step in losses.keys() & logged)
-        if changed or (row.is_finished and losses and logged.keys() - losses.keys()):
-            # Trained again with another outcome, by other code or on another machine. Points cannot be deleted, so
-            # replace the run: one curve and not two mixed.
-            self.client.delete_run(run.info.run_id)
-            run, logged = None, {}
+        logged: dict[int, float] = {}
+        if run is not None:
+            history = self.client.get_metric_history(run.info.run_id, LOSS)
+            logged = {point.step: point.value for point in history}
+            losses = {point.step: point.values[LOSS] for point in row.points}
+            changed = any(not math.isclose(losses[step], logged[step]) for step in losses.keys() & logged)
+            if changed or (row.is_finished and losses and logged.keys() - losses.keys()):
+                # Trained again with another outcome, by other code or on another machine. Points cannot be deleted,
+                # so replace the run: one curve and not two mixed.
+                self.client.delete_run(run.info.run_id)
+                run, logged = None, {}
         if run is None:
             run = self._create(row)
         if row.data[1] and not (run.inputs and run.inputs.dataset_inputs):
@@ -198,9 +199,6 @@ class Experiment:
             tags["mlflow.user"] = getpass.getuser()
         return self.client.create_run(self.id, start_time=_ms(row.started_s), tags=tags, run_name=row.run)
 
-    def _logged_losses(self, run: Run) -> dict[int, float]:
-        return {point.step: point.value for point in self.client.get_metric_history(run.info.run_id, LOSS)}
-
     def _log_dataset(self, run: Run, row: Row) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
@@ -215,8 +213,7 @@ class Experiment:
         metrics = [Metric(k, v, now, 0) for k, v in row.metrics.items() if has.metrics.get(k) != v]
         # A param of MLflow cannot change; what the row's key covers does not.
         params = [Param(k, v) for k, v in row.params.items() if k not in has.params]
-        tags = row.tags | {CURRENT_TAG: "true"}
-        tags = [RunTag(k, v) for k, v in tags.items() if has.tags.get(k) != v]
+        tags = [RunTag(k, v) for k, v in (row.tags | {CURRENT_TAG: "true"}).items() if has.tags.get(k) != v]
         if metrics or params or tags:
             self.client.log_batch(run.info.run_id, metrics, params, tags)
 
@@ -290,14 +287,14 @@ def _ms(time_s: float | None) -> int:
     return int(1000 * (time.time() if time_s is None else time_s))
 
 
-def _create_sqlite(store: Store) -> None:
+def _create_sqlite(store: Store, path: Path) -> None:
     """Make an empty store whole or not at all: MLflow cannot open one whose making was cut short."""
-    for left in store.sqlite.parent.glob(f"{store.sqlite.name}.*.part*"):  # with its journal
+    for left in path.parent.glob(f"{path.name}.*.part*"):  # with its journal
         left.unlink()
-    temporary = store.sqlite.with_name(f"{store.sqlite.name}.{os.getpid()}.part")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         connect(store._replace(uri=f"{store.uri}.{os.getpid()}.part")).search_experiments(max_results=1)
         with contextlib.suppress(FileExistsError):  # a server was started meanwhile and has made it
-            store.sqlite.hardlink_to(temporary)
+            path.hardlink_to(temporary)
     finally:
         temporary.unlink(missing_ok=True)

@@ -15,7 +15,8 @@ def student_note(params: Params, run: str) -> str:
         taught = f"({settings.teacher}, {settings.method}, T {settings.temperature:g})"
         how = f"learns from {_described(params)} {taught}"
         how += f" with weight {settings.alpha:g} and from the labels with {1 - settings.alpha:g}"
-    steps = f"{settings.steps} steps of {settings.batch_size} crops at lr {settings.lr:g}, then {further} steps of finetuning"
+    steps = f"{settings.steps} steps of {settings.batch_size} crops at lr {settings.lr:g}"
+    steps += f", then {further} steps of finetuning"
     return f"**{settings.student}** {how}: {steps}.  \nWeights and ONNX files: `models/runs/{run}/`."
 
 

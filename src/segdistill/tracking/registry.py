@@ -133,7 +133,9 @@ def _save(champion: Champion, folder: Path, run_id: str, logged) -> None:
 
     onnx_model, facts = read_for_serving(champion.path)
     if facts.get("weights_sha256") != champion.weights_sha256:
-        raise UserError(f"{champion.path}: exported from other weights than those that metrics/ was measured with; run dvc checkout")
+        raise UserError(
+            f"{champion.path}: exported from other weights than those that metrics/ was measured with; run dvc checkout"
+        )
     uint8 = np.dtype(np.uint8)
     mlflow.onnx.save_model(
         onnx_model,

@@ -46,9 +46,9 @@ class StepImage(NamedTuple):
 class Row(NamedTuple):
     """One run as a row of MLflow: `key` changes with anything that makes it another run.
 
-    MLflow draws a chart of every metric, in one section for each `GROUP/` of their names, and opens the first section by
-    alphabet only. So the names of points begin with `curve/`, and those of other groups sort after it. In a curve the
-    steps of finetuning follow those of distilling.
+    MLflow draws a chart of every metric, in one section for each `GROUP/` that their names begin with, by alphabet. The
+    names of points begin with `curve/`, and those of other groups sort after it, so that the curves come first. In a
+    curve the steps of finetuning follow those of distilling.
     """
 
     run: str
@@ -210,7 +210,7 @@ def _scores(metrics: dict) -> dict[str, float]:
 
 
 def _exported(export: dict, finetuned: dict) -> dict[str, float]:
-    found = {}
+    found: dict[str, float] = {}
     for kind in ("float32", "int8"):
         if metrics := export.get(kind):
             found |= _numbers(metrics, ("mean_iou",), f"onnx_{kind}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
 import sqlite3
@@ -120,7 +119,7 @@ def test_a_project_may_be_in_a_folder_of_any_name(tmp_path, monkeypatch, name):
     command = [sys.executable, "-m", "segdistill", "track"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
-    assert os.listdir(tmp_path) == [name], "nothing next to it"
+    assert [path.name for path in tmp_path.iterdir()] == [name], "nothing next to it"
     assert len(list(Path("mlartifacts").rglob("*.png"))) == 5, "val images: one of the teacher, two of each run"
     with sqlite3.connect("mlflow.db") as database:
         assert database.execute("select count(*) from runs").fetchone() == (3,)

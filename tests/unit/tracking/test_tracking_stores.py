@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from segdistill.core.errors import without_passwords
 from segdistill.params.read import load_params
 from segdistill.tracking.mlflow import track
-from segdistill.core.errors import without_passwords
 from segdistill.tracking.store import find_store, locked
 from support.sweep_on_disk import METRICS, RUNS, write_params
 

@@ -16,7 +16,16 @@ from segdistill.formats.curve import append_point, write_curve
 from segdistill.params.read import load_params
 from segdistill.tracking.mlflow import track
 from segdistill.tracking.watch import Watcher, running_trainings
-from support.sweep_on_disk import IMAGE_KEY, METRICS, RUNS, logged_images, runs_in, write, write_params, write_step_images
+from support.sweep_on_disk import (
+    IMAGE_KEY,
+    METRICS,
+    RUNS,
+    logged_images,
+    runs_in,
+    write,
+    write_params,
+    write_step_images,
+)
 
 SCRATCH = Path("scratch")
 RUN = "a03-lr01"
