@@ -95,8 +95,19 @@ def test_a_server_that_dies_again_and_again_has_everything_once_in_the_end(home,
     assert len(warnings) == lives - 1
     assert all(warning.startswith("warning: MLflow at ") for warning in warnings)
     assert described(content) == expected
-    # Where the answer alone is lost, MLflow asks again: that makes runs twice, and the second ones have to go.
-    assert fault != DIES_AFTER or len(content.runs) > len(content.active())
+
+
+def test_a_run_that_is_created_twice_because_an_answer_was_lost_is_one_in_the_end(home, monkeypatch):
+    expected, created_twice = tracked_without_a_fault(monkeypatch), 0
+    for good_requests in range(2, 8):
+        content = Content()
+        for fault in (DIES_AFTER, ""):
+            with serving(content, fault, good_requests) as address:
+                monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+                assert track(without_model(), Path("metrics")) == (not fault)
+        assert described(content) == expected
+        created_twice += len(content.runs) > len(content.active())
+    assert created_twice, "one of these requests creates a run, and MLflow repeats it"
 
 
 @pytest.mark.slow
