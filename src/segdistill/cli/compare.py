@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,7 @@ from typing import Annotated
 import typer
 
 from segdistill.core.errors import UserError, exit_on_user_error
+from segdistill.core.log import logger
 
 METRICS, RUNS = Path("metrics"), Path("models/runs")
 
@@ -28,7 +28,7 @@ class Precision(StrEnum):
 
 
 def _run_names(context: typer.Context, incomplete: str) -> list[str]:
-    """Runs of params.yaml that begin so and are not named yet, for the shell."""
+    """Return the runs of params.yaml that begin so and are not named yet, for the shell."""
     import yaml
 
     try:
@@ -49,7 +49,7 @@ _Pixels = Annotated[
 ]
 _Out = Annotated[
     Path | None,
-    typer.Option("--out", metavar="DIR", help="new folder for pictures of what differs", rich_help_panel=_ON_VAL),
+    typer.Option("--out", metavar="DIR", help="new folder for images of what differs", rich_help_panel=_ON_VAL),
 ]
 _Precision = Annotated[Precision, typer.Option("--precision", help="which ONNX files", rich_help_panel=_ON_VAL)]
 _Threads = Annotated[
@@ -67,7 +67,7 @@ def compare(
 ) -> None:
     """Show runs side by side: the settings that differ, accuracy, latency, size, and classes.
 
-    Where two runs differ, the pictures of --out are blue where the first is
+    Where two runs differ, the images of --out are blue where the first is
     right, orange where the second is, pink where neither is, and light grey
     where there is no truth.
     """
@@ -88,7 +88,7 @@ def compare(
     else:
         print_comparison(comparison, differences)
     if changed := changed_runs(params, METRICS, runs):
-        print(f"warning: {changed}", file=sys.stderr)
+        logger.warning(changed)
 
 
 def _differences(runs: list[str], precision: Precision, out: Path | None, threads: int) -> list:

@@ -120,10 +120,10 @@ def test_tracking_again_adds_nothing_and_a_changed_metric_one_point(home):
     first = count(runs_in())
     assert track(load_params(), Path("metrics"))
     assert count(runs_in()) == first
-    write(Path("metrics/runs/vanilla/finetune.json"), METRICS | {"mean_iou": 0.4})
+    write(Path("metrics/runs/vanilla/finetune.json"), METRICS | {"mean_loss": 1.5})
     assert track(load_params(), Path("metrics"))
     assert count(runs_in()) == (first[0], first[1] + 1)
-    assert runs_in()["vanilla"][0].data.metrics["val/mean_iou"] == 0.4
+    assert runs_in()["vanilla"][0].data.metrics["val/mean_loss"] == 1.5
 
 
 def test_a_changed_alpha_is_another_row_and_the_old_one_stays(home):
