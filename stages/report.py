@@ -4,12 +4,13 @@ from segdistill.core.stage import stage_process
 
 if __name__ == "__main__":
     with stage_process():
+        from segdistill.core.streams import print_anywhere
         from segdistill.params.read import load_params
         from segdistill.paths import METRICS, REPORT
         from segdistill.report import write_report
         from segdistill.report.terminal import print_summary
         from segdistill.results.summary import summarise, write_summary
-        from segdistill.tracking import track
+        from segdistill.tracking.mlflow import track
         from segdistill.training.checkpoint import clear_removed
 
         params = load_params()
@@ -18,4 +19,5 @@ if __name__ == "__main__":
         write_report(summary, METRICS, REPORT)
         track(params, METRICS)
         clear_removed(params)
+        print_anywhere()
         print_summary(summary, REPORT)

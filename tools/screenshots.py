@@ -60,12 +60,12 @@ def take_all() -> None:
     take_report((Path.cwd() / "reports" / "index.html").as_uri(), DOCS)
     with mlflow_pages() as pages:
         for name, size_px, page, text in (
-            ("mlflow", (2340, 660), pages.sweep, "mean_iou"),
-            ("mlflow-run", (1600, 1000), pages.curve, "predicted"),
+            ("mlflow", (1600, 1100), pages.curves, "predicted"),
+            ("mlflow-run", (1600, 980), pages.run_curves, "predicted"),
         ):
             with chromium(size_px) as browser:
                 open_page(browser, page, text)
-                if page == pages.curve:
+                if page == pages.run_curves:
                     slide_to_end(browser)
                 save(browser, DOCS / f"{name}.png")
 
@@ -137,33 +137,33 @@ def served(command: list[str], ready_url: str) -> Iterator[None]:
 
 
 class Pages(NamedTuple):
-    """Addresses of MLflow's pages of a sweep: its table, its trade-offs, the best student and its first training."""
+    """Addresses of MLflow's pages of a sweep: its runs as a table and as curves, side by side, and the best student."""
 
-    sweep: str
-    trade_offs: str
-    row: str
-    curve: str
+    table: str
+    curves: str
+    compared: str
+    run: str
+    run_curves: str
 
 
 @contextlib.contextmanager
 def mlflow_pages() -> Iterator[Pages]:
     """Serve MLflow with the runs of the current folder, and yield the addresses of their pages."""
     from segdistill.params.read import load_params
-    from segdistill.tracking import Experiment
+    from segdistill.tracking.mlflow import open_experiment
     from segdistill.tracking.store import find_store
-    from segdistill.tracking.view import COMPARED, run_path, view_path
+    from segdistill.tracking.view import compare_path, run_path, table_path
 
     tracking = load_params().tracking
-    experiment = Experiment(find_store(tracking.uri), tracking.experiment)
-    rows, curves = experiment.current()
-    students = [row for row in rows if "alpha" in row.data.params]
-    best = max(students, key=lambda row: row.data.metrics.get("mean_iou", 0.0)).info
-    (curve,) = (curve.info for curve in curves if curve.info.run_name == f"{best.run_name}/distill")
+    experiment = open_experiment(find_store(tracking.uri), tracking.experiment)
+    students = [run for run in experiment.current() if "alpha" in run.data.params]
+    best = max(students, key=lambda run: run.data.metrics.get("val/mean_iou", 0.0)).info.run_id
     paths = (
-        view_path(experiment.id),
-        view_path(experiment.id, COMPARED),
-        run_path(experiment.id, best.run_id),
-        run_path(experiment.id, curve.run_id, charts=True),
+        table_path(experiment.id),
+        table_path(experiment.id, charts=True),
+        compare_path(experiment.id, [run.info.run_id for run in students]),
+        run_path(experiment.id, best),
+        run_path(experiment.id, best, charts=True),
     )
     port = free_port()
     base = f"http://127.0.0.1:{port}"

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src"
 PACKAGE = "src/segdistill"
 
-SHARED = ("formats", "data", "nets", "scoring", "training", "results", "report")
+SHARED = ("formats", "data", "nets", "scoring", "training", "results", "report", "tracking")
 
 # Left out everywhere, and why no output depends on it.
 EXEMPT = {

@@ -1,4 +1,4 @@
-"""MLflow's page of a sweep in a browser: the table, two runs side by side, a curve with its pictures."""
+"""MLflow's pages of a sweep in a browser: the table, the curves, runs side by side, one run with its images."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ import yaml
 from PIL import Image
 
 from segdistill.core.files import write_text
-from segdistill.tracking import track
+from segdistill.tracking.mlflow import track
 from support.fake_metrics import sweep_params, write_metrics
 from support.scripts_as_modules import load_script
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 METRICS = Path("metrics")
+NAMES = ("teacher", "vanilla", "a03", "light")
+GROUPS = ("curve", "distilled", "onnx_float32", "onnx_int8", "torch", "torch_best", "val")
 LAPTOP = {"width": 1280, "height": 800, "deviceScaleFactor": 1, "mobile": False}
-# What MLflow's pages say by themselves: they ask for the user of a server without users, and call their table the old
-# way, and lay their charts out in more than one go; and what a Chromium without a GPU says of the charts.
+# What MLflow's pages and a Chromium without a GPU log by themselves.
 NOISE = (
     "/ajax-api/2.0/mlflow/users/current - Failed to load resource: the server responded with a status of 404",
     "/favicon.ico - Failed to load resource: the server responded with a status of 404",
@@ -50,10 +51,10 @@ def pages(screenshots, browser, tmp_path_factory):
         params = sweep_params(tracking={"model": None})
         write_text("params.yaml", yaml.safe_dump(json.loads(params.model_dump_json())))
         write_metrics(METRICS)
-        pictures = METRICS / "runs/a03/distill_images"
-        pictures.mkdir()
+        images = METRICS / "runs/a03/distill_images"
+        images.mkdir()
         for number, name in enumerate(("truth", "step_000000", "step_000005", "step_000010")):
-            Image.fromarray(np.full((8, 16), number, np.uint8)).save(pictures / f"00001_{name}.png")
+            Image.fromarray(np.full((8, 16), number, np.uint8)).save(images / f"00001_{name}.png")
         assert track(params, METRICS)
         with screenshots.mlflow_pages() as found:
             yield found
@@ -61,56 +62,53 @@ def pages(screenshots, browser, tmp_path_factory):
 
 @pytest.fixture
 def page(pages, browser, told):
-    """A wide window; when a test is through with it, nothing of ours was complained of or asked for outside."""
+    """Yield a wide window; after the test, the page must have logged no error and requested nothing from elsewhere."""
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", LAPTOP | {"width": 2340, "height": 900})
-    browser.get("about:blank")  # what the page of another test was still loading ends here, with a complaint
+    browser.get("about:blank")  # end what the page of another test was still loading, which logs an error
     told()
     yield browser
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", LAPTOP)
     console, asked = told()
-    here = pages.sweep.partition("#")[0]
+    here = pages.table.partition("#")[0]
     assert [line for line in console if not any(noise in line for noise in NOISE)] == []
     assert [url for url in asked if not url.startswith((here, "data:", "blob:"))] == []
     assert any(url.startswith(here) for url in asked)
 
 
-def test_two_runs_are_ticked_and_compared(browsing, pages, page):
-    browsing.open_page(page, pages.sweep, "a03")
-    shown = browsing.text_of(page)
-    for column in ("alpha", "lr", "student", "mean_iou", "onnx_int8_mean_iou", "torch_p50_ms", "onnx_int8_mb"):
-        assert column in shown
+def test_the_table_has_the_runs_by_accuracy_and_two_can_be_compared(browsing, pages, page):
+    browsing.open_page(page, pages.table, "a03")
+    names = [link.text for link in page.find_elements("css selector", "[role=row] a") if link.text in NAMES]
+    assert names == ["teacher", "a03", "vanilla", "light"]
     for run in ("vanilla", "a03"):
         browsing.tick(page, run)
     browsing.click(page, "Compare")
     browsing.wait_until(lambda: "Comparing 2 Runs" in browsing.text_of(page), "the two runs side by side")
+
+
+def test_the_side_by_side_page_has_all_settings_and_metrics(browsing, pages, page):
+    browsing.open_page(page, pages.compared, "Comparing 3 Runs")
     shown = set(browsing.text_of(page).split())
-    assert {"alpha", "mean_iou", "vanilla", "a03"} <= shown
-    assert {"0.3", "0.53"} <= shown, "alpha and mIoU of a03"
+    assert {"alpha", "lr", "val/mean_iou", "onnx_int8/mean_iou", "onnx_int8/p50_ms", "onnx_int8/mb"} <= shown
+    assert {"vanilla", "a03", "light", "0.3", "0.53"} <= shown, "alpha and mIoU of a03 too"
 
 
-def test_whoever_opens_the_experiment_is_led_to_the_table(browsing, pages, page):
-    browsing.open_page(page, pages.sweep.partition("?")[0], "Students distilled from one teacher")
-    assert "onnx_int8_mean_iou" not in browsing.text_of(page)
-    link = page.find_element("link text", "the runs as a table")  # opens a tab of its own
-    browsing.open_page(page, link.get_attribute("href"), "onnx_int8_mean_iou")
+def test_the_note_of_the_experiment_leads_to_its_curves(browsing, pages, page):
+    browsing.open_page(page, pages.table.partition("?")[0], "Students distilled from one teacher")
+    link = page.find_element("link text", "their curves")  # opens a tab of its own
+    browsing.open_page(page, link.get_attribute("href"), "curve/holdout_mean_iou")
 
 
 def test_a_run_says_what_it_is_and_names_its_data(browsing, pages, page):
-    browsing.open_page(page, pages.row, "Datasets")
+    browsing.open_page(page, pages.run, "Datasets")
     shown = browsing.text_of(page)
     assert "learns from deeplabv3plus_mobilenet" in shown
     assert "synthetic city" in shown
 
 
-def test_the_trade_offs_are_drawn(browsing, pages, page):
-    browsing.open_page(page, pages.trade_offs, "Parallel Coordinates")
-    shown = browsing.text_of(page)
-    assert "Trade-offs" in shown
-    assert "alpha vs. mean_iou" in shown
-
-
-def test_a_training_has_curves_over_steps_and_pictures_to_slide_through(browsing, pages, page):
-    browsing.open_page(page, pages.curve, "holdout frame 1 predicted")
+def test_a_run_begins_with_its_curves_and_images_to_slide_through(browsing, pages, page):
+    browsing.open_page(page, pages.run_curves, "predicted and truth")
+    sections = [line for line in browsing.text_of(page).splitlines() if line in GROUPS]
+    assert sections[0] == "curve"
     shown = browsing.text_of(page)
     assert {"loss", "holdout_mean_iou", "Step"} <= set(shown.split())
     assert "No image logged at this step" not in shown

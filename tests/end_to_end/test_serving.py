@@ -1,4 +1,4 @@
-"""mlflow models serve of the champion answers a picture sent as JSON with the class map that the file itself gives."""
+"""`mlflow models serve` answers an image sent as JSON with the class map that the ONNX file itself gives."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import sys
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +17,14 @@ import torch
 from segdistill.export.onnx_file import OnnxPredictor, write_float32
 from segdistill.formats.header import Header
 from segdistill.nets.registry import build
-from segdistill.tracking import track
+from segdistill.tracking.mlflow import track
 from support.fake_metrics import sweep_params, write_metrics
 from support.scripts_as_modules import load_script
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 ROOT = Path(__file__).resolve().parents[2]
 ARCH = "deeplabv3_mobilenet_lite"
-# Which file fake_metrics makes the champion; served is what lies there.
+# The file that is the champion by fake_metrics.
 CHAMPION = Path("models/runs/a03/student.int8.onnx")
 ANSWER_S = 60
 
@@ -37,14 +38,14 @@ def ask(port: int, inputs: object) -> dict:
         return json.load(answer)
 
 
-def test_the_champion_answers_a_picture_sent_as_json(tmp_path, monkeypatch):
+def test_the_champion_answers_an_image_sent_as_json(tmp_path, monkeypatch):
     screenshots = load_script(ROOT / "tools" / "screenshots.py")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")  # it calls uvicorn
     write_metrics(Path("metrics"))
     torch.manual_seed(0)
-    write_float32(CHAMPION, build(ARCH, 19), Header.of_net(ARCH, 19, 16) | {"weights_sha256": "0"}, 18, (32, 64))
+    write_float32(CHAMPION, build(ARCH, 19), replace(Header.of_net(ARCH, 19, 16), weights_sha256="0"), 18, (32, 64))
     assert track(sweep_params(), Path("metrics"))
     port = screenshots.free_port()
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/segdistill-student@champion"]

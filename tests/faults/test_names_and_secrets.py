@@ -1,24 +1,18 @@
-"""Passwords stay where they were put; names stay text wherever they are shown, and are no command; the UI is local."""
+"""Passwords are not shown or copied; names are text wherever they are shown, and never a command."""
 
 from __future__ import annotations
 
 import ast
 import csv
 import html
-import os
-import subprocess
-import sys
 import urllib.parse
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import yaml
 from rich.console import Console
-from typer.testing import CliRunner
 
-from segdistill import cli
-from segdistill.data.prepared import open_split
+from segdistill.data.prepared import PreparedData
 from segdistill.prepare.run import prepare
 from segdistill.report import write_report
 from segdistill.report.terminal import markdown, print_summary
@@ -47,7 +41,7 @@ CALLS = (
 
 
 @pytest.mark.slow
-def test_a_password_in_the_environment_is_nowhere_to_be_read(finished):
+def test_a_password_in_the_environment_is_in_no_file_and_no_message(finished):
     for done in finished.calls.values():
         assert PASSWORD not in done.out + done.err
     files = [path for path in finished.project.folder.rglob("*") if path.is_file()]
@@ -112,42 +106,11 @@ def test_no_warning_quotes_a_password_whatever_is_in_it(monkeypatch, password):
         assert "s3cret" not in f"{store.name} {cause(error, store)}"
 
 
-def test_the_curve_that_is_shown_live_tells_no_password(project):
-    command = [sys.executable, "-m", "segdistill.tracking.live_curves", "--run", "taught", "--phase", "distill"]
-    command += ["--curve", "metrics/runs/taught/distill_curve.csv", "--wait-s", "0"]
-    environment = os.environ | {"MLFLOW_TRACKING_URI": f"http://me:{PASSWORD}@127.0.0.1:1"}
-    with subprocess.Popen(
-        command, cwd=project.folder, env=environment, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        told = process.stderr.read()  # its stdin stays open: the training goes on
-    assert told.startswith("warning: MLflow at http://127.0.0.1:1 is not up to date")
-    assert PASSWORD not in told
-
-
-def test_the_ui_is_served_to_this_machine_only(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (tmp_path / "params.yaml").write_bytes((ROOT / "profiles" / "tiny.yaml").read_bytes())
-    (tmp_path / "mlflow.db").touch()
-    called = []
-    monkeypatch.setattr(os, "execv", lambda path, argv: called.append(argv))
-    monkeypatch.setattr(
-        "segdistill.tracking.Experiment", lambda store, name: SimpleNamespace(id="1", current=lambda: ([], []))
-    )
-    done = CliRunner().invoke(cli.app, ["ui", "--port", "5123"])
-    assert done.exit_code == 0, done.output
-    (argv,) = called
-    options = dict(zip(argv[1:], argv[2:], strict=False))
-    assert (options["--host"], options["--port"], options["-m"]) == ("127.0.0.1", "5123", "mlflow")
-    assert argv.count("--host") == 1
-    assert "http://127.0.0.1:5123" in done.output
-
-
 def test_a_run_named_like_a_script_is_refused(project, refused):
     runs = project.params()["runs"]
     project.set_params(runs=runs | {EVIL: dict(runs["taught"])})
     for call in ("report", "show"):
-        refused(call, [f"runs.{EVIL}: a run is named by lower-case letters"])
+        refused(call, [f"runs.{EVIL}: a run is named by"])
 
 
 @pytest.fixture
@@ -163,7 +126,7 @@ def test_a_frame_of_a_folder_that_is_named_like_a_script_is_text_in_the_report(t
     describe(tmp_path / "data")
     write_frames(tmp_path / "data", ("a", "b", "c"), (named,))
     prepare(settings(tmp_path / "data"), 0, tmp_path / "prepared", workers=1)
-    (frame,) = open_split("val", tmp_path / "prepared").names
+    (frame,) = PreparedData.open(tmp_path / "prepared").val.names
     assert frame == named
     metrics = write_metrics(tmp_path / "metrics")
     for record in metrics.rglob("frames.csv"):

@@ -1,4 +1,4 @@
-"""An MLflow tracking server of the few calls that tracking makes: it keeps all in memory and fails when asked to."""
+"""An MLflow tracking server of the few calls that tracking makes, in memory; it fails on request."""
 
 from __future__ import annotations
 

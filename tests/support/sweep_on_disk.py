@@ -1,4 +1,4 @@
-"""The params and metrics of a small sweep, written by hand, and what MLflow holds of it."""
+"""Write the params and metrics of a small sweep, and read what MLflow has of it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from segdistill.params.read import load_params
 PROFILE = Path(__file__).parents[2] / "profiles" / "tiny.yaml"
 HEADER = "step,lr,loss,label_loss,distill_loss,holdout_mean_iou\n"
 RUNS = {
-    "vanilla": {"alpha": 0.0, "lr": 0.01, "teacher": "none"},
-    "a03-lr01": {"alpha": 0.3, "lr": 0.01, "teacher": "views"},
+    "vanilla": {"student": "deeplabv3plus_mobilenet", "alpha": 0.0, "lr": 0.01, "teacher": "none"},
+    "a03-lr01": {"student": "deeplabv3plus_mobilenet", "alpha": 0.3, "lr": 0.01, "teacher": "views"},
 }
-FIGURES = {
+METRICS = {
     "mean_loss": 1.2,
     "overall_acc": 0.8,
     "mean_iou": 0.3,
@@ -34,7 +34,7 @@ MILLISECONDS = {"forward_p50_ms": 20.0, "end_to_end_p50_ms": 25.0, "end_to_end_p
 
 
 def enter_sweep(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Work in `folder`, which holds params and metrics of RUNS and tracks into a store of its own."""
+    """Change to `folder` and write params and metrics of RUNS there; its store is its own."""
     monkeypatch.chdir(folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     write_params(RUNS)
@@ -53,18 +53,18 @@ def write_metrics(metrics: Path, runs: dict) -> None:
     network = dict.fromkeys(("torch", "torch_best", "onnx_float32", "onnx_int8"), MILLISECONDS)
     models = dict.fromkeys(["teacher", *runs], "net_os16")
     write(metrics / "benchmark.json", {"conditions": {}, "networks": {"net_os16": network}, "models": models})
-    write(metrics / "teacher.json", FIGURES | {"mean_iou": 0.5, "arch": "deeplabv3plus_resnet50"})
-    picture(metrics / "images" / "00001_image.png")
+    write(metrics / "teacher.json", METRICS | {"mean_iou": 0.5, "arch": "deeplabv3plus_resnet50"})
+    write_image(metrics / "images" / "00001_image.png")
     write_curve(metrics / "teacher_curve.csv", 3)
-    exported = FIGURES | {"max_logit_difference": 1e-5, "class_agreement_with_torch": 0.999, "bytes": 20_000_000}
+    exported = METRICS | {"max_logit_difference": 1e-5, "class_agreement_with_torch": 0.999, "bytes": 20_000_000}
     for run in runs:
         folder = metrics / "runs" / run
-        write(folder / "distill.json", FIGURES | {"mean_iou": 0.2})
-        write(folder / "finetune.json", FIGURES)
-        write(folder / "export.json", {"torch": FIGURES, "float32": exported, "int8": exported | {"mean_iou": 0.29}})
+        write(folder / "distill.json", METRICS | {"mean_iou": 0.2})
+        write(folder / "finetune.json", METRICS)
+        write(folder / "export.json", {"torch": METRICS, "float32": exported, "int8": exported | {"mean_iou": 0.29}})
         write_curve(folder / "distill_curve.csv", 40)
         write_curve(folder / "finetune_curve.csv", 5)
-        picture(folder / "images" / "00001_student.png")
+        write_image(folder / "images" / "00001_student.png")
 
 
 def write(path: Path, value: object) -> None:
@@ -72,7 +72,7 @@ def write(path: Path, value: object) -> None:
     path.write_text(json.dumps(value), encoding="utf-8")
 
 
-def picture(path: Path) -> None:
+def write_image(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"\x89PNG" + path.name.encode())
 
@@ -86,7 +86,7 @@ def write_curve(path: Path, points: int, loss_factor: float = 1.0) -> None:
 
 
 def runs_in() -> dict[str, list]:
-    """The runs of the experiment by name; none before there is a store, which a look would begin to make."""
+    """Return the runs of the experiment by name; none before there is a store, which a client would make."""
     from mlflow import MlflowClient
 
     if not Path("mlflow.db").exists():
@@ -99,7 +99,9 @@ def runs_in() -> dict[str, list]:
             name: sorted((point.step, point.value) for point in client.get_metric_history(run.info.run_id, name))
             for name in run.data.metrics
         }
-        run.pictures = sorted(file.path for file in client.list_artifacts(run.info.run_id, "pictures"))
+        run.files = sorted(
+            file.path for folder in ("val", "metrics") for file in client.list_artifacts(run.info.run_id, folder)
+        )
         found.setdefault(run.info.run_name, []).append(run)
     return found
 
@@ -108,21 +110,27 @@ def expected_points(points: int) -> list[int]:
     return list(range(1, points + 1))
 
 
-PREDICTED, TRUTH = "holdout frame 12 predicted", "holdout frame 12 truth"
+IMAGE_KEY = "curve/frame 12 - predicted and truth"
 
 
-def write_step_pictures(folder: Path, *steps: int) -> None:
-    folder.mkdir(exist_ok=True)
+def write_step_images(folder: Path, *steps: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     for step in (None, *steps):
         name = "truth" if step is None else f"step_{step:06d}"
         Image.fromarray(np.full((4, 8), step or 0, np.uint8)).save(folder / f"00012_{name}.png")
 
 
-def logged_pictures(run) -> list[tuple[str, int]]:
-    """(name, step) of each picture that MLflow's page can slide through, of both its sizes."""
+def logged_images(run) -> list[tuple[str, int]]:
+    """Return (key, step) of each image that MLflow's page can slide through; both its sizes must be there."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{Path.cwd()}/mlflow.db")
     paths = [Path(file.path).name.split("+") for file in client.list_artifacts(run.info.run_id, "images")]
-    assert {path[-1].split(".")[-1] for path in paths} <= {"png", "webp"}
-    return sorted((name, int(step)) for name, _, step, *_ in paths)
+    by_suffix = {
+        suffix: sorted(
+            (name.replace("~", "/"), int(step)) for name, _, step, *rest in paths if rest[-1].endswith(suffix)
+        )
+        for suffix in ("png", "webp")
+    }
+    assert by_suffix["png"] == by_suffix["webp"]
+    return by_suffix["png"]

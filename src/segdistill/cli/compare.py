@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,7 @@ from typing import Annotated
 import typer
 
 from segdistill.core.errors import UserError, exit_on_user_error
+from segdistill.core.log import logger
 
 METRICS, RUNS = Path("metrics"), Path("models/runs")
 
@@ -28,7 +28,7 @@ class Precision(StrEnum):
 
 
 def _run_names(context: typer.Context, incomplete: str) -> list[str]:
-    """Runs of params.yaml that begin so and are not named yet, for the shell."""
+    """Return the runs of params.yaml that begin so and are not named yet, for the shell."""
     import yaml
 
     try:
@@ -49,7 +49,7 @@ _Pixels = Annotated[
 ]
 _Out = Annotated[
     Path | None,
-    typer.Option("--out", metavar="DIR", help="new folder for pictures of what differs", rich_help_panel=_ON_VAL),
+    typer.Option("--out", metavar="DIR", help="new folder for images of what differs", rich_help_panel=_ON_VAL),
 ]
 _Precision = Annotated[Precision, typer.Option("--precision", help="which ONNX files", rich_help_panel=_ON_VAL)]
 _Threads = Annotated[
@@ -67,7 +67,7 @@ def compare(
 ) -> None:
     """Show runs side by side: the settings that differ, accuracy, latency, size, and classes.
 
-    Where two runs differ, the pictures of --out are blue where the first is
+    Where two runs differ, the images of --out are blue where the first is
     right, orange where the second is, pink where neither is, and light grey
     where there is no truth.
     """
@@ -76,8 +76,8 @@ def compare(
     from segdistill.params.read import load_params
 
     with exit_on_user_error():
-        from segdistill.compare.tables import markdown, print_comparison
         from segdistill.compare.runs import compare_runs
+        from segdistill.compare.tables import markdown, print_comparison
         from segdistill.results.stale import changed_runs
 
         params = load_params()
@@ -88,7 +88,7 @@ def compare(
     else:
         print_comparison(comparison, differences)
     if changed := changed_runs(params, METRICS, runs):
-        print(f"warning: {changed}", file=sys.stderr)
+        logger.warning(changed)
 
 
 def _differences(runs: list[str], precision: Precision, out: Path | None, threads: int) -> list:
@@ -96,10 +96,10 @@ def _differences(runs: list[str], precision: Precision, out: Path | None, thread
         raise UserError("--pixels: found teacher, which is not exported to ONNX; it compares students")
     if out is not None and out.exists():
         raise UserError(f"{out}: is there already; --out takes a new folder")
+    from segdistill.compare.pixels import pixel_differences
     from segdistill.core.provenance import usable_cores
     from segdistill.data.prepared import PreparedData
     from segdistill.export.onnx_file import OnnxPredictor
-    from segdistill.compare.pixels import pixel_differences
 
     name = "student.int8.onnx" if precision == Precision.INT8 else "student.onnx"
     files = {run: RUNS / run / name for run in runs}

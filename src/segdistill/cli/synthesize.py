@@ -30,7 +30,7 @@ def synthesize(
 
     with exit_on_user_error():
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"{out}: is there already; allowed is a new or an empty folder")
+            raise UserError(f"{out}: exists; allowed is a new or an empty folder")
         total = train_frames + val_frames
         with atomic_directory(out) as folder, Progress("drawing", total, unit="frame") as progress:
             write_city(

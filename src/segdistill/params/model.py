@@ -218,8 +218,8 @@ class TrackingParams(Section):
     uri: str | None = Field(
         description="tracking server, without a password; null is mlflow.db here. MLFLOW_TRACKING_URI goes first"
     )
-    live: bool = Field(description="show the curves in MLflow while training goes on")
-    system_metrics: bool = Field(description="with live: CPU, memory and GPU of a training, every 10 s")
+    live: bool = Field(description="segdistill ui follows running trainings")
+    system_metrics: bool = Field(description="while MLflow follows a training, CPU, memory and GPU every 10 s")
     model: Annotated[str, Field(pattern=r"^[\w.-]+$")] | None = Field(
         description="name of the champion in MLflow's model registry; null does not register it"
     )

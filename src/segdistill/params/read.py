@@ -81,8 +81,6 @@ def _cross_errors(params: Params) -> Iterator[str]:
     yield from _data_errors(params)
     yield from _teacher_errors(params)
     yield from _stride_error("teacher", params.teacher.arch, params.teacher.output_stride)
-    if params.tracking.system_metrics and not params.tracking.live:
-        yield "tracking.system_metrics: found true with tracking.live false; the process that live starts records them"
     if not any(run.teacher == "none" for run in params.runs.values()):
         yield "runs: no control; allowed is a sweep with at least one run of alpha 0 and teacher none"
     if params.tracking.uri and passwords_in(params.tracking.uri):

@@ -1,8 +1,9 @@
-"""What MLflow shows of each run, read from disk: no word here of how it gets there."""
+"""What MLflow shows of each run, read from disk."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,13 +13,18 @@ from segdistill.core.provenance import settings_hash
 from segdistill.formats.curve import COLUMNS, read_curve
 from segdistill.formats.header import read_header
 from segdistill.params.model import Params
+from segdistill.paths import run_metrics
 from segdistill.results.summary import row_key
 from segdistill.tracking.notes import student_note, teacher_note
 from segdistill.tracking.view import run_colour
 
-TEACHER, COLOUR_TAG = "teacher", "mlflow.runColor"
-_STEP_PICTURE = re.compile(r"(\d+)_(?:truth|step_(\d+))\.png")
-CURVES = COLUMNS[1:]
+TEACHER, CURVE = "teacher", "curve"
+COLOUR_TAG, NOTE_TAG = "mlflow.runColor", "mlflow.note.content"
+_STEP_IMAGE = re.compile(r"(\d+)_step_(\d+)\.png")
+# What a choice is made by, the most important first: MLflow begins its comparison of runs with the metric logged first.
+# It draws a chart of every metric, so the others are in its artifacts, as files.
+_SCORES = ("mean_iou", "mean_loss", "overall_acc", "mean_acc", "freqw_acc", "teacher_agreement", "parameters")
+_LATENCIES = ("end_to_end_p50_ms", "end_to_end_p95_ms")
 
 
 class Point(NamedTuple):
@@ -28,16 +34,22 @@ class Point(NamedTuple):
     values: dict[str, float]
 
 
-class StepPicture(NamedTuple):
-    """A picture of what was there after `step`; those of one name are stages of one thing."""
+class StepImage(NamedTuple):
+    """The class map of one holdout frame after `step` and its truth; images of one `key` show the same frame."""
 
-    name: str
+    key: str
     step: int
     path: Path
+    truth: Path
 
 
 class Row(NamedTuple):
-    """One run as a row: `key` changes with anything that makes it another run."""
+    """One run as a row of MLflow: `key` changes with anything that makes it another run.
+
+    MLflow draws a chart of every metric, in one section for each `GROUP/` that their names begin with, by alphabet. The
+    names of points begin with `curve/`, and those of other groups sort after it, so that the curves come first. In a
+    curve the steps of finetuning follow those of distilling.
+    """
 
     run: str
     key: str
@@ -45,182 +57,211 @@ class Row(NamedTuple):
     tags: dict[str, str]
     data: tuple[str, str]  # name and fingerprint
     metrics: dict[str, float] = {}
-    curves: dict[str, Path] = {}  # by phase
-    step_pictures: dict[str, Path] = {}  # folders, by phase
-    pictures: tuple[Path, ...] = ()
-    finished: bool = False
+    points: tuple[Point, ...] = ()
+    step_images: tuple[StepImage, ...] = ()
+    files: tuple[tuple[str, Path], ...] = ()  # (folder of artifacts, file)
+    started_s: float | None = None  # by the clock of the files, as time.time()
+    ended_s: float | None = None
+    is_training: bool = False
+    is_finished: bool = False
 
 
 def rows_on_disk(params: Params, metrics: Path) -> list[Row]:
-    """The teacher and every run of params.runs that has been distilled, with all that `metrics` holds of them."""
+    """Return a row for the teacher and for every run of `params` that has been distilled, with its metrics."""
+    names = [name for name in (TEACHER, *params.runs) if result_files(metrics, name)[0].is_file()]
+    return [row_on_disk(params, metrics, name) for name in names]
+
+
+def result_files(metrics: Path, name: str) -> list[Path]:
+    """Return the metrics files of the trainings of `name`, the first one first."""
+    if name == TEACHER:
+        return [metrics / "teacher.json"]
+    return [run_metrics(name, metrics) / f"{phase}.json" for phase in ("distill", "finetune")]
+
+
+def row_on_disk(params: Params, metrics: Path, name: str) -> Row:
+    """Return the row of `name` with all that `metrics` holds of it."""
+    first, *further = (_read(path) for path in result_files(metrics, name))
+    row = row_of(params, name, first.get("data_fingerprint", ""))
     benchmark = _read(metrics / "benchmark.json")
-    shared = tuple(sorted((metrics / "images").glob("*.png")))
-    rows = []
-    teacher = _read(metrics / "teacher.json")
-    if teacher:
-        row = row_of(params, TEACHER, teacher.get("data_fingerprint", ""))
-        curve = metrics / "teacher_curve.csv"
-        rows.append(
-            row._replace(
-                tags=row.tags | _revision(teacher, metrics, "teacher/teacher"),
-                metrics=_figures(teacher) | _latencies(benchmark, TEACHER),
-                curves={"train": curve} if curve_points(curve) else {},
-                step_pictures={"train": metrics / "teacher_images"},
-                pictures=shared,
-                finished=True,
-            )
+    if name == TEACHER:
+        row = with_phase(row, metrics / "teacher_curve.csv", metrics / "teacher_images")
+        revision = _revision(metrics.parent / "models" / "teacher" / "teacher.safetensors")
+        return row._replace(
+            tags=row.tags | revision,
+            metrics=_scores(first) | _latencies(benchmark, TEACHER),
+            files=_artifacts(metrics, metrics / "images", metrics / "teacher.json"),
+            ended_s=_mtime(metrics / "teacher.json"),
+            is_finished=True,
         )
-    return rows + [row for run in params.runs if (row := _student_row(params, metrics, run, benchmark, shared))]
-
-
-def _student_row(params: Params, metrics: Path, run: str, benchmark: dict, shared: tuple[Path, ...]) -> Row | None:
-    folder = metrics / "runs" / run
-    distilled, finetuned = _read(folder / "distill.json"), _read(folder / "finetune.json")
-    if not distilled:
-        return None
-    row = row_of(params, run, distilled.get("data_fingerprint", ""))
-    curves = {phase: folder / f"{phase}_curve.csv" for phase in ("distill", "finetune")}
+    folder, (finetuned,) = run_metrics(name, metrics), further
+    for phase, offset_steps in phases(params, name).items():
+        row = with_phase(row, folder / f"{phase}_curve.csv", folder / f"{phase}_images", offset_steps)
     export = _read(folder / "export.json")
     return row._replace(
-        tags=row.tags | _revision(finetuned or distilled, metrics, f"runs/{run}/distilled"),
-        # In this order, because a page that compares runs begins with the first figure.
-        metrics=_figures({name: finetuned.get(name) for name in ("mean_iou",)})
-        | {f"distilled_{name}": value for name, value in _figures(distilled, classes=False).items()}
-        | _figures(finetuned)
+        tags=row.tags | _revision(metrics.parent / "models" / "runs" / name / "distilled.safetensors"),
+        metrics=_scores(finetuned)
+        | _numbers(first, ("mean_iou",), "distilled")
         | _exported(export, finetuned)
-        | _latencies(benchmark, run, int8=bool(export.get("int8")))
+        | _latencies(benchmark, name, int8=bool(export.get("int8")))
         | _gain(metrics, row),
-        curves={phase: path for phase, path in curves.items() if curve_points(path)},
-        step_pictures={phase: folder / f"{phase}_images" for phase in curves},
-        pictures=(*shared, *sorted((folder / "images").glob("*.png"))),
-        finished=bool(finetuned),
+        files=_artifacts(metrics, folder / "images", *sorted(folder.glob("*.json"))),
+        ended_s=_mtime(folder / "finetune.json") or _mtime(folder / "distill.json"),
+        is_finished=bool(finetuned),
     )
 
 
-def row_of(params: Params, run: str, data_fingerprint: str) -> Row:
-    """The row of `run` before anything is measured: its key, its params and what it says about itself."""
+def phases(params: Params, run: str) -> dict[str, int]:
+    """Return the phases of `run`, and how many steps come before each."""
+    return {"distill": 0, "finetune": params.distill_settings(run).steps}
+
+
+def row_of(params: Params, name: str, data_fingerprint: str) -> Row:
+    """Return the row of `name` before anything is measured: its key, its params and its note."""
     official = {"synthetic": "synthetic city", "cityscapes": "cityscapes"}
     data = (official.get(params.data.source) or Path(params.data.root).name or "folder", data_fingerprint)
-    if run == TEACHER:
+    if name == TEACHER:
         key = settings_hash(TEACHER, params.teacher.model_dump(mode="json"), params.seed, data_fingerprint)
         named, note = _teacher_params(params), teacher_note(params)
     else:
-        key = row_key(params, run, data_fingerprint)
-        named, note = _student_params(params, run), student_note(params, run)
-    named |= {"data_fingerprint": data_fingerprint}
-    tags = {"mlflow.note.content": note, COLOUR_TAG: run_colour(params, run)}
-    return Row(run, key, {name: _text(value) for name, value in named.items()}, tags, data)
+        key = row_key(params, name, data_fingerprint)
+        named, note = _student_params(params, name), student_note(params, name)
+    tags = {NOTE_TAG: note, COLOUR_TAG: run_colour(params, name)}
+    return Row(name, key, {name: _text(value) for name, value in named.items()}, tags, data)
 
 
-def curve_points(path: Path) -> list[Point]:
-    """Return the points of a curve file without its empty cells; none where there is no file."""
-    return [
-        Point(point["step"], {name: value for name, value in point.items() if name != "step" and value is not None})
-        for point in read_curve(path)
+def with_phase(row: Row, curve: Path, images: Path, offset_steps: int = 0) -> Row:
+    """Return `row` with the points of a curve file and the images of one training added, `offset_steps` later.
+
+    Of two images of one frame after the same step the first one stays.
+    """
+    found = [
+        Point(point["step"], {f"{CURVE}/{name}": point[name] for name in COLUMNS[1:] if point[name] is not None})
+        for point in read_curve(curve, offset_steps)
     ]
+    known = {(image.key, image.step) for image in row.step_images}
+    added = [i for i in read_step_images(images, offset_steps) if (i.key, i.step) not in known]
+    started_s = [row.started_s, *(_mtime(image.truth) for image in added), _mtime(curve)]
+    return row._replace(
+        points=(*row.points, *found),
+        step_images=(*row.step_images, *added),
+        started_s=min((time_s for time_s in started_s if time_s is not None), default=None),
+    )
 
 
-def read_step_pictures(folder: Path) -> list[StepPicture]:
-    """The pictures that a training has left in `folder`, in the order of their steps; none where there is no folder."""
+def read_step_images(folder: Path, offset_steps: int = 0) -> list[StepImage]:
+    """Return the images that a training has saved in `folder`, by step; none where there is no folder."""
     found = []
     for path in folder.glob("*.png"):
-        if match := _STEP_PICTURE.fullmatch(path.name):
-            name = f"holdout frame {int(match[1])} {'predicted' if match[2] else 'truth'}"
-            found.append(StepPicture(name, int(match[2] or 0), path))
-    return sorted(found, key=lambda picture: (picture.step, picture.name))
+        if match := _STEP_IMAGE.fullmatch(path.name):
+            key = f"{CURVE}/frame {int(match[1])} - predicted and truth"
+            found.append(StepImage(key, offset_steps + int(match[2]), path, folder / f"{match[1]}_truth.png"))
+    return sorted(found, key=lambda image: (image.step, image.key))
 
 
 def _student_params(params: Params, run: str) -> dict:
-    settings = params.distill_settings(run)
-    finetune = params.finetune_settings(run)
-    finetune_steps = finetune.steps
+    settings, finetune = params.distill_settings(run), params.finetune_settings(run)
     taught, own = settings.teacher != "none", params.finetune_params(run)
-    # What a control never reads is left empty, and so is what the further steps take over from the first ones: it would
-    # only look like one more difference between two rows.
-    return {
+    # Leave out what a control never reads, and what finetuning takes over from the first steps: it would only look
+    # like one more difference between two rows.
+    own_alpha = finetune.alpha if finetune.steps and taught and own.alpha is not None else None
+    named = {
         "alpha": settings.alpha,
         "lr": settings.lr,
-        "temperature": settings.temperature if taught else "-",
-        "method": settings.method if taught else "-",
+        "temperature": settings.temperature if taught else None,
+        "method": settings.method if taught else None,
         "student": settings.student,
         "teacher": settings.teacher,
-        "teacher_arch": params.teacher.described if taught else "-",
+        "teacher_arch": params.teacher.described if taught else None,
         "schedule": settings.schedule,
         "steps": settings.steps,
-        "finetune_steps": finetune_steps,
-        "finetune_alpha": finetune.alpha if finetune_steps and taught and own.alpha is not None else "-",
-        "finetune_lr": finetune.lr if finetune_steps and own.lr is not None else "-",
+        "finetune_steps": finetune.steps,
+        "finetune_alpha": own_alpha,
+        "finetune_lr": finetune.lr if finetune.steps and own.lr is not None else None,
         "batch_size": settings.batch_size,
         "crop": settings.crop_px,
         "seed": settings.seed,
     }
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def _teacher_params(params: Params) -> dict:
     teacher = params.teacher
     if teacher.checkpoints:
         return {"teacher_arch": teacher.described, "checkpoint": ", ".join(teacher.checkpoints)}
-    names = ("lr", "schedule", "steps", "batch_size")
-    named = {name: getattr(teacher, name) for name in names}
+    named = {name: getattr(teacher, name) for name in ("lr", "schedule", "steps", "batch_size")}
     return named | {"teacher_arch": teacher.described, "crop": teacher.crop_px, "seed": params.seed}
 
 
-def _figures(figures: dict, classes: bool = True) -> dict[str, float]:
-    """The plain numbers of a metrics file, class IoUs as class_iou_NAME; an undefined figure is left out."""
-    # Six digits of what is no count: MLflow's table cuts longer ones, and the file has them all.
-    by_class = (figures.get("class_iou") or {}) if classes else {}
-    named = figures | {f"class_iou_{name}": iou for name, iou in by_class.items()}
+def _numbers(metrics: dict, names: Iterable[str], group: str) -> dict[str, float]:
+    """Return those of `names` that `metrics` has a number of, as GROUP/NAME.
+
+    Six digits of what is no count: MLflow's table cuts longer ones, and the file has them all.
+    """
+    found = {name: metrics[name] for name in names if isinstance(metrics.get(name), int | float)}
     return {
-        name: float(f"{value:.6g}") if isinstance(value, float) else float(value)
-        for name, value in named.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
+        f"{group}/{name}": float(f"{value:.6g}") if isinstance(value, float) else float(value)
+        for name, value in found.items()
     }
+
+
+def _scores(metrics: dict) -> dict[str, float]:
+    return _numbers(metrics, _SCORES, "val")
 
 
 def _exported(export: dict, finetuned: dict) -> dict[str, float]:
-    figures = {
-        f"onnx_{kind}_{name}": value
-        for kind in ("float32", "int8")
-        for name, value in _figures(export.get(kind) or {}, classes=False).items()
-    }
-    sizes = {name: value for name, value in figures.items() if name.endswith("_bytes")}
-    figures |= {name.replace("_bytes", "_mb"): round(value / 1e6, 3) for name, value in sizes.items()}
-    # A control meets the teacher only when it is exported: what finetune did not measure is taken from here.
-    torch = _figures(export.get("torch") or {}, classes=False)
-    return figures | {name: value for name, value in torch.items() if finetuned and name not in finetuned}
+    found: dict[str, float] = {}
+    for kind in ("float32", "int8"):
+        if metrics := export.get(kind):
+            found |= _numbers(metrics, ("mean_iou",), f"onnx_{kind}")
+            found[f"onnx_{kind}/mb"] = round(metrics["bytes"] / 1e6, 3)
+    # A control meets the teacher only when it is exported, so take from there what finetune did not measure.
+    if finetuned and "teacher_agreement" not in finetuned:
+        found |= _numbers(export.get("torch") or {}, ("teacher_agreement",), "val")
+    return found
 
 
 def _gain(metrics: Path, row: Row) -> dict[str, float]:
-    """What the run is better than its control, if the summary on disk is of this very row."""
-    summed_up = (_read(metrics / "summary.json").get("runs") or {}).get(row.run) or {}
-    gain = summed_up.get("gain_over_vanilla")
-    return {"gain_over_vanilla": float(gain)} if gain is not None and summed_up.get("row_key") == row.key else {}
+    """Return the gain of the run over its control, if the summary on disk is of this very row."""
+    summarised = (_read(metrics / "summary.json").get("runs") or {}).get(row.run) or {}
+    gain = summarised.get("gain_over_vanilla")
+    return {"val/gain_over_vanilla": float(gain)} if gain is not None and summarised.get("row_key") == row.key else {}
 
 
 def _latencies(benchmark: dict, model: str, int8: bool = True) -> dict[str, float]:
-    """End to end as BACKEND_p50_ms and so on, the net alone as BACKEND_forward_p50_ms.
+    """Return the latencies of `model`, end to end, as ENGINE/p50_ms and ENGINE/p95_ms.
 
     Latencies are of an architecture: without `int8` another run's int8 file was timed, not one of this run.
     """
     network = (benchmark.get("models") or {}).get(model)
-    backends = (benchmark.get("networks") or {}).get(network) or {}
+    engines = (benchmark.get("networks") or {}).get(network) or {}
     return {
-        f"{backend}_{name.removeprefix('end_to_end_')}": value
-        for backend, figures in backends.items()
-        for name, value in _figures(figures or {}).items()
-        if int8 or backend != "onnx_int8"
+        name.replace("end_to_end_", ""): value
+        for engine, metrics in engines.items()
+        if metrics and (int8 or engine != "onnx_int8")
+        for name, value in _numbers(metrics, _LATENCIES, engine).items()
     }
 
 
-def _revision(figures: dict, metrics: Path, weights: str) -> dict[str, str]:
-    """The commit that a result was computed by, as tags: code may change without the run becoming another one."""
+def _revision(weights: Path) -> dict[str, str]:
+    """Return the commit that weights were trained by, as tags: code may change without the row becoming another one."""
     try:
-        found = read_header(metrics.parent / "models" / f"{weights}.safetensors").git_revision
+        found = read_header(weights).git_revision
     except UserError:  # not pulled, or an ensemble
         found = None
     if not found or found == "unknown":
         return {}
     return {"git_revision": found, "mlflow.source.git.commit": found.removesuffix("-dirty")}
+
+
+def _artifacts(metrics: Path, images: Path, *files: Path) -> tuple[tuple[str, Path], ...]:
+    """Return the images of val that all rows share, the `images` of this row, and its metrics files."""
+    shown = dict.fromkeys([*sorted((metrics / "images").glob("*.png")), *sorted(images.glob("*.png"))])
+    return (*(("val", path) for path in shown), *(("metrics", path) for path in files))
+
+
+def _mtime(path: Path) -> float | None:
+    return path.stat().st_mtime if path.exists() else None
 
 
 def _read(path: Path) -> dict:

@@ -1,23 +1,23 @@
-"""Where the MLflow rows go, and how long a training is willing to wait for that place."""
+"""Find the MLflow store, bound how long it may take, and word its errors without passwords."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
 import socket
 import tempfile
 import threading
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from segdistill.core.errors import passwords_in, without_passwords
+import filelock
+
+from segdistill.core.errors import UserError, passwords_in, without_passwords
 
 CONNECT_S = 5.0
 DEFAULT_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
@@ -32,43 +32,66 @@ class Store(NamedTuple):
 
     @property
     def artifacts(self) -> str | None:
-        """Where pictures go; None leaves it to the server."""
+        """Return where images go; None leaves it to the server."""
         return (self.sqlite.parent / "mlartifacts").as_uri() if self.sqlite else None
 
 
 def find_store(configured: str | None) -> Store:
-    """MLFLOW_TRACKING_URI, else `configured`, else mlflow.db in the current folder."""
+    """Return the store that MLFLOW_TRACKING_URI names, else `configured`, else mlflow.db in the current folder.
+
+    Raises:
+        UserError: the path of a SQLite file cannot be written as a URI.
+    """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or configured or "sqlite:///mlflow.db"
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:///:memory:"):
         path = Path(uri.removeprefix("sqlite:///").partition("?")[0]).resolve()
-        return Store(f"sqlite:///{path}", f"sqlite:///{path}", path)
+        return Store(f"sqlite:///{_path_in_uri(path)}", f"sqlite:///{path}", path)
     return Store(uri, _name(uri))
 
 
+def _path_in_uri(path: Path) -> str:
+    # SQLAlchemy ends a path at "?" and decodes "%20". MLflow makes folders of the path as it is written, so quoting
+    # leaves folders like "what%3F" behind. Below the current folder a relative path avoids both.
+    written = str(path)
+    if re.search("[?%]", written) and path.is_relative_to(Path.cwd()):
+        written = str(path.relative_to(Path.cwd()))
+    if re.search("[?%]", written):
+        raise UserError(f"tracking.uri: found the SQLite file {path}; ? and % are not allowed in its path")
+    return written
+
+
 def _name(uri: str) -> str:
-    """`uri` without user, password and query; only its scheme where it is unclear at which "@" the password ends."""
+    """Return `uri` without user, password and query; only its scheme where the end of the password is unclear."""
     scheme, mark, rest = uri.partition("://")
     place, _, query = rest.partition("?")
     return scheme + mark + ("" if "@" in query and "@" not in place else place.rpartition("@")[2])
 
 
 def cause(error: Exception, store: Store) -> str:
-    """What `error` says, in one line without passwords; libraries quote a URI whole, or the part they stumble over."""
+    """Return what `error` says, in one line without passwords: libraries quote a URI whole or in part."""
     text = " ".join(without_passwords(str(error).replace(store.uri, store.name)).split())
+    # MLflow names two revisions of its tables and advises to call `mlflow db upgrade`, which helps an older file only.
+    if store.sqlite and re.search("out-of-date database schema|Can't locate revision", text):
+        return (
+            f"{store.sqlite.name} was made by another version of MLflow; move it away and run segdistill track to make "
+            f"it again, or, if that version was older, run: mlflow db upgrade {store.uri}"
+        )
     passwords = {form for found in passwords_in(store.uri) for form in (found, unquote(found))}
     if any(part in text for password in passwords for part in re.split(r"[^\w.-]", password) if len(part) > 1):
-        text = "its own words hold the password"
+        text = "its message holds the password"
     return f"{type(error).__name__}: {text[:300]}"
 
 
-def quiet_and_patient_for(timeout_s: int = 5) -> None:
-    """Bound what MLflow does by itself, unless the environment says otherwise. Must come before mlflow is imported."""
+def configure_mlflow(timeout_s: int = 5) -> None:
+    """Bound what MLflow does by itself, unless the environment says otherwise. Call it before importing mlflow."""
     defaults = {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s),
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-        "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # what goes wrong is told once, by us
+        "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # errors reach the user once, by our own message
+        # Jobs are for features that this store does not use; without them the server takes half the memory.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
@@ -90,36 +113,26 @@ def check_reachable(store: Store) -> None:
 
 @contextlib.contextmanager
 def locked(store: Store, wait_s: float) -> Iterator[None]:
-    """One process of this machine at a time looks which rows are there and adds the missing ones.
+    """Let one process of this machine at a time look which rows are there and add the missing ones.
 
     Raises:
-        TimeoutError: another one has kept the lock for `wait_s`.
+        TimeoutError: another process has held the lock for `wait_s`.
     """
-    with _lock_path(store).open("a") as lock:
-        until = time.monotonic() + wait_s
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise TimeoutError(f"another process has been writing to it for {wait_s:.0f} s") from None
-                time.sleep(0.05)
-            except OSError:
-                break  # a file system without locks: better two rows than none
-        yield
-
-
-def _lock_path(store: Store) -> Path:
     if store.sqlite:
         store.sqlite.parent.mkdir(parents=True, exist_ok=True)
-        return store.sqlite.with_name(f"{store.sqlite.name}.lock")
-    key = hashlib.sha256(store.uri.encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"segdistill-{os.getuid()}-{key}.lock"
+        path = store.sqlite.with_name(f"{store.sqlite.name}.lock")
+    else:
+        key = hashlib.sha256(store.uri.encode()).hexdigest()[:16]
+        path = Path(tempfile.gettempdir()) / f"segdistill-{os.getuid()}-{key}.lock"
+    try:
+        with filelock.FileLock(path, timeout=wait_s):
+            yield
+    except filelock.Timeout:
+        raise TimeoutError(f"another process has been writing to it for {wait_s:.0f} s") from None
 
 
 def within(limit_s: float, work: Callable[[], None]) -> None:
-    """Do `work`, and give up on it after `limit_s`: drivers that wait without a timeout cannot be told to stop.
+    """Call `work` in a thread and give up on it after `limit_s`: some database drivers wait without a timeout.
 
     Raises:
         TimeoutError: it is not done; it ends with the process at the latest.
@@ -127,13 +140,13 @@ def within(limit_s: float, work: Callable[[], None]) -> None:
     """
     raised: list[Exception] = []
 
-    def doing() -> None:
+    def call() -> None:
         try:
             work()
         except Exception as error:  # noqa: BLE001 - handed to the caller
             raised.append(error)
 
-    thread = threading.Thread(target=doing, daemon=True)
+    thread = threading.Thread(target=call, daemon=True)
     thread.start()
     thread.join(limit_s)
     if thread.is_alive():

@@ -68,10 +68,6 @@ ERRORS = {
         tiny(("model: segdistill-student", "model: ours/student")),
         ['tracking.model: found "ours/student"'],
     ),
-    "metrics of nobody": (
-        tiny(("live: true, system_metrics: false", "live: false, system_metrics: true")),
-        ["tracking.system_metrics: found true with tracking.live false"],
-    ),
     "unknown key": (tiny(("  momentum: 0.9", "  momentun: 0.9")), ["teacher.momentun: unknown key", "momentum"]),
     "unknown section": (TINY + "trainer: {}\n", ["trainer: unknown key", "distill"]),
     "missing key": (tiny(("  lr: 0.02\n", "")), ["teacher.lr: missing"]),

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from segdistill.core.errors import without_passwords
 from segdistill.params.read import load_params
-from segdistill.tracking import track
-from segdistill.tracking.store import find_store, locked, without_passwords
-from support.sweep_on_disk import FIGURES, RUNS, write_params
+from segdistill.tracking.mlflow import track
+from segdistill.tracking.store import find_store, locked
+from support.sweep_on_disk import METRICS, RUNS, write_params
 
 
 class Failing(http.server.BaseHTTPRequestHandler):
@@ -85,7 +86,7 @@ def test_the_whole_effort_is_bounded(home, monkeypatch, capfd):
 def test_a_damaged_store_or_metrics_file_is_a_warning_too(home, capfd):
     Path("metrics/runs/vanilla/distill.json").write_text("{", encoding="utf-8")
     assert not track(load_params(), Path("metrics"))
-    Path("metrics/runs/vanilla/distill.json").write_text(json.dumps(FIGURES), encoding="utf-8")
+    Path("metrics/runs/vanilla/distill.json").write_text(json.dumps(METRICS), encoding="utf-8")
     Path("mlflow.db").write_text("no database", encoding="utf-8")
     assert not track(load_params(), Path("metrics"))
     assert len(capfd.readouterr().err.splitlines()) == 2

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from segdistill.core.files import read_json, write_json
 from segdistill.nets.onnx_session import read_for_serving
-from segdistill.tracking import track
+from segdistill.tracking.mlflow import track
 from support.fake_metrics import sweep_params, write_metrics
 
 NAME = "segdistill-student"
@@ -25,7 +25,7 @@ FASTER = Path("models/runs/vanilla/student.int8.onnx")
 
 
 def write_onnx(path: Path, channel: str = "ReduceMax", weights_sha256: str = "0") -> None:
-    """A file of our form whose class of a pixel is simply its brightest (or darkest) channel."""
+    """Write a file like an exported student's; the class of a pixel is its brightest (or darkest) channel."""
     nodes = [
         helper.make_node(channel, ["image", "axes"], ["classes"], keepdims=0),
         helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT),
@@ -152,17 +152,17 @@ def test_a_file_that_does_not_fit_is_one_warning_and_the_rows_are_there(here, fa
     assert versions() == {1: "a03 champion"}
     assert not client().search_logged_models(["1"], "name = 'segdistill-student' AND status = 'PENDING'")
     (row,) = client().search_runs(["1"], "attributes.run_name = 'vanilla'")
-    assert row.data.metrics["onnx_int8_mean_iou"] == 0.6
+    assert row.data.metrics["onnx_int8/mean_iou"] == 0.6
 
 
-def test_a_plain_file_store_is_told_once(here, monkeypatch, capfd):
+def test_a_plain_file_store_is_one_warning(here, monkeypatch, capfd):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", Path("mlruns").resolve().as_uri())
     assert not track(sweep_params(), METRICS)
     (line,) = capfd.readouterr().err.splitlines()
     assert "filesystem tracking backend" in line
 
 
-def test_a_store_that_has_no_registry_is_told_once(here, monkeypatch, capfd):
+def test_a_store_without_a_registry_is_one_warning(here, monkeypatch, capfd):
     from mlflow import MlflowClient
 
     def missing(*_: object, **__: object) -> None:
@@ -174,8 +174,8 @@ def test_a_store_that_has_no_registry_is_told_once(here, monkeypatch, capfd):
     assert "this store has no model registry" in line
 
 
-def test_nothing_is_registered_that_is_not_asked_for_or_not_measured(here, capfd):
-    make_vanilla_the_champion()  # has no file, which would be told
+def test_nothing_is_registered_without_a_name_or_before_all_is_measured(here, capfd):
+    make_vanilla_the_champion()  # has no file, which would be a warning
     assert track(sweep_params(tracking={"model": None}), METRICS)
     (METRICS / "benchmark.json").unlink()
     assert track(sweep_params(), METRICS)
@@ -183,14 +183,14 @@ def test_nothing_is_registered_that_is_not_asked_for_or_not_measured(here, capfd
     assert capfd.readouterr().err == ""
 
 
-def test_only_files_of_ours_are_read_for_serving(tmp_path):
+def test_only_exported_students_are_read_for_serving(tmp_path):
     write_onnx(tmp_path / "ours.onnx")
     model, facts = read_for_serving(tmp_path / "ours.onnx")
     assert [output.name for output in model.graph.output] == ["classes"]
     assert facts == {"weights_sha256": "0", "arch": "tiny"}
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, tmp_path / "other.onnx")
-    with pytest.raises(ValueError, match=r"other\.onnx: has outputs \['classes'\]; ours has"):
+    with pytest.raises(ValueError, match=r"other\.onnx: has outputs \['classes'\]; an exported student has"):
         read_for_serving(tmp_path / "other.onnx")
     with pytest.raises(ValueError, match=r"no\.onnx: no such file"):
         read_for_serving(tmp_path / "no.onnx")

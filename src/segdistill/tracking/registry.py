@@ -1,4 +1,4 @@
-"""The champion in MLflow's model registry: the file that the summary's rule picks, in a form that MLflow can serve.
+"""Register the champion in MLflow's model registry, in a form that MLflow can serve.
 
 A version is found by the hash of its ONNX file, so only another file adds one.
 """
@@ -30,7 +30,7 @@ EXAMPLE_PX = (32, 64)  # of the input example, which is kept as JSON
 
 
 class Champion(NamedTuple):
-    """The file to ship: `name` is that of the registered model, `path` and the hashes are of the file on disk."""
+    """The file to ship: `name` is that of the registered model; `path` and the hashes are of the file on disk."""
 
     name: str
     file: ModelFile
@@ -40,7 +40,7 @@ class Champion(NamedTuple):
 
 
 def champion_on_disk(params: Params, metrics: Path) -> Champion | None:
-    """The champion among all runs of `params`; None before every run is measured, and where none is to be registered.
+    """Return the champion of all runs of `params`; None before every run is measured, or with tracking.model null.
 
     Raises:
         UserError: its file is not there.
@@ -62,7 +62,7 @@ def champion_on_disk(params: Params, metrics: Path) -> Champion | None:
 
 
 def register(client: MlflowClient, champion: Champion, run: Run, params: dict[str, str]) -> None:
-    """Make `champion`, the outcome of `run` with `params`, the version that the alias names; add it if it is new."""
+    """Set the alias on `champion`, the file of `run` with `params`; add a version of it if there is none."""
     name = champion.name
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name, description=f"The student to ship: {RULE}.")
@@ -111,12 +111,12 @@ def _add_version(client: MlflowClient, champion: Champion, run: Run, params: dic
             await_creation_for=READY_S,
             model_id=model.model_id,
         )
-        # What log_model does beside: the run's page names the model, and the model's page its version.
+        # As log_model does: the run's page names the model, and the model's page its version.
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
         named = json.dumps([{"name": champion.name, "version": version.version}])
         client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": named})
     except Exception:
-        with contextlib.suppress(Exception):  # the first fault is the one to tell
+        with contextlib.suppress(Exception):  # the first error is the one to report
             client.delete_logged_model(model.model_id)
         raise
     return version
@@ -133,7 +133,9 @@ def _save(champion: Champion, folder: Path, run_id: str, logged) -> None:
 
     onnx_model, facts = read_for_serving(champion.path)
     if facts.get("weights_sha256") != champion.weights_sha256:
-        raise UserError(f"{champion.path}: made of other weights than metrics/ was measured on; run dvc checkout")
+        raise UserError(
+            f"{champion.path}: exported from other weights than those that metrics/ was measured with; run dvc checkout"
+        )
     uint8 = np.dtype(np.uint8)
     mlflow.onnx.save_model(
         onnx_model,
@@ -155,7 +157,7 @@ def _requirements() -> dict[str, str]:
 
 
 def _example():
-    """A small frame, uint8 (1, H, W, 3): as JSON a whole one would outweigh the model."""
+    """Return a small frame, uint8 (1, H, W, 3): as JSON a whole one would outweigh the model."""
     import numpy as np
 
     height, width = EXAMPLE_PX

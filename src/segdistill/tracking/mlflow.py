@@ -1,0 +1,300 @@
+"""Bring rows into MLflow, each row, metric, point and image exactly once.
+
+Files are the record and MLflow is a view of them: whatever fails here is a warning, and tracking again adds what is
+missing. A row is found by the hash of everything its run was computed from, a point and an image by their step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import logging
+import math
+import os
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from segdistill.core.errors import UserError
+from segdistill.core.log import logger
+from segdistill.core.progress import Progress
+from segdistill.core.provenance import file_sha256, settings_hash
+from segdistill.formats.curve import COLUMNS
+from segdistill.params.model import Params
+from segdistill.tracking.registry import champion_on_disk, register
+from segdistill.tracking.rows import CURVE, TEACHER, Point, Row, rows_on_disk
+from segdistill.tracking.store import Store, cause, check_reachable, configure_mlflow, find_store, locked, within
+from segdistill.tracking.view import CURRENT_TAG, experiment_tags
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+T = TypeVar("T")
+RUN_TAG, ROW_TAG, FILES_TAG = "segdistill.run", "segdistill.row", "segdistill.files"
+LOSS = f"{CURVE}/loss"  # which every point has
+ATTEMPTS = 3
+POINTS_PER_CALL = 1000 // (len(COLUMNS) - 1)  # MLflow takes 1000 values; a point is never split between two calls
+# How MLflow names the files of an image by step: KEY+step+STEP+..., with ~ for / in KEY. Earlier versions have % for +.
+LOGGED_IMAGE = re.compile(r"images/(.+?)[+%]step[+%](\d+)[+%].+")
+FILES_PER_IMAGE = 2  # the image and a small copy of it
+
+
+def track(params: Params, metrics: Path, limit_s: float = 300.0, shows_progress: bool = False) -> bool:
+    """Bring every run of `params` that `metrics` holds into MLflow, and register the champion once all are measured.
+
+    Never raises: where the store cannot be used, log one warning. With `shows_progress`, draw a bar on a terminal.
+
+    Returns:
+        Whether everything is there now.
+    """
+    store = find_store(params.tracking.uri)
+
+    def work() -> None:
+        rows = rows_on_disk(params, metrics)
+        check_reachable(store)
+        configure_mlflow()
+        with locked(store, wait_s=limit_s / 2):
+            runs = with_retries(lambda: _upsert_shown(store, params, rows, shows_progress))
+            champion = champion_on_disk(params, metrics)
+            for row in rows:
+                if champion is not None and row.run == champion.file.run:
+                    register(connect(store), champion, runs[row.key], row.params)
+
+    try:
+        within(limit_s, work)
+    except Exception as error:  # noqa: BLE001 - no failure of a view may end what is being viewed
+        logger.warning(
+            "MLflow at %s is not up to date (%s); the results are on disk, and segdistill track brings them in",
+            *(store.name, cause(error, store)),
+        )
+        return False
+    return True
+
+
+def with_retries(work: Callable[[], T]) -> T:
+    """Call `work`, again where an MLflow server that starts or writes at the same time was in the way."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return work()
+        except Exception as error:
+            if attempt == ATTEMPTS - 1 or not any(words in str(error) for words in ("is locked", "already exists")):
+                raise
+            time.sleep(1 + attempt)
+    raise AssertionError
+
+
+def _upsert_shown(store: Store, params: Params, rows: Sequence[Row], shows_progress: bool) -> dict[str, Run]:
+    shown = shows_progress and sys.stderr.isatty()
+    with Progress("MLflow", len(rows), unit="run") if shown else contextlib.nullcontext() as progress:
+        return Experiment(store, params.tracking.experiment).upsert(
+            rows, {TEACHER, *params.runs}, progress.advance if progress else lambda: None
+        )
+
+
+def connect(store: Store):
+    """Return an MLflow client of `store` that logs nothing by itself."""
+    from mlflow import MlflowClient
+
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    logging.getLogger("mlflow").setLevel(logging.CRITICAL)
+    return MlflowClient(tracking_uri=store.uri)
+
+
+class Experiment:
+    """The MLflow experiment of a sweep; made, or restored where a user deleted it."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        if store.sqlite and not store.sqlite.exists():
+            _create_sqlite(store, store.sqlite)
+        self.client = connect(store)
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            self.client.create_experiment(name, artifact_location=store.artifacts)
+            found = self.client.get_experiment_by_name(name)
+        elif found.lifecycle_stage == "deleted":
+            self.client.restore_experiment(found.experiment_id)
+        self.id = found.experiment_id
+        for key, value in experiment_tags(self.id).items():
+            if key not in found.tags:  # keep what a user wrote
+                self.client.set_experiment_tag(self.id, key, value)
+
+    def upsert(
+        self, rows: Sequence[Row], names: Collection[str], advance: Callable[[], None] = lambda: None
+    ) -> dict[str, Run]:
+        """Bring in `rows`, and mark as old what is of none of `names`, the runs of params.yaml.
+
+        Call `advance` after each row. Returns the MLflow runs by the keys of their rows.
+        """
+        runs = {row.key: self._upsert_row(row) for row in rows}
+        self.archive_stale({row.run: row.key for row in rows}, names)
+        # Files last, because the store of artifacts may fail where the store of metrics works.
+        for row in rows:
+            self._upsert_step_images(row, runs[row.key])
+            self._upsert_files(row, runs[row.key])
+            advance()
+        return runs
+
+    def current(self) -> list[Run]:
+        """Return the MLflow runs of the sweep as params.yaml describes it, the newest first."""
+        return self._having(CURRENT_TAG, "true")
+
+    def archive_stale(self, keys: dict[str, str], names: Collection[str]) -> None:
+        """Mark as old what is of none of `names`, and what has another key than `keys` has for its run."""
+        for run in self.current():
+            name, key = run.data.tags.get(RUN_TAG, ""), run.data.tags.get(ROW_TAG)
+            # Stores of earlier versions hold runs without a row key: the curves, which were runs of their own.
+            if key is None or name not in names or keys.get(name, key) != key:
+                self.client.set_tag(run.info.run_id, CURRENT_TAG, "false")
+
+    def _having(self, tag: str, value: str) -> list[Run]:
+        found, token = [], None
+        while True:
+            page = self.client.search_runs(
+                [self.id], f"tags.`{tag}` = '{value}'", order_by=["attributes.start_time DESC"], page_token=token
+            )
+            found += page
+            token = page.token
+            if not token:
+                return found
+
+    def _find(self, row: Row) -> Run | None:
+        """Return the MLflow run of `row`; where there are several, the fullest, and delete the others.
+
+        MLflow repeats a call whose answer was lost, and so creates a run twice.
+        """
+        same = sorted(self._having(ROW_TAG, row.key), key=lambda run: -len(run.data.metrics) - len(run.data.params))
+        for other in same[1:]:
+            self.client.delete_run(other.info.run_id)
+        return same[0] if same else None
+
+    def _upsert_row(self, row: Row) -> Run:
+        run = self._find(row)
+        logged: dict[int, float] = {}
+        if run is not None:
+            history = self.client.get_metric_history(run.info.run_id, LOSS)
+            logged = {point.step: point.value for point in history}
+            losses = {point.step: point.values[LOSS] for point in row.points}
+            changed = any(not math.isclose(losses[step], logged[step]) for step in losses.keys() & logged)
+            if changed or (row.is_finished and losses and logged.keys() - losses.keys()):
+                # Trained again with another outcome, by other code or on another machine. Points cannot be deleted,
+                # so replace the run: one curve and not two mixed.
+                self.client.delete_run(run.info.run_id)
+                run, logged = None, {}
+        if run is None:
+            run = self._create(row)
+        if row.data[1] and not (run.inputs and run.inputs.dataset_inputs):
+            self._log_dataset(run, row)
+        self._log_values(run, row)
+        self._log_points(run, [point for point in row.points if point.step not in logged])
+        self._set_status(run, row)
+        return run
+
+    def _create(self, row: Row) -> Run:
+        tags = {RUN_TAG: row.run, ROW_TAG: row.key}
+        with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
+            tags["mlflow.user"] = getpass.getuser()
+        return self.client.create_run(self.id, start_time=_ms(row.started_s), tags=tags, run_name=row.run)
+
+    def _log_dataset(self, run: Run, row: Row) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        name, fingerprint = row.data
+        data = Dataset(name, fingerprint[:12], "local", '{"uri": "data/prepared"}')
+        self.client.log_inputs(run.info.run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
+
+    def _log_values(self, run: Run, row: Row) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        now, has = _ms(time.time()), run.data
+        metrics = [Metric(k, v, now, 0) for k, v in row.metrics.items() if has.metrics.get(k) != v]
+        # A param of MLflow cannot change; what the row's key covers does not.
+        params = [Param(k, v) for k, v in row.params.items() if k not in has.params]
+        tags = [RunTag(k, v) for k, v in (row.tags | {CURRENT_TAG: "true"}).items() if has.tags.get(k) != v]
+        if metrics or params or tags:
+            self.client.log_batch(run.info.run_id, metrics, params, tags)
+
+    def _log_points(self, run: Run, points: Sequence[Point]) -> None:
+        from mlflow.entities import Metric
+
+        now = _ms(time.time())
+        for first in range(0, len(points), POINTS_PER_CALL):
+            batch = points[first : first + POINTS_PER_CALL]
+            values = [Metric(name, value, now, point.step) for point in batch for name, value in point.values.items()]
+            self.client.log_batch(run.info.run_id, values)
+
+    def _set_status(self, run: Run, row: Row) -> None:
+        # SCHEDULED: part of it is done, and dvc repro continues it.
+        status = "FINISHED" if row.is_finished else "RUNNING" if row.is_training else "SCHEDULED"
+        if run.info.status == status:
+            return
+        if status == "FINISHED":
+            self.client.set_terminated(run.info.run_id, status, end_time=_ms(row.ended_s))
+        else:
+            self.client.update_run(run.info.run_id, status)
+
+    def _upsert_step_images(self, row: Row, run: Run) -> None:
+        """Log the images that are not there, each at its step, so that the page can slide through them."""
+        if not row.step_images:
+            return
+        paths = [file.path for file in self.client.list_artifacts(run.info.run_id, "images")]
+        files = Counter((match[1], int(match[2])) for match in map(LOGGED_IMAGE.fullmatch, paths) if match)
+        for image in row.step_images:
+            if files[image.key.replace("/", "~"), image.step] < FILES_PER_IMAGE:
+                pixels = _above_each_other(image.path, image.truth)
+                self.client.log_image(run.info.run_id, pixels, key=image.key, step=image.step, synchronous=True)
+
+    def _upsert_files(self, row: Row, run: Run) -> None:
+        content = settings_hash([(folder, path.name, file_sha256(path)) for folder, path in row.files])
+        if not row.files or run.data.tags.get(FILES_TAG) == content:
+            return
+        for folder, path in row.files:
+            self.client.log_artifact(run.info.run_id, str(path), folder)
+        self.client.set_tag(run.info.run_id, FILES_TAG, content)
+
+
+def _above_each_other(*paths: Path):
+    """Return images as one: MLflow draws each in a square, of which a wide image would fill little."""
+    from PIL import Image
+
+    images = [Image.open(path).convert("RGB") for path in paths]
+    gap_px = max(1, images[0].height // 32)
+    whole = Image.new("RGB", (images[0].width, sum(image.height + gap_px for image in images) - gap_px), "white")
+    for number, image in enumerate(images):
+        whole.paste(image, (0, number * (image.height + gap_px)))
+    return whole
+
+
+def open_experiment(store: Store, name: str) -> Experiment:
+    """Return the experiment `name` of a local store.
+
+    Raises:
+        UserError: MLflow cannot open the store.
+    """
+    configure_mlflow()
+    try:
+        with locked(store, wait_s=60):
+            return with_retries(lambda: Experiment(store, name))
+    except Exception as error:
+        raise UserError(f"MLflow cannot open {store.name}: {cause(error, store)}") from None
+
+
+def _ms(time_s: float | None) -> int:
+    """Return a time as MLflow keeps it; None is now."""
+    return int(1000 * (time.time() if time_s is None else time_s))
+
+
+def _create_sqlite(store: Store, path: Path) -> None:
+    """Make an empty store whole or not at all: MLflow cannot open one whose making was cut short."""
+    for left in path.parent.glob(f"{path.name}.*.part*"):  # with its journal
+        left.unlink()
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        connect(store._replace(uri=f"{store.uri}.{os.getpid()}.part")).search_experiments(max_results=1)
+        with contextlib.suppress(FileExistsError):  # a server was started meanwhile and has made it
+            path.hardlink_to(temporary)
+    finally:
+        temporary.unlink(missing_ok=True)
