@@ -6,7 +6,7 @@ if __name__ == "__main__":
     with stage_process():
         from segdistill.params.read import load_params
         from segdistill.paths import METRICS, REPORT
-        from segdistill.report import write_report
+        from segdistill.report.page import write_report
         from segdistill.report.terminal import print_summary
         from segdistill.results.summary import summarise, write_summary
         from segdistill.tracking import track

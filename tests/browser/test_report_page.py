@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from segdistill.report import write_report
+from segdistill.report.page import write_report
 from segdistill.results.summary import summarise
 from support.fake_metrics import sweep_params, write_metrics
 from support.scripts_as_modules import load_script

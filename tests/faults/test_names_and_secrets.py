@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from segdistill import cli
 from segdistill.data.prepared import open_split
 from segdistill.prepare.run import prepare
-from segdistill.report import write_report
+from segdistill.report.page import write_report
 from segdistill.report.terminal import markdown, print_summary
 from segdistill.results.summary import of_rows, summarise
 from segdistill.tracking.rows import row_of

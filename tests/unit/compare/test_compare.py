@@ -14,9 +14,10 @@ from segdistill.compare.pixels import COLOURS, Difference, difference_picture, p
 from segdistill.compare.runs import Comparison, compare_runs
 from segdistill.compare.tables import markdown
 from segdistill.core.errors import UserError
-from segdistill.data.prepared import PREPARED, Split, open_split
+from segdistill.data.prepared import PreparedData, Split
 from segdistill.export.onnx_file import OnnxPredictor
 from segdistill.params import read as params_file
+from segdistill.paths import PREPARED
 from segdistill.prepare.run import prepare
 from support.fake_metrics import sweep_params, write_metrics
 from support.tiny_city import tinier_params
@@ -178,7 +179,7 @@ def test_pixels_of_exported_runs_are_compared_on_val(sweep, small_models):
     done = call(V, A, "--pixels", "--precision", "int8", "--out", "differences", "--markdown", "--threads", "1")
     assert done.exit_code == 0, done.output
 
-    val = open_split("val")
+    val = PreparedData.open().val
     maps = [
         OnnxPredictor(sweep / f"models/runs/{run}/student.int8.onnx", 1).classes(np.array(val.images)) for run in (V, A)
     ]

@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 
 from segdistill.core.files import write_text
 from segdistill.params.read import load_params
-from segdistill.report import write_report
+from segdistill.report.page import write_report
 from segdistill.report.curves import MAX_POINTS, curves_figure
 from segdistill.report.styles import line_styles
 from segdistill.report.tiles import tiles
