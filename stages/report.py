@@ -13,7 +13,7 @@ if __name__ == "__main__":
         from segdistill.training.checkpoint import clear_removed
 
         params = load_params()
-        summary = summarise(params, METRICS)
+        summary = summarise(params, METRICS, check_stale=False)  # DVC ran every stage before this one
         write_summary(summary, METRICS)
         write_report(summary, METRICS, REPORT)
         track(params, METRICS)

@@ -26,7 +26,7 @@ from segdistill.prepare import images as png_file
 from segdistill.prepare.cityscapes import CityscapesFrames
 from segdistill.prepare.file_tree import ZipTree
 from segdistill.prepare.sources import Frame
-from segdistill.report import curves
+from segdistill.formats import curve
 from segdistill.scoring.record import ClassMapArchive
 from segdistill.tracking import rows
 from segdistill.training.job import Data
@@ -156,7 +156,7 @@ def read_manifest(path: Path) -> None:
 def read_curves(path: Path) -> None:
     for point in rows.read_curve(path):
         assert isinstance(point.step, int)
-    curves.read_curve(path, 10)
+    curve.read_curve(path, 10)
 
 
 def read_params(path: Path) -> None:
