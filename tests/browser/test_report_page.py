@@ -208,6 +208,31 @@ def test_charts_are_whole_on_paper(page) -> None:
     assert len(set(in_page(page, widths))) == 1, "as wide as the window again"
 
 
+def test_tiles_are_two_by_two_and_names_stay_in_view_at_800_px(page) -> None:
+    metrics = {"width": 800, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    page.refresh()
+    try:
+        corners = "[...document.querySelectorAll('.tiles > div')].map(tile => [tile.offsetLeft, tile.offsetTop])"
+        (left, top), (right, _), (_, bottom), last = in_page(page, corners)
+        assert last == [right, bottom]
+        assert right > left
+        assert bottom > top
+        assert in_page(page, "document.documentElement.scrollWidth") <= 800
+        page.execute_script("document.querySelector('.scroll').scrollLeft = 400")
+        places = "[...document.querySelectorAll('.scroll tr')].slice(0, 3).map(row => row.cells[0].getBoundingClientRect().x)"
+        frame = in_page(page, "document.querySelector('.scroll').getBoundingClientRect().x")
+        assert all(abs(place - frame) < 2 for place in in_page(page, places)), "heading and names are sticky"
+    finally:
+        page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics | {"width": 1280})
+
+
+def test_holdout_miou_comes_first_and_axes_have_titles(page) -> None:
+    titles = "[...document.querySelectorAll('#curves .ytitle, #curves .y2title, #curves .y3title')].map(t => t.textContent)"
+    assert in_page(page, titles) == ["Holdout mIoU, %", "Loss", "Label loss"]
+    assert "logarithmic axis" in in_page(page, "document.querySelector('#tradeoff .xtitle').textContent")
+
+
 def test_print_shows_all_and_in_light(page) -> None:
     page.execute_script("""
       document.documentElement.dataset.theme = "dark"; inTheme();
