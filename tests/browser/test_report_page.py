@@ -220,7 +220,8 @@ def test_tiles_are_two_by_two_and_names_stay_in_view_at_800_px(page) -> None:
         assert bottom > top
         assert in_page(page, "document.documentElement.scrollWidth") <= 800
         page.execute_script("document.querySelector('.scroll').scrollLeft = 400")
-        places = "[...document.querySelectorAll('.scroll tr')].slice(0, 3).map(row => row.cells[0].getBoundingClientRect().x)"
+        rows = "[...document.querySelectorAll('.scroll tr')].slice(0, 3)"
+        places = f"{rows}.map(row => row.cells[0].getBoundingClientRect().x)"
         frame = in_page(page, "document.querySelector('.scroll').getBoundingClientRect().x")
         assert all(abs(place - frame) < 2 for place in in_page(page, places)), "heading and names are sticky"
     finally:
@@ -228,7 +229,8 @@ def test_tiles_are_two_by_two_and_names_stay_in_view_at_800_px(page) -> None:
 
 
 def test_holdout_miou_comes_first_and_axes_have_titles(page) -> None:
-    titles = "[...document.querySelectorAll('#curves .ytitle, #curves .y2title, #curves .y3title')].map(t => t.textContent)"
+    names = "'#curves .ytitle, #curves .y2title, #curves .y3title'"
+    titles = f"[...document.querySelectorAll({names})].map(title => title.textContent)"
     assert in_page(page, titles) == ["Holdout mIoU, %", "Loss", "Label loss"]
     assert "logarithmic axis" in in_page(page, "document.querySelector('#tradeoff .xtitle').textContent")
 

@@ -52,7 +52,8 @@ def compare_runs(params: Params, metrics: Path, names: Sequence[str]) -> Compari
         raise UserError(f"no run is named {', '.join(map(repr, unknown))}; there are {', '.join(known)}")
     compared = {name: run for name, run in params.runs.items() if name in names}
     summary = summarise(params.model_copy(update={"runs": compared}), metrics)
-    rows = [summary.teacher if name == TEACHER else summary.run(name) for name in names]
+    by_name = {row.run: row for row in summary.rows}
+    rows = [by_name[name] for name in names]
     stale = tuple(row.run for row in rows if row.is_stale)
     return Comparison(tuple(names), _settings(params, rows), _metrics(rows), _classes(rows), stale)
 

@@ -41,10 +41,11 @@ def line_styles(summary: Summary) -> dict[str, dict[str, str]]:
     styles: dict[str, dict[str, str]] = {}
     students, controls, dashes = 0, 0, tuple(DASHES)
     for setting in summary.settings:
+        colors: tuple[str, ...] = CONTROL_COLORS if setting.role == CONTROL else COLORS
         if setting.role == CONTROL:
-            colors, number, controls = CONTROL_COLORS, controls, controls + 1
+            number, controls = controls, controls + 1
         else:
-            colors, number, students = COLORS, students, students + 1
+            number, students = students, students + 1
         style = {"color": colors[number % len(colors)], "dash": dashes[number // len(colors) % len(dashes)]}
         styles |= {row.run: style for row in setting.rows}
     return styles
@@ -85,11 +86,11 @@ def by_form(shown: list[ModelFile]) -> dict[str, list[ModelFile]]:
 
 def _stacks(files: list[ModelFile], shown: list[ModelFile]) -> list[list[ModelFile]]:
     """Return the files in groups that overlap in the chart: of one latency, each near the next in mIoU."""
-    near = NEAR * (max(file.mean_iou for file in shown) - min(file.mean_iou for file in shown))
+    near = NEAR * (max(file.score for file in shown) - min(file.score for file in shown))
     stacks: list[list[ModelFile]] = []
-    for file in sorted(files, key=lambda file: (file.p50_ms, file.mean_iou)):
+    for file in sorted(files, key=lambda file: (file.latency_ms, file.score)):
         last = stacks[-1][-1] if stacks else None
-        if last and last.p50_ms == file.p50_ms and file.mean_iou - last.mean_iou <= near:
+        if last and last.latency_ms == file.latency_ms and file.score - last.score <= near:
             stacks[-1].append(file)
         else:
             stacks.append([file])
@@ -113,8 +114,8 @@ def _points(summary: Summary, form: str, files: list[ModelFile], stacks: list[li
         "type": "scatter",
         "mode": "markers+text",
         "name": form,
-        "x": [rounded(file.p50_ms) for file in files],
-        "y": [rounded(100 * file.mean_iou) for file in files],
+        "x": [rounded(file.latency_ms) for file in files],
+        "y": [rounded(100 * file.score) for file in files],
         "text": [_label(summary, file) for file in files],
         "textposition": "top left",  # of a file on the front nothing is up and to the left
         "customdata": [hovers[file] for file in files],
@@ -134,7 +135,7 @@ def _ticks(shown: list[ModelFile]) -> dict[str, list]:
 
     Where fewer than three of these are between the files, even steps are added.
     """
-    least, most = (pick((file.p50_ms for file in shown), default=1.0) for pick in (min, max))
+    least, most = (pick((file.latency_ms for file in shown), default=1.0) for pick in (min, max))
     values = [digit * 10.0**power for power in range(-4, 7) for digit in (1, 2, 5)]
     near = {value for value in values if least / 3 < value < most * 3}
     if least < most and sum(least <= value <= most for value in near) < 3:
@@ -146,7 +147,7 @@ def _ticks(shown: list[ModelFile]) -> dict[str, list]:
 
 
 def _front(shown: list[ModelFile]) -> dict[str, Any]:
-    points = [(file.p50_ms, file.mean_iou) for file in shown]
+    points = [(file.latency_ms, file.score) for file in shown]
     front = sorted(point for point, on in zip(points, pareto_front(points), strict=True) if on)
     return {
         "type": "scatter",
@@ -172,13 +173,15 @@ def _label(summary: Summary, file: ModelFile) -> str:
 
 def _hover(summary: Summary, file: ModelFile) -> str:
     size = "" if file.mb is None else f", {file.mb:.1f} MB"
-    form = summary.teacher.timed()[0] if file.role == TEACHER else file.precision
-    return f"<b>{escape(file.run)}</b> {form}: {file.mean_iou:.2%} mIoU, {file.p50_ms:.2f} ms{size}"
+    timed = summary.teacher.timed() if summary.teacher and file.role == TEACHER else None
+    form = timed[0] if timed else file.precision
+    return f"<b>{escape(file.run)}</b> {form}: {file.score:.2%} mIoU, {file.latency_ms:.2f} ms{size}"
 
 
 def curves_chart(summary: Summary, metrics: Path) -> dict[str, Any]:
     """Return holdout mIoU, loss and label loss over the steps of all runs: distilling first, then finetuning."""
-    styles, traces, starts = line_styles(summary), [], set()
+    styles, starts = line_styles(summary), set()
+    traces: list[dict[str, Any]] = []
     for setting in summary.settings:
         for row in setting.rows:
             folder = metrics / "runs" / row.run
@@ -210,7 +213,7 @@ def curves_chart(summary: Summary, metrics: Path) -> dict[str, Any]:
 
 
 def _curve_traces(run: str, group: str, points: list[dict], style: dict, extra: dict) -> list[dict[str, Any]]:
-    traces = []
+    traces: list[dict[str, Any]] = []
     for number, (column, _) in enumerate(CURVES):
         own = [(point["step"], point[column]) for point in points if point[column] is not None]
         if not own:
@@ -250,7 +253,8 @@ class Matrix(NamedTuple):
 
 def matrices(summary: Summary, metrics: Path) -> list[Matrix]:
     """Return those of the run to ship, the run it is compared with and the teacher, as far as they were kept."""
-    models = [(label_of(row), metrics / "runs" / row.run / "val") for row in (summary.shown, summary.compared_with) if row]
+    rows = [row for row in (summary.shown, summary.compared_with) if row is not None]
+    models = [(label_of(row), metrics / "runs" / row.run / "val") for row in rows]
     found = []
     for label, folder in (*models, (TEACHER, metrics / "val")):
         try:

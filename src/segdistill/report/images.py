@@ -23,10 +23,10 @@ STATE_COLORS = ((0, 0, 0), (236, 238, 242), (139, 145, 156), (31, 95, 191), (240
 
 
 class Choice(NamedTuple):
-    """A chosen frame: why, its index, and by how much the first model's mIoU on it is above the second's (0..1)."""
+    """A chosen frame: why, its number, and by how much the first model's mIoU on it is above the second's (0..1)."""
 
     why: str
-    index: int
+    frame: int
     gain: float
 
 
@@ -77,7 +77,7 @@ def choose_frames(first: dict[int, float | None], second: dict[int, float | None
     ]
     shown: list[Choice] = []
     for why, index in chosen:
-        if index not in [choice.index for choice in shown]:
+        if index not in [choice.frame for choice in shown]:
             shown.append(Choice(why, index, gains[index]))
     return shown
 
@@ -104,10 +104,10 @@ def image_strips(summary: Summary, metrics: Path) -> Strips:
 def _rule(summary: Summary, first: Row, second: Row, frames: int) -> str:
     what = "the run to ship" if summary.champion else "the most accurate run"
     text = (
-        f"{first.run} is {what}. The frames are chosen by rule: of all {frames} frames of val those on which the mIoU of "
-        f"{first.run} is furthest above that of {second.run}, at the median, and least above or furthest below it; of "
-        "equal ones the first. The mIoU of a frame is the mean over the classes that occur in it. Both are the finished "
-        f"models in PyTorch, before export. Images are at most {WIDTH_PX} pixels wide."
+        f"{first.run} is {what}. The frames are chosen by rule: of all {frames} frames of val those on which the mIoU "
+        f"of {first.run} is furthest above that of {second.run}, at the median, and least above or furthest below it; "
+        "of equal ones the first. The mIoU of a frame is the mean over the classes that occur in it. Both are the "
+        f"finished models in PyTorch, before export. Images are at most {WIDTH_PX} pixels wide."
     )
     if first.role == CONTROL:
         text += f" {first.run} is a control, so it is compared with the best distilled run."
@@ -117,7 +117,7 @@ def _rule(summary: Summary, first: Row, second: Row, frames: int) -> str:
 
 
 def _strip(choice: Choice, teacher: ValRecord, first: tuple[Row, ValRecord], second: tuple[Row, ValRecord]) -> Strip:
-    index, (row, own), (other_row, other) = choice.index, first, second
+    index, (row, own), (other_row, other) = choice.frame, first, second
     states = pixel_states(teacher.classes(index, "truth"), own.classes(index), other.classes(index))
     shown = [
         Shown("image", "", _address("jpeg", teacher.image(index, "image"))),
@@ -127,7 +127,8 @@ def _strip(choice: Choice, teacher: ValRecord, first: tuple[Row, ValRecord], sec
         _prediction(label_of(row), own, index),
         Shown("where they differ", _shares(states, row.run, other_row.run), _address("png", _states_png(states))),
     ]
-    return Strip(f"{choice.why}: {signed(choice.gain)} points of mIoU", f"frame {index}, {own.frame_names[index]}", shown)
+    head = f"{choice.why}: {signed(choice.gain)} points of mIoU"
+    return Strip(head, f"frame {index}, {own.frame_names[index]}", shown)
 
 
 def _prediction(caption: str, record: ValRecord, index: int) -> Shown:

@@ -84,7 +84,7 @@ def source_a(summary: Summary) -> list[Pair]:
             measured = measured | {"s_per_image": row.s_per_image}
             differing = differences(published, row, summary.params)
         texts = _texts(published, METRICS_A), _texts(measured, METRICS_A)
-        pairs.append(Pair(published["row"], given, texts[0], row and row.run, own, texts[1], differing))
+        pairs.append(Pair(published["row"], given, texts[0], row.run if row else None, own, texts[1], differing))
     return pairs
 
 
@@ -98,7 +98,8 @@ def source_b(summary: Summary) -> list[Pair]:
         own = ["", ""] if row is None else [row.run, _count(str(frames or ""))]
         texts = [_texts(metrics | _ratio(metrics), METRICS_B) for metrics in (published, measured)]
         given = [published["model"], str(SOURCE_B_FRAMES)]
-        pairs.append(Pair("", given, texts[0], row and row.run, own, texts[1], ["data", "timing"] if row else []))
+        differing = ["data", "timing"] if row else []
+        pairs.append(Pair("", given, texts[0], row.run if row else None, own, texts[1], differing))
     return pairs
 
 

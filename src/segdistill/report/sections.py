@@ -99,7 +99,8 @@ def _metric_cell(summary: Summary, row: Row, one: Metric) -> Cell:
 def settings_table(summary: Summary) -> Table:
     """Return a line per setting, its runs over several seeds put together."""
     heads = ["Setting", "Seeds", "mIoU, mean", "Spread", "Δ control", "95% interval"]
-    meanings = ["runs that differ by seed alone", "", "of the finished models, in PyTorch", "standard deviation over seeds"]
+    meanings = ["runs that differ by seed alone", "", "of the finished models, in PyTorch"]
+    meanings += ["standard deviation over seeds, in points"]
     meanings += ["points of mIoU above the controls of the same seeds", "over seeds and groups of val frames"]
     kinds = ["text", *["number"] * 5]
     shown = [Cell(*each) for each in zip(heads, kinds, [""] * 6, meanings, strict=True)] + [Cell("Distilling")]
@@ -181,7 +182,7 @@ def tiles(summary: Summary) -> list[Tile]:
         against = f"which has {summary.teacher.mean_iou:.1%}, not quantized"
         if row.teacher_agreement is not None:
             against += f"; the same class on {row.teacher_agreement:.0%} of pixels"
-        points = f"{signed(champion.mean_iou - summary.teacher.mean_iou)} points"
+        points = f"{signed(champion.score - summary.teacher.mean_iou)} points"
         found.append(Tile("mIoU against the teacher", points, against))
     return [tile for tile in found if tile is not None]
 
@@ -193,7 +194,7 @@ def _accuracy_tile(summary: Summary, champion: ModelFile, row: Row) -> Tile:
     elif control is None:
         against = "no control to compare with"
     else:
-        points = signed(champion.mean_iou - control.mean_iou)
+        points = signed(champion.score - control.score)
         against = f"{points} points against {control.run} ({both_as(champion, control)})"
         gain = summary.setting_of(row.run).gain
         against += "; one seed cannot tell this from chance" if gain is None or gain.low is None else ""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -68,26 +68,28 @@ def table(summary: Summary, sort: str | None, top: int | None, group: bool) -> t
     by_name = {"mean_iou": max, "gain_over_vanilla": max} if group else {one.name: one.better or max for one in METRICS}
     if sort is not None and sort not in by_name:
         raise UserError(f"--sort: found {sort!r}; allowed are {', '.join(by_name)}")
-    ranked: Sequence[Row] | Sequence[Setting] = summary.settings if group else summary.rows
 
-    def rank(one: Row | Setting) -> tuple:
-        value = one.gain and one.gain.mean if group and sort == "gain_over_vanilla" else getattr(one, sort or "", None)
-        sign = -1 if by_name[sort] is max else 1
+    def rank(value: Any) -> tuple:
+        sign = -1 if sort is not None and by_name[sort] is max else 1
         return (value is None, value if isinstance(value, str) else sign * (value or 0))
 
-    kept = (sorted(ranked, key=rank) if sort else list(ranked))[:top]
     if group:
+        settings = list(summary.settings)
+        if sort == "mean_iou":
+            settings.sort(key=lambda one: rank(one.mean_iou))
+        elif sort is not None:
+            settings.sort(key=lambda one: rank(one.gain and one.gain.mean))
         heads = ["setting", "seeds", "mIoU", "spread", "Δ control", "95% interval"]
-        return heads, [(_setting_cells(one), "") for one in kept]
+        return heads, [(_setting_cells(one), "") for one in settings[:top]]
+    rows = list(summary.rows)
+    if sort is not None:
+        rows.sort(key=lambda row: rank(getattr(row, sort)))
     columns = shown_in(TERMINAL)
-    return ["run", *(one.label for one in columns)], [
-        ([_name(row), *(_cell(row, one.name, one.text(getattr(row, one.name))) for one in columns)], _style(summary, row))
-        for row in kept
-    ]
-
-
-def _name(row: Row) -> str:
-    return f"{row.run} (stale)" if row.is_stale else row.run
+    lines: Lines = []
+    for row in rows[:top]:
+        cells = [_cell(row, one.name, one.text(getattr(row, one.name))) for one in columns]
+        lines.append(([f"{row.run} (stale)" if row.is_stale else row.run, *cells], _style(summary, row)))
+    return ["run", *(one.label for one in columns)], lines
 
 
 def _cell(row: Row, name: str, text: str) -> str:
@@ -104,8 +106,10 @@ def _setting_cells(one: Setting) -> list[str]:
     mean = MISSING if one.mean_iou is None else f"{one.mean_iou:.2%}"
     spread = MISSING if one.spread is None else f"{100 * one.spread:.2f}"
     gain = "control" if one.role == CONTROL else MISSING if one.gain is None else signed(one.gain.mean)
-    known = one.gain is not None and one.gain.low is not None
-    return [one.name, str(one.seeds), mean, spread, gain, f"{signed(one.gain.low)} to {signed(one.gain.high)}" if known else MISSING]
+    interval = MISSING
+    if one.gain is not None and one.gain.low is not None and one.gain.high is not None:
+        interval = f"{signed(one.gain.low)} to {signed(one.gain.high)}"
+    return [one.name, str(one.seeds), mean, spread, gain, interval]
 
 
 def _plain(text: str) -> str:

@@ -84,7 +84,7 @@ def _against_control(summary: Summary, champion: ModelFile, row: Row) -> str:
     control = file_like(summary, row.control, champion.precision) if row.control else None
     if control is None:
         return "There is no control to compare it with, so nothing shows what the teacher contributed."
-    points = 100 * (champion.mean_iou - control.mean_iou)
+    points = 100 * (champion.score - control.score)
     distance = "It scores the same as" if points == 0 else f"It is {_points(points)} {_side(points)}"
     other = summary.run(control.run).arch
     network = "" if other == row.arch else f", and another network: {other}"
@@ -108,7 +108,8 @@ def claim(summary: Summary, setting: Setting) -> str:
         "hurt": "Distilling hurt:",
         "no difference": "It is not shown that distilling helped:",
     }[gain.verdict]
-    return f"{start} over {gain.seeds} seeds the gain in PyTorch is {with_interval(gain)}. {_limits(summary, gain)}".strip()
+    limits = _limits(summary, gain)
+    return f"{start} over {gain.seeds} seeds the gain in PyTorch is {with_interval(gain)}. {limits}"
 
 
 def with_interval(gain: Gain) -> str:
@@ -124,7 +125,7 @@ def _limits(summary: Summary, gain: Gain) -> str:
     if groups.count == 1:
         found.append("All val frames are of one city or recording, so this says nothing about other places.")
     elif gain.groups < 2:
-        found.append("The interval is over seeds alone, because the metrics do not say which val frames belong together.")
+        found.append("The interval is over seeds alone: the metrics do not say which val frames belong together.")
     else:
         found.append(f"The interval covers seeds and the {gain.groups} cities or recordings of val.")
     if groups.in_train:
@@ -149,8 +150,8 @@ def over_all_settings(summary: Summary) -> str:
     mean = sum(gain.mean for gain in gains.values()) / len(gains)
     ahead = sum(gain.mean > 0 for gain in gains.values())
     text = (
-        f"Of {len(gains)} distilled settings with a control of their network, {ahead} {_are(ahead)} above it in PyTorch "
-        f"(best: {best} with {signed(gains[best].mean)} points; mean of all {signed(mean)} points)"
+        f"Of {len(gains)} distilled settings with a control of their network, {ahead} {_are(ahead)} above it in "
+        f"PyTorch (best: {best} with {signed(gains[best].mean)} points; mean of all {signed(mean)} points)"
     )
     told = [gain for gain in gains.values() if gain.low is not None]
     if not told:
@@ -164,10 +165,10 @@ def _against_teacher(summary: Summary, champion: ModelFile, row: Row) -> str:
     teacher = summary.teacher
     if teacher is None or not teacher.mean_iou:
         return ""
-    if champion.mean_iou > teacher.mean_iou:
+    if champion.score > teacher.mean_iou:
         text = f"It scores higher than the teacher ({teacher.mean_iou:.1%}), which is too weak to learn much from"
     else:
-        text = f"It keeps {champion.mean_iou / teacher.mean_iou:.0%} of the teacher's mIoU ({teacher.mean_iou:.1%})"
+        text = f"It keeps {champion.score / teacher.mean_iou:.0%} of the teacher's mIoU ({teacher.mean_iou:.1%})"
     facts = []
     if row.parameters and teacher.parameters:
         ratio = row.parameters / teacher.parameters
@@ -180,8 +181,9 @@ def _against_teacher(summary: Summary, champion: ModelFile, row: Row) -> str:
 
 def finetuning_lost(row: Row) -> bool:
     """Return whether the further steps lowered val mIoU."""
-    known = row.distilled_mean_iou is not None and row.mean_iou is not None
-    return bool(known and row.finetune_steps and row.mean_iou < row.distilled_mean_iou)
+    if row.distilled_mean_iou is None or row.mean_iou is None or not row.finetune_steps:
+        return False
+    return row.mean_iou < row.distilled_mean_iou
 
 
 def _finetuning(summary: Summary) -> str:

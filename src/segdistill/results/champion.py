@@ -38,6 +38,18 @@ class ModelFile:
     on_front: bool = False
 
     @property
+    def score(self) -> float:
+        """Return the val mIoU of a file that has one, as the champion does."""
+        assert self.mean_iou is not None
+        return self.mean_iou
+
+    @property
+    def latency_ms(self) -> float:
+        """Return the p50 of a file that was timed."""
+        assert self.p50_ms is not None
+        return self.p50_ms
+
+    @property
     def path(self) -> str:
         return f"models/runs/{self.run}/student{'.int8' if self.precision == 'int8' else ''}.onnx"
 
@@ -72,12 +84,14 @@ def pareto_front(points: Sequence[tuple[float | None, float | None]]) -> list[bo
 
     A point with an unknown value is not on the front and dominates none.
     """
-    known = [point for point in points if None not in point]
+    known = [(latency, accuracy) for latency, accuracy in points if latency is not None and accuracy is not None]
 
-    def dominated(latency: float, accuracy: float) -> bool:
-        return any(l <= latency and a >= accuracy and (l, a) != (latency, accuracy) for l, a in known)
+    def is_on_front(latency: float | None, accuracy: float | None) -> bool:
+        if latency is None or accuracy is None:
+            return False
+        return not any(l <= latency and a >= accuracy and (l, a) != (latency, accuracy) for l, a in known)
 
-    return [None not in point and not dominated(*point) for point in points]
+    return [is_on_front(*point) for point in points]
 
 
 def floor_of(rows: Sequence[Row], baseline: float | None = None, minimum: float = 0.0) -> Floor:
@@ -118,12 +132,12 @@ def choose_champion(rows: Sequence[Row], floor: Floor | None = None, busy: bool 
     """
     files = [file for file in model_files(rows) if file.role != TEACHER and file.mean_iou is not None]
     if floor is not None:
-        files = [file for file in files if file.mean_iou >= floor.mean_iou]
+        files = [file for file in files if file.score >= floor.mean_iou]
     if not files:
         return None
-    best = max(file.mean_iou for file in files)
-    close = [file for file in files if file.mean_iou >= (best if busy else KEPT_MEAN_IOU * best)]
-    return min(close, key=lambda file: (inf if file.p50_ms is None else file.p50_ms, -file.mean_iou, file.mb or inf))
+    best = max(file.score for file in files)
+    close = [file for file in files if file.score >= (best if busy else KEPT_MEAN_IOU * best)]
+    return min(close, key=lambda file: (inf if file.p50_ms is None else file.p50_ms, -file.score, file.mb or inf))
 
 
 def champion_facts(champion: ModelFile, rule: str) -> dict:

@@ -155,7 +155,7 @@ def _gain(members: Sequence[Row], rows: Sequence[Row], counts: Mapping[str, Grou
             pairs.append((row, control))
     if not pairs:
         return None
-    differences = [row.gain_over_vanilla for row, _ in pairs]
+    differences = [row.gain_over_vanilla for row, _ in pairs if row.gain_over_vanilla is not None]
     without = _without_each_group([(counts.get(row.run, {}), counts.get(control.run, {})) for row, control in pairs])
     found = interval(differences, without) if all(row.seed == control.seed for row, control in pairs) else None
     return Gain(mean(differences), len(pairs), max(1, len(without)), *(found or (None, None)))
@@ -169,14 +169,12 @@ def _without_each_group(pairs: Sequence[tuple[GroupCounts, GroupCounts]]) -> lis
     found = []
     for left_out in names:
         differences = []
-        for student, control in pairs:
-            ious = [
-                _mean_iou(sum(kept for name, kept in counts.items() if name != left_out))
-                for counts in (student, control)
-            ]
-            if None in ious:  # the other groups have no labelled pixel
+        for pair in pairs:
+            others = (np.sum([kept for name, kept in counts.items() if name != left_out], axis=0) for counts in pair)
+            student, control = map(_mean_iou, others)
+            if student is None or control is None:  # the other groups have no labelled pixel
                 return []
-            differences.append(ious[0] - ious[1])
+            differences.append(student - control)
         found.append(mean(differences))
     return found
 

@@ -47,7 +47,7 @@ class Metric:
                 return found / self.per if self.per != 1.0 else found
         return None
 
-    def text(self, value: object) -> str:
+    def text(self, value: Any) -> str:
         """Return `value` as it is shown."""
         if value is None:
             return MISSING
@@ -243,8 +243,8 @@ class Row:
         """Return every number measured on this model, as MLflow shows it; undefined ones are left out.
 
         These are the declared metrics, first of all `mean_iou`, because a page that compares runs begins with the first
-        one; then all other numbers of the metrics files, as `distilled_NAME`, `onnx_int8_NAME`, `BACKEND_forward_p50_ms`,
-        and per-class IoU as `class_iou_NAME`.
+        one; then all other numbers of the metrics files, as `distilled_NAME`, `onnx_int8_NAME`,
+        `BACKEND_forward_p50_ms`, and per-class IoU as `class_iou_NAME`.
         """
         found: dict[str, Any] = {"mean_iou": self.mean_iou}
         found |= {

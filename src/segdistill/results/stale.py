@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from segdistill.core.errors import UserError
 from segdistill.core.files import read_json
@@ -27,7 +28,7 @@ def stale_sentence(runs: list[str]) -> str | None:
     return f"params.yaml was changed since the metrics of {', '.join(runs)} were computed; run: dvc repro"
 
 
-def computed_with(params: Params, metrics: Path, run: str) -> dict[str, object]:
+def computed_with(params: Params, metrics: Path, run: str) -> dict[str, Any]:
     """Return the settings that the metrics of `run` were computed with if params.yaml has others, else nothing.
 
     They are named as in params.yaml, with `finetune_steps` for the further steps.
@@ -38,7 +39,7 @@ def computed_with(params: Params, metrics: Path, run: str) -> dict[str, object]:
     if not (folder / "finetune.json").is_file():
         return {}
     now, further = params.distill_settings(run), params.finetune_settings(run)
-    distilled, finetuned = _settings_in(models / "distilled.safetensors"), _settings_in(models / "finetuned.safetensors")
+    distilled, finetuned = (_settings_in(models / f"{phase}.safetensors") for phase in ("distilled", "finetuned"))
     if _differs(distilled, now.model_dump(mode="json")) or _differs(finetuned, further.model_dump(mode="json")):
         steps = finetuned.get("steps", further.steps)
         return now.model_dump(mode="json") | distilled | {"finetune_steps": steps}

@@ -6,6 +6,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -151,7 +152,7 @@ def rows_on_disk(params: Params, metrics: Path) -> tuple[Row, ...]:
 
 
 def write_summary(summary: Summary, metrics: Path) -> None:
-    """Write summary.json (flat values by run, as `dvc metrics diff` compares them) and summary.csv (a line per model)."""
+    """Write summary.json, flat values by run as `dvc metrics diff` compares them, and summary.csv, a line per model."""
     repeated = [one for one in summary.settings if one.seeds > 1]
     value = {
         "champion": champion_facts(summary.champion, summary.rule) if summary.champion else None,
@@ -175,8 +176,9 @@ def with_gains(rows: Sequence[Row]) -> tuple[Row, ...]:
         if row.role == TEACHER or not controls:
             return row
         control = _control_of(row, controls)
-        known = row.mean_iou is not None and control.mean_iou is not None
-        gain = row.mean_iou - control.mean_iou if known else None
+        gain = None
+        if row.mean_iou is not None and control.mean_iou is not None:
+            gain = row.mean_iou - control.mean_iou
         return replace(row, control=control.run, gain_over_vanilla=gain)
 
     return tuple(measured(row) for row in rows)
@@ -196,7 +198,9 @@ def _control_of(row: Row, controls: Sequence[Row]) -> Row:
 def _teacher_row(params: Params, metrics: Path, benchmark: dict) -> Row:
     teacher = params.teacher
     # How a given checkpoint was trained is not known.
-    trained = {} if teacher.checkpoints else {"lr": teacher.lr, "schedule": teacher.schedule, "steps": teacher.steps}
+    trained: dict[str, Any] = (
+        {} if teacher.checkpoints else {"lr": teacher.lr, "schedule": teacher.schedule, "steps": teacher.steps}
+    )
     files = {"finished": _read(metrics / "teacher.json"), "latency": _latencies(benchmark, TEACHER)}
     return Row(
         run=TEACHER,
@@ -209,10 +213,9 @@ def _teacher_row(params: Params, metrics: Path, benchmark: dict) -> Row:
     )
 
 
-def _run_row(
-    params: Params, metrics: Path, run: str, benchmark: dict, check_stale: bool, complete: bool = True
-) -> Row:
-    folder, missing = metrics / "runs" / run, None if complete else {}
+def _run_row(params: Params, metrics: Path, run: str, benchmark: dict, check_stale: bool, complete: bool = True) -> Row:
+    folder = metrics / "runs" / run
+    missing: dict | None = None if complete else {}
     files = {"distill": _read(folder / "distill.json", missing), "finished": _read(folder / "finetune.json", missing)}
     files["export"] = _read(folder / "export.json", missing)
     files["latency"] = _latencies(benchmark, run)

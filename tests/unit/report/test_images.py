@@ -121,7 +121,8 @@ def test_confusion_is_shown_in_shares_with_its_counts(summary: Summary, metrics:
 
 def test_largest_mistakes_are_listed(summary: Summary, metrics: Path) -> None:
     table = mistakes_table(matrices(summary, metrics))
-    assert [head.text for head in table.heads] == ["Is", "Predicted as", "Pixels", "a03", "vanilla (control)", "teacher"]
+    assert [head.text for head in table.heads[:3]] == ["Is", "Predicted as", "Pixels"]
+    assert [head.text for head in table.heads[3:]] == ["a03", "vanilla (control)", "teacher"]
     (line,) = table.lines
     assert line.name == "road"
     assert [cell.text for cell in line.cells] == ["traffic light", "96", "15.0%", "22.5%", "0.0%"]

@@ -83,7 +83,8 @@ def test_settings_are_counted() -> None:
     rows = [one("vanilla", 0.5, role="control"), one("a", 0.52), one("b", 0.51), one("c", 0.41, alpha=0.2)]
     rows[2] = replace(rows[2], alpha=0.1)
     text = text_of(of_rows(rows, {}))
-    assert "Of 3 distilled settings with a control of their network, 2 are above it in PyTorch (best: a with +2.0" in text
+    assert "Of 3 distilled settings with a control of their network, 2 are above it in PyTorch" in text
+    assert "(best: a with +2.0 points" in text
     assert "mean of all \N{MINUS SIGN}2.0 points); with one seed of each none of this can be told from chance" in text
 
 

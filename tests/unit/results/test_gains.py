@@ -50,7 +50,7 @@ def test_quantiles_are_those_of_student() -> None:
 
 
 @pytest.mark.parametrize(("seeds", "groups", "of_seed", "of_group"), [(3, 3, 1, 1), (3, 20, 1, 0.3), (5, 3, 0.2, 2)])
-def test_interval_holds_the_truth_in_95_percent_of_sweeps(seeds: int, groups: int, of_seed: float, of_group: float) -> None:
+def test_interval_holds_the_truth_in_95_percent_of_sweeps(seeds, groups, of_seed, of_group) -> None:
     rng, held, sweeps = np.random.default_rng(0), 0, 2000
     for _ in range(sweeps):
         gains = (

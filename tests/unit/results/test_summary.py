@@ -128,8 +128,6 @@ def test_missing_metrics_are_named(metrics: Path) -> None:
         summarise(sweep_params(), metrics)
 
 
-
-
 def test_settings_with_equal_keys_differ_by_seed_and_name_only() -> None:
     params = sweep_params()
     raw = params.model_dump()
