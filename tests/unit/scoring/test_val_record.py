@@ -45,7 +45,7 @@ def test_what_was_recorded_comes_back(tmp_path: Path) -> None:
     assert record.mean_iou == {0: pytest.approx((2**40 / (2**40 + 1) + 1 / 2) / 2), 1: None}
     assert np.array_equal(record.classes(1), class_map((8, 16), 1))
     with pytest.raises(KeyError):
-        record.picture(0, "image")
+        record.image(0, "image")
 
 
 def test_the_same_bytes_twice(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_the_same_bytes_twice(tmp_path: Path) -> None:
         recorder_of((8, 16)).write(tmp_path / name)
         written.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
     assert written[0] == written[1]
-    assert sorted(written[0]) == ["confusion.csv", "frames.csv", "thumbnails.zip"]
+    assert sorted(written[0]) == ["confusion.csv", "frames.csv", "groups.csv", "thumbnails.zip"]
 
 
 def test_large_frames_are_made_small_and_classes_stay_exact(tmp_path: Path) -> None:
@@ -67,11 +67,11 @@ def test_large_frames_are_made_small_and_classes_stay_exact(tmp_path: Path) -> N
     classes = record.classes(0)
     assert classes.shape == (round(300 * WIDTH_PX / 1536), WIDTH_PX)
     assert set(np.unique(classes)) == {0, 13, 255}
-    with Image.open(io.BytesIO(record.picture(0, "image"))) as picture:
-        assert picture.format == "JPEG"
-        assert np.abs(np.asarray(picture, int)[10, 10] - (200, 100, 50)).max() < 4
-    with Image.open(io.BytesIO(record.picture(0, "classes"))) as picture:
-        assert picture.convert("RGB").getpixel((0, 0)) == (128, 64, 128)  # road, as Cityscapes paints it
+    with Image.open(io.BytesIO(record.image(0, "image"))) as image:
+        assert image.format == "JPEG"
+        assert np.abs(np.asarray(image, int)[10, 10] - (200, 100, 50)).max() < 4
+    with Image.open(io.BytesIO(record.image(0, "classes"))) as image:
+        assert image.convert("RGB").getpixel((0, 0)) == (128, 64, 128)  # road, as Cityscapes paints it
 
 
 def test_no_record_is_told(tmp_path: Path) -> None:
