@@ -7,14 +7,14 @@ if __name__ == "__main__":
         from segdistill.core.streams import print_anywhere
         from segdistill.params.read import load_params
         from segdistill.paths import METRICS, REPORT
-        from segdistill.report import write_report
+        from segdistill.report.page import write_report
         from segdistill.report.terminal import print_summary
         from segdistill.results.summary import summarise, write_summary
         from segdistill.tracking.mlflow import track
         from segdistill.training.checkpoint import clear_removed
 
         params = load_params()
-        summary = summarise(params, METRICS)
+        summary = summarise(params, METRICS, check_stale=False)  # DVC ran every stage before this one
         write_summary(summary, METRICS)
         write_report(summary, METRICS, REPORT)
         track(params, METRICS)

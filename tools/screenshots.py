@@ -71,12 +71,12 @@ def take_all() -> None:
 
 
 def take_report(url: str, folder: Path) -> None:
-    """Take the top of the report, and its first frame with the published tables below it."""
+    """Take the top of the report, and its settings over seeds with the first frame below them."""
     with chromium((1280, 900)) as browser:
         open_page(browser, url)
         for name, parts in (
             ("report", [("html", "#training")]),
-            ("report-frames", [("#pictures", "h3:nth-of-type(2)"), ("#published", "#conditions")]),
+            ("report-frames", [("#settings", "#latency"), ("#images", "h3:nth-of-type(2)")]),
         ):
             shown = [image_of(browser, first, until) for first, until in parts]
             joined = Image.new("RGB", (shown[0].width, sum(image.height for image in shown)))

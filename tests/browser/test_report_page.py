@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from segdistill.report import write_report
+from segdistill.report.page import write_report
 from segdistill.results.summary import summarise
 from support.fake_metrics import sweep_params, write_metrics
 from support.scripts_as_modules import load_script
@@ -206,6 +206,33 @@ def test_charts_are_whole_on_paper(page) -> None:
     page.execute_script("document.body.style.width = ''; window.dispatchEvent(new Event('afterprint'))")
     widths = "[...document.querySelectorAll('#curves, #curves .main-svg')].map(part => part.clientWidth)"
     assert len(set(in_page(page, widths))) == 1, "as wide as the window again"
+
+
+def test_tiles_are_two_by_two_and_names_stay_in_view_at_800_px(page) -> None:
+    metrics = {"width": 800, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    page.refresh()
+    try:
+        corners = "[...document.querySelectorAll('.tiles > div')].map(tile => [tile.offsetLeft, tile.offsetTop])"
+        (left, top), (right, _), (_, bottom), last = in_page(page, corners)
+        assert last == [right, bottom]
+        assert right > left
+        assert bottom > top
+        assert in_page(page, "document.documentElement.scrollWidth") <= 800
+        page.execute_script("document.querySelector('.scroll').scrollLeft = 400")
+        rows = "[...document.querySelectorAll('.scroll tr')].slice(0, 3)"
+        places = f"{rows}.map(row => row.cells[0].getBoundingClientRect().x)"
+        frame = in_page(page, "document.querySelector('.scroll').getBoundingClientRect().x")
+        assert all(abs(place - frame) < 2 for place in in_page(page, places)), "heading and names are sticky"
+    finally:
+        page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics | {"width": 1280})
+
+
+def test_holdout_miou_comes_first_and_axes_have_titles(page) -> None:
+    names = "'#curves .ytitle, #curves .y2title, #curves .y3title'"
+    titles = f"[...document.querySelectorAll({names})].map(title => title.textContent)"
+    assert in_page(page, titles) == ["Holdout mIoU, %", "Loss", "Label loss"]
+    assert "logarithmic axis" in in_page(page, "document.querySelector('#tradeoff .xtitle').textContent")
 
 
 def test_print_shows_all_and_in_light(page) -> None:

@@ -18,7 +18,7 @@ from segdistill.latency.run import benchmark
 from segdistill.nets.registry import build
 from segdistill.nets.weights import save_net
 from segdistill.params.model import Params
-from segdistill.report import write_report
+from segdistill.report.page import write_report
 from segdistill.report.terminal import markdown
 from segdistill.results.summary import summarise, write_summary
 from segdistill.student.run import distill, finetune

@@ -67,10 +67,9 @@ def test_mlflow_has_a_row_for_each_run(done):
         assert float(row.data.params["lr"]) == 0.01
 
 
-def test_the_champion_is_registered(done):
-    champion = done.metrics("summary.json")["champion"]
-    version = done.mlflow_client().get_model_version_by_alias("segdistill-student", "champion")
-    assert (version.tags["run"], version.tags["file"]) == (champion["run"], champion["path"])
+def test_smoke_run_ships_nothing_and_registers_nothing(done):
+    assert done.metrics("summary.json")["champion"] is None
+    assert done.mlflow_client().search_registered_models() == []
 
 
 def test_again_runs_nothing(done):

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from segdistill.data.prepared import PreparedData
 from segdistill.prepare.run import prepare
-from segdistill.report import write_report
+from segdistill.report.page import write_report
 from segdistill.report.terminal import markdown, print_summary
 from segdistill.results.summary import of_rows, summarise
 from segdistill.tracking.rows import row_of

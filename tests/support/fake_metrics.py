@@ -1,4 +1,4 @@
-"""A metrics folder of three runs as the stages write it, with figures that are easy to reckon with."""
+"""Metrics folders as the stages write them: of three runs with easy numbers, and of a sweep over several seeds."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from segdistill.scoring.record import LEGEND, ValRecorder
 
 PROFILE = Path(__file__).parents[2] / "profiles" / "tiny.yaml"
 RUNS = {
-    "vanilla": {"alpha": 0.0, "lr": 0.01, "teacher": "none"},
-    "a03": {"alpha": 0.3, "lr": 0.01, "teacher": "views"},
-    "light": {"alpha": 0.6, "lr": 0.01, "teacher": "views", "student": "deeplabv3_mobilenet_lite"},
+    "vanilla": {"student": "deeplabv3plus_mobilenet", "alpha": 0.0, "lr": 0.01, "teacher": "none"},
+    "a03": {"student": "deeplabv3plus_mobilenet", "alpha": 0.3, "lr": 0.01, "teacher": "views"},
+    "light": {"student": "deeplabv3_mobilenet_lite", "alpha": 0.6, "lr": 0.01, "teacher": "views"},
 }
 HEADER = "step,lr,loss,label_loss,distill_loss,holdout_mean_iou\n"
 SIZE_PX = (8, 16)
+FACTS = {"parameters": 5_000_000, "weights_sha256": "0", "data_fingerprint": "data"}
+GROUPS = ("city_a", "city_a", "city_b", "city_b", "city_c")  # of the five frames of val
 TABLE = ClassTable(("road", "traffic light", "train"), (7, 19, 31), ((128, 64, 128), (250, 170, 30), (0, 80, 100)))
 # Pixels of each val frame, all of them road, that a model calls a traffic light: of 128.
 WRONG_PX = {
@@ -72,7 +74,7 @@ BENCHMARK = {
 # What the tests count on, whatever the profile comes to say.
 FIXED = {
     "seed": 0,
-    "distill": {"student": "deeplabv3plus_mobilenet", "steps": 10},
+    "distill": {"steps": 10},
     "finetune": {"steps": 6, "gamma": 0.1},
     "export": {"opset": 18},
 }
@@ -99,43 +101,77 @@ def scores(mean_iou: float) -> dict:
 
 
 def write_metrics(metrics: Path) -> Path:
-    """The whole folder: `light` has no int8 file, and its finetuning had no step."""
-    facts = {"parameters": 5_000_000, "weights_sha256": "0", "data_fingerprint": "data"}
-    write_json(metrics / "teacher.json", scores(0.72) | facts | {"arch": "big", "parameters": 40_000_000})
-    write_json(metrics / "benchmark.json", BENCHMARK)
-    write_text(metrics / "teacher_curve.csv", HEADER)
+    """Write the whole folder of RUNS: `light` has no int8 file, and its finetuning had no step."""
+    write_teacher(metrics, BENCHMARK)
     for run, distilled, finetuned, int8 in (
         ("vanilla", 0.4, 0.5, 0.49),
         ("a03", 0.45, 0.53, 0.525),
-        ("light", *_LIGHT),
+        ("light", 0.4, 0.47, None),
     ):
-        folder = metrics / "runs" / run
         agreement = {} if run == "vanilla" else {"teacher_agreement": 0.9}
-        write_json(folder / "distill.json", scores(distilled) | facts | agreement)
-        write_json(folder / "finetune.json", scores(finetuned) | facts | agreement)
-        exported = {
-            "torch": scores(finetuned) | {"teacher_agreement": 0.8},
-            "float32": scores(finetuned) | {"bytes": 21_000_000},
-        }
-        if int8 is not None:
-            exported["int8"] = scores(int8) | {"bytes": 5_500_000}
-        write_json(folder / "export.json", exported)
-        write_text(folder / "distill_curve.csv", HEADER + "5,0.01,2.0,2.5,1.5,\n10,0.01,1.0,1.5,0.5,0.25\n")
-        write_text(folder / "finetune_curve.csv", HEADER + ("" if run == "light" else "6,0.01,0.5,0.75,0.25,0.5\n"))
-        _picture(folder / "images" / "00003_student.png", coloured=False)
-        write_record(folder / "val", run)
-    write_record(metrics / "val", "teacher")
-    _picture(metrics / "images" / "00003_image.png", coloured=True)
-    write_json(metrics / "images" / LEGEND, TABLE.facts())
-    for name in ("truth", "teacher"):
-        _picture(metrics / "images" / f"00003_{name}.png", coloured=False)
+        write_run(metrics, run, distilled, finetuned, int8, agreement)
+    write_text(metrics / "runs" / "light" / "finetune_curve.csv", HEADER)
     return metrics
 
 
+def write_teacher(metrics: Path, benchmark: dict) -> None:
+    """Write what is there once for all runs."""
+    facts = FACTS | {"arch": "big", "parameters": 40_000_000, "val_groups": len(set(GROUPS)), "val_groups_in_train": 0}
+    write_json(metrics / "teacher.json", scores(0.72) | facts)
+    write_json(metrics / "benchmark.json", benchmark)
+    write_text(metrics / "teacher_curve.csv", HEADER)
+    write_record(metrics / "val", "teacher")
+    _image(metrics / "images" / "00003_image.png", is_class_map=False)
+    write_json(metrics / "images" / LEGEND, TABLE.facts())
+    for name in ("truth", "teacher"):
+        _image(metrics / "images" / f"00003_{name}.png", is_class_map=True)
+
+
+def write_run(
+    metrics: Path, run: str, distilled: float, finetuned: float, int8: float | None, agreement: dict | None = None
+) -> None:
+    """Write the folder of a run with these val mIoU."""
+    folder, agreement = metrics / "runs" / run, agreement or {}
+    write_json(folder / "distill.json", scores(distilled) | FACTS | agreement)
+    write_json(folder / "finetune.json", scores(finetuned) | FACTS | agreement)
+    exported = {
+        "torch": scores(finetuned) | {"teacher_agreement": 0.8},
+        "float32": scores(finetuned) | {"bytes": 21_000_000},
+    }
+    if int8 is not None:
+        exported["int8"] = scores(int8) | {"bytes": 5_500_000}
+    write_json(folder / "export.json", exported)
+    write_text(folder / "distill_curve.csv", HEADER + "5,0.01,2.0,2.5,1.5,\n10,0.01,1.0,1.5,0.5,0.25\n")
+    write_text(folder / "finetune_curve.csv", HEADER + "6,0.01,0.5,0.75,0.25,0.5\n")
+    _image(folder / "images" / "00003_student.png", is_class_map=True)
+    write_record(folder / "val", run)
+
+
+def write_sweep(metrics: Path, controls: list[float], gains: dict[str, list[float]]) -> Params:
+    """Write a sweep over seeds and return its params: `controls` are the mIoU of the control by seed.
+
+    `gains` are by how much a setting is above them; the names of its runs end in -s0, -s1, ...
+    """
+    runs, networks, models = {}, {}, {"teacher": "big_os16"}
+    for number, (setting, own) in enumerate({"vanilla": [0.0] * len(controls), **gains}.items()):
+        kind = {"alpha": 0.0, "teacher": "none"} if number == 0 else {"alpha": number / 10, "teacher": "views"}
+        for seed, gain in enumerate(own):
+            run = f"{setting}-s{seed}"
+            runs[run] = {"student": "deeplabv3plus_mobilenet", "lr": 0.01, "seed": seed} | kind
+            mean_iou = controls[seed] + gain
+            write_run(metrics, run, mean_iou - 0.02, mean_iou, mean_iou - 0.005)
+            models[run] = f"small{number % 3}_os16"
+            networks[models[run]] = {"torch": _timed(40 + number % 3), "onnx_float32": _timed(30 + 4 * (number % 3))}
+            networks[models[run]] |= {"onnx_int8": _timed(20 + 3 * (number % 3))}
+    benchmark = BENCHMARK | {"networks": BENCHMARK["networks"] | networks, "models": models}
+    write_teacher(metrics, benchmark)
+    return Params.model_validate(sweep_params().model_dump() | {"runs": runs})
+
+
 def write_record(folder: Path, model: str, size_px: tuple[int, int] = SIZE_PX, seed: int | None = None) -> None:
-    """What `model` did on five frames of val, wrong in WRONG_PX; with a `seed` photographs and classes are noise."""
+    """Write what `model` did on five frames of val, wrong in WRONG_PX; with a `seed` images and classes are noise."""
     rng = None if seed is None else np.random.default_rng(seed)
-    recorder = ValRecorder(TABLE, tuple(f"city_000000_{frame:06d}" for frame in range(5)))
+    recorder = ValRecorder(TABLE, tuple(f"city_000000_{frame:06d}" for frame in range(5)), GROUPS)
     for frame, wrong_px in enumerate(WRONG_PX.get(model, WRONG_PX["a03"])):
         classes = np.zeros(size_px, np.uint8)
         classes.flat[:wrong_px] = 1
@@ -150,14 +186,11 @@ def write_record(folder: Path, model: str, size_px: tuple[int, int] = SIZE_PX, s
     recorder.write(folder)
 
 
-_LIGHT = (0.4, 0.47, None)
-
-
-def _picture(path: Path, coloured: bool) -> None:
+def _image(path: Path, is_class_map: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    if coloured:
-        picture = Image.fromarray(np.full((*SIZE_PX, 3), 90, np.uint8))
+    if is_class_map:
+        image = Image.fromarray(np.zeros(SIZE_PX, np.uint8))
+        image.putpalette(TABLE.palette.tobytes())
     else:
-        picture = Image.fromarray(np.zeros(SIZE_PX, np.uint8))
-        picture.putpalette(TABLE.palette.tobytes())
-    picture.save(path)
+        image = Image.fromarray(np.full((*SIZE_PX, 3), 90, np.uint8))
+    image.save(path)

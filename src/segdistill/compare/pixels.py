@@ -19,8 +19,8 @@ from segdistill.data.prepared import Split
 from segdistill.formats.classes import IGNORE
 
 SHOWN_FRAMES = 3
-# Where maps differ, by who is right: first, second, neither, and where there is no truth. The colours keep apart for
-# the colour-blind.
+# Where maps differ, by who is right: first, second, neither, and where there is no truth. Colour-blind readers can
+# tell these colours apart.
 COLOURS = {"first": (0, 114, 178), "second": (230, 159, 0), "neither": (204, 121, 167), "void": (220, 220, 220)}
 _LUMA = (0.299, 0.587, 0.114)
 
@@ -29,7 +29,7 @@ ClassesOf = Callable[[np.ndarray], np.ndarray]
 
 @dataclass
 class Difference:
-    """Of two runs, as shares of all pixels of val: where they differ, and who is right there, as far as is known."""
+    """Where two runs differ and which is right there, as shares of all pixels of val."""
 
     first: str
     second: str
@@ -64,24 +64,24 @@ class Difference:
 
     @property
     def frames(self) -> list[tuple[str, float]]:
-        """The frames on which they differ most, with their shares."""
+        """Return the frames on which they differ most, with their shares."""
         return sorted(self.by_frame, key=lambda frame: -frame[1])[:SHOWN_FRAMES]
 
 
 def split_by_truth(first_HW: np.ndarray, second_HW: np.ndarray, labels_HW: np.ndarray) -> dict[str, np.ndarray]:
-    """The pixels on which two class maps differ, as masks bool (H, W) by who is right."""
+    """Return the pixels on which two class maps differ, as masks bool (H, W) by who is right."""
     differ, void = first_HW != second_HW, labels_HW == IGNORE
     first, second = differ & (first_HW == labels_HW), differ & (second_HW == labels_HW)
     return {"first": first, "second": second, "neither": differ & ~(first | second | void), "void": differ & void}
 
 
-def difference_picture(image_HW3: np.ndarray, parts: dict[str, np.ndarray]) -> np.ndarray:
-    """The frame in dim grey, and the pixels that differ in COLOURS: uint8 (H, W, 3)."""
+def difference_image(image_HW3: np.ndarray, parts: dict[str, np.ndarray]) -> np.ndarray:
+    """Return the frame in dim grey with the pixels that differ in COLOURS: uint8 (H, W, 3)."""
     grey_HW = (image_HW3 @ np.array(_LUMA) * 0.6).round().astype(np.uint8)
-    picture_HW3 = np.repeat(grey_HW[..., None], 3, axis=2)
+    shown_HW3 = np.repeat(grey_HW[..., None], 3, axis=2)
     for part, mask_HW in parts.items():
-        picture_HW3[mask_HW] = COLOURS[part]
-    return picture_HW3
+        shown_HW3[mask_HW] = COLOURS[part]
+    return shown_HW3
 
 
 def pixel_differences(models: dict[str, ClassesOf], split: Split, out: Path | None = None) -> list[Difference]:
@@ -89,7 +89,7 @@ def pixel_differences(models: dict[str, ClassesOf], split: Split, out: Path | No
 
     Args:
         models: by run, frames uint8 (1, H, W, 3) to class maps uint8 (1, H, W).
-        out: a new folder for difference pictures, one folder per pair; appears whole or not at all.
+        out: a new folder for difference images, one folder per pair; it appears whole or not at all.
     """
     if out is None:
         return _compared(models, split, None)
@@ -109,6 +109,6 @@ def _compared(models: dict[str, ClassesOf], split: Split, folder: Path | None) -
                 if folder is not None:
                     target = folder / f"{pair.first}_{pair.second}" / f"{name}.png"
                     target.parent.mkdir(exist_ok=True)
-                    Image.fromarray(difference_picture(image_HW3, parts)).save(target)
+                    Image.fromarray(difference_image(image_HW3, parts)).save(target)
             progress.advance()
     return differences

@@ -12,10 +12,9 @@ from rich.text import Text
 from segdistill.compare.pixels import Difference
 from segdistill.compare.runs import Comparison, Line
 
-MISSING = "–"
 _SECTIONS = {
     "settings": "Settings that differ",
-    "figures": "Figures",
+    "metrics": "Metrics",
     "classes": "Class IoU on val, where they differ most",
 }
 _PIXELS = "Pixels of val on which class maps differ"
@@ -28,9 +27,9 @@ def print_comparison(comparison: Comparison, differences: Sequence[Difference] =
     if not console.is_terminal:
         console.width = max(console.width, 40 + 16 * len(comparison.runs), 110)  # rich would assume 80 and cut
     for title, lines in _sections(comparison):
-        table = _table(["", *comparison.runs])
+        table = _table(["", *_heads(comparison)])
         for line in lines:
-            texts, best = _texts(line), _best(line)
+            texts, best = line.texts, _best(line)
             cells = [Text(text, style="bold" if place in best else "") for place, text in enumerate(texts)]
             table.add_row(Text(line.label), *cells)
         _print_titled(console, title, table)
@@ -55,15 +54,19 @@ def _print_titled(console: Console, title: str, table: Table) -> None:
 
 
 def markdown(comparison: Comparison, differences: Sequence[Difference] = ()) -> str:
-    """The same as Markdown, for a page or a pull request; names cannot become HTML there."""
+    """Return the same as Markdown, for a page or a pull request; names cannot become HTML there."""
     pieces = []
     for title, lines in _sections(comparison):
         rows = [[line.label, *_marked(line)] for line in lines]
-        pieces.append(f"**{title}**\n\n{_markdown_table(['', *comparison.runs], rows)}")
+        pieces.append(f"**{title}**\n\n{_markdown_table(['', *_heads(comparison)], rows)}")
     if differences:
         rows = [_pixel_cells(difference, ", ") for difference in differences]
         pieces.append(f"**{_PIXELS}**\n\n{_markdown_table(_PIXEL_COLUMNS, rows)}")
     return "\n\n".join(pieces)
+
+
+def _heads(comparison: Comparison) -> list[str]:
+    return [f"{run} (stale)" if run in comparison.stale else run for run in comparison.runs]
 
 
 def _sections(comparison: Comparison) -> Iterator[tuple[str, Sequence[Line]]]:
@@ -72,23 +75,17 @@ def _sections(comparison: Comparison) -> Iterator[tuple[str, Sequence[Line]]]:
             yield title, lines
 
 
-def _texts(line: Line) -> list[str]:
-    return [
-        MISSING if value is None else format(value, line.form) if line.form else str(value) for value in line.values
-    ]
-
-
 def _best(line: Line) -> set[int]:
-    """Places of the best values; none where all are equal."""
+    """Return the places of the best values; none where all are equal."""
     known = [value for value in line.values if value is not None]
-    if line.best is None or len(set(known)) < 2:
+    if line.better is None or len(set(known)) < 2:
         return set()
-    return {place for place, value in enumerate(line.values) if value == line.best(known)}
+    return {place for place, value in enumerate(line.values) if value == line.better(known)}
 
 
 def _marked(line: Line) -> list[str]:
     best = _best(line)
-    return [f"**{text}**" if place in best else text for place, text in enumerate(_texts(line))]
+    return [f"**{text}**" if place in best else text for place, text in enumerate(line.texts)]
 
 
 def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

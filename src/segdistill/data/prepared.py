@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -41,6 +41,8 @@ class PreparedData:
     fingerprint: str
     table: ClassTable
     frame_names: dict[str, tuple[str, ...]]  # by split
+    # By split: the city or recording of each frame. Frames of one group look alike.
+    frame_groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def open(cls, root: Path = PREPARED) -> PreparedData:
@@ -68,7 +70,11 @@ class PreparedData:
         except UserError as error:
             raise UserError(f"{path}: {error}; {_REMEDY}") from None
         names = {name: tuple(frame["name"] for frame in split["frames"]) for name, split in index["splits"].items()}
-        return cls(root, index["fingerprint"], table, names)
+        groups = {
+            name: tuple(str(frame.get("city") or frame["name"]) for frame in split["frames"])
+            for name, split in index["splits"].items()
+        }
+        return cls(root, index["fingerprint"], table, names, groups)
 
     @cached_property
     def train(self) -> Split:

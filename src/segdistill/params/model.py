@@ -208,6 +208,13 @@ class BenchmarkParams(Section):
     threads: CountOrZero = Field(description="CPU threads of each model; 0 takes all cores")
 
 
+class ReportParams(Section):
+    min_mean_iou: Fraction = Field(
+        description="no file of a lower val mIoU is shipped; nor is one below half of the teacher's, or below the "
+        "most frequent class predicted everywhere"
+    )
+
+
 class EvaluationParams(Section):
     batch_size: Count = Field(description="frames per forward pass")
     images: CountOrZero = Field(description="val frames, evenly spread, whose predictions are saved as images")
@@ -263,6 +270,7 @@ class Params(Section):
     distill: DistillParams
     finetune: FinetuneParams
     export: ExportParams
+    report: ReportParams = ReportParams(min_mean_iou=0.0)
     benchmark: BenchmarkParams
     tracking: TrackingParams
     runs: Annotated[dict[str, RunParams], Field(min_length=1)]

@@ -8,7 +8,7 @@ const SHADES = {
   dark: {text: "#e4e7ec", grid: "#2a303a", line: "#4a5260", page: "#14171c", low: "#1c2027", high: "#3d7cd3"},
 };
 
-// Room for the legend, known beforehand: plotly finds it in a second pass, which printing does not wait for.
+// Height of the legend, computed here because plotly finds it in a second pass, which printing does not wait for.
 function legendHeight(figure, widthPx) {
   const names = figure.data.filter(trace => trace.type === "scatter" && trace.showlegend !== false)
     .map(trace => trace.name);
@@ -32,7 +32,7 @@ function dressed(figure, shades, widthPx) {
   return result;
 }
 
-// What a trace is given to suit the theme: a rim in the page's colour keeps markers apart that lie on one another.
+// Colour a trace for the theme. A rim in the page's colour separates markers that overlap.
 function shaded(trace, shades) {
   if (trace.type === "heatmap") {
     const chosen = Number(document.querySelector(".choice input:checked")?.value ?? 0);
@@ -90,7 +90,7 @@ window.addEventListener("afterprint", () => {
 function sortBy(heading) {
   const table = heading.closest("table"), column = heading.cellIndex;
   const number = heading.classList.contains("number");
-  // Numbers are first asked for at their largest, names from the start of the alphabet.
+  // The first click sorts numbers from the largest, names from the start of the alphabet.
   const first = number ? "descending" : "ascending", second = number ? "ascending" : "descending";
   const order = heading.getAttribute("aria-sort") === first ? second : first;
   table.querySelectorAll("[aria-sort]").forEach(other => other.removeAttribute("aria-sort"));
@@ -98,7 +98,7 @@ function sortBy(heading) {
   const sign = order === "ascending" ? 1 : -1, body = table.tBodies[0];
   const key = row => row.cells[column].dataset.value ?? "";
   const compare = (a, b) => {
-    if ((key(a) === "") !== (key(b) === "")) return key(a) === "" ? 1 : -1;  // unknown figures stay at the end
+    if ((key(a) === "") !== (key(b) === "")) return key(a) === "" ? 1 : -1;  // unknown values stay at the end
     return sign * (number ? key(a) - key(b) : key(a).localeCompare(key(b)));
   };
   body.append(...[...body.rows].sort(compare));

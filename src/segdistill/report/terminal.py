@@ -1,74 +1,116 @@
-"""The summary of a sweep in the terminal."""
+"""The summary of a sweep in the terminal and as Markdown."""
 
 from __future__ import annotations
 
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from segdistill.report.answer import answer
-from segdistill.results.row import CONTROL, TEACHER, Row
+from segdistill.core.errors import UserError
+from segdistill.report.words import answer, signed
+from segdistill.results.gains import Setting
+from segdistill.results.row import CONTROL, METRICS, MISSING, TERMINAL, Row, shown_in
 from segdistill.results.summary import Summary
 
-COLUMNS = ("run", "alpha", "lr", "mIoU", "vs control", "agrees", "int8 mIoU", "int8 MB", "ms float32", "ms int8")
 # Where there is no terminal (CI, a log file) rich assumes 80 columns and cuts names.
 MIN_WIDTH = 110
+Lines = list[tuple[list[str], str]]  # the cells of a line, and its style
 
 
-def print_summary(summary: Summary, report: Path = Path("reports/index.html"), console: Console | None = None) -> None:
-    """Print the models as a table, the answer, and where to read on."""
+def print_summary(
+    summary: Summary,
+    report: Path = Path("reports/index.html"),
+    console: Console | None = None,
+    *,
+    sort: str | None = None,
+    top: int | None = None,
+    group: bool = False,
+) -> None:
+    """Print the models as a table, where the report is, and last the answer; see `table` for the options."""
     console = console or Console()
     if not console.is_terminal:
         console.width = max(console.width, MIN_WIDTH)
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column == "run" else "right")
-    for row in summary.rows:
-        picked = summary.champion is not None and row.role != TEACHER and row.run == summary.champion.run
-        table.add_row(*map(Text, _cells(row)), style="bold" if picked else "dim" if row.role == TEACHER else "")
+    heads, lines = table(summary, sort, top, group)
+    shown = Table(box=None, pad_edge=False, header_style="dim")
+    for number, head in enumerate(heads):
+        shown.add_column(head, justify="right" if number else "left")
+    for cells, style in lines:
+        shown.add_row(*map(Text, cells), style=style)
     found = answer(summary)
-    console.print()
-    console.print(table)
-    console.print()
+    for part in ("", shown, "", Text(f"report  {report}"), Text("MLflow  make ui"), ""):
+        console.print(part, soft_wrap=isinstance(part, Text))
     console.print(Text(found.headline, style="bold"))
     for reason in found.reasons:
         console.print(Text(f"  {reason}"), soft_wrap=True)
-    console.print()
-    console.print(Text(f"report  {report}"), soft_wrap=True)
-    console.print(Text("MLflow  make ui"))
 
 
-def markdown(summary: Summary) -> str:
-    """The same table and answer as Markdown, for a page or a pull request; names cannot become HTML there."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" + "|---:" * (len(COLUMNS) - 1) + "|"]
-    lines += [
-        "| " + " | ".join(escape(cell, quote=False).replace("|", "\\|") for cell in _cells(row)) + " |"
-        for row in summary.rows
-    ]
+def markdown(summary: Summary, *, sort: str | None = None, top: int | None = None, group: bool = False) -> str:
+    """Return the same table and answer as Markdown, for a page or a pull request; names cannot become HTML there."""
+    heads, lines = table(summary, sort, top, group)
+    rows = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
+    rows += ["| " + " | ".join(_plain(cell).replace("|", "\\|") for cell in cells) + " |" for cells, _ in lines]
     found = answer(summary)
-    return "\n".join(
-        [*lines, "", f"**{escape(found.headline, quote=False)}.** {escape(' '.join(found.reasons), quote=False)}"]
-    )
+    return "\n".join([*rows, "", f"**{_plain(found.headline)}.** {_plain(' '.join(found.reasons))}"])
 
 
-def _cells(row: Row) -> list[str]:
-    gain = None if row.gain_over_vanilla is None else 100 * row.gain_over_vanilla
-    return [
-        row.run,
-        _form(row.alpha, "g"),
-        _form(row.lr, "g"),
-        _form(row.mean_iou, ".2%"),
-        "control" if row.role == CONTROL and row.control == row.run else _form(gain, "+.2f"),
-        _form(row.teacher_agreement, ".1%"),
-        _form(row.int8_mean_iou, ".2%"),
-        _form(row.int8_mb, ".2f"),
-        _form(row.onnx_float32_p50_ms, ".2f"),
-        _form(row.onnx_int8_p50_ms, ".2f"),
-    ]
+def table(summary: Summary, sort: str | None, top: int | None, group: bool) -> tuple[list[str], Lines]:
+    """Return the headings and lines of the table: a line per model, or with `group` per setting over its seeds.
+
+    `sort` is the name of a metric, the best first; `top` keeps so many lines.
+
+    Raises:
+        UserError: there is no such metric, or it does not order settings.
+    """
+    by_name = {"mean_iou": max, "gain_over_vanilla": max} if group else {one.name: one.better or max for one in METRICS}
+    if sort is not None and sort not in by_name:
+        raise UserError(f"--sort: found {sort!r}; allowed are {', '.join(by_name)}")
+
+    def rank(value: Any) -> tuple:
+        sign = -1 if sort is not None and by_name[sort] is max else 1
+        return (value is None, value if isinstance(value, str) else sign * (value or 0))
+
+    if group:
+        settings = list(summary.settings)
+        if sort == "mean_iou":
+            settings.sort(key=lambda one: rank(one.mean_iou))
+        elif sort is not None:
+            settings.sort(key=lambda one: rank(one.gain and one.gain.mean))
+        heads = ["setting", "seeds", "mIoU", "spread", "Δ control", "95% interval"]
+        return heads, [(_setting_cells(one), "") for one in settings[:top]]
+    rows = list(summary.rows)
+    if sort is not None:
+        rows.sort(key=lambda row: rank(getattr(row, sort)))
+    columns = shown_in(TERMINAL)
+    lines: Lines = []
+    for row in rows[:top]:
+        cells = [_cell(row, one.name, one.text(getattr(row, one.name))) for one in columns]
+        lines.append(([f"{row.run} (stale)" if row.is_stale else row.run, *cells], _style(summary, row)))
+    return ["run", *(one.label for one in columns)], lines
 
 
-def _form(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
+def _cell(row: Row, name: str, text: str) -> str:
+    return "control" if name == "gain_over_vanilla" and row.role == CONTROL and row.control == row.run else text
+
+
+def _style(summary: Summary, row: Row) -> str:
+    if summary.champion is not None and row.run == summary.champion.run:
+        return "bold"
+    return "dim" if row.role == "teacher" or row.is_stale else ""
+
+
+def _setting_cells(one: Setting) -> list[str]:
+    mean = MISSING if one.mean_iou is None else f"{one.mean_iou:.2%}"
+    spread = MISSING if one.spread is None else f"{100 * one.spread:.2f}"
+    gain = "control" if one.role == CONTROL else MISSING if one.gain is None else signed(one.gain.mean)
+    interval = MISSING
+    if one.gain is not None and one.gain.low is not None and one.gain.high is not None:
+        interval = f"{signed(one.gain.low)} to {signed(one.gain.high)}"
+    return [one.name, str(one.seeds), mean, spread, gain, interval]
+
+
+def _plain(text: str) -> str:
+    return escape(text, quote=False)

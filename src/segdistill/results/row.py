@@ -1,60 +1,233 @@
-"""One line of the summary: everything the sweep says about one model."""
+"""One model of a sweep: its settings and its metrics, each declared once.
+
+A metric is one field of Row, declared by `metric(...)`: the files that hold it, its label, format and meaning, which
+value is better, and the tables that show it. The reader of metrics/, summary.csv, the report, the terminal, `compare`
+and MLflow all follow the declarations (METRICS), so a new metric is one edit in this file.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from segdistill.core.provenance import settings_hash
+from segdistill.params.model import Params
 
 TEACHER, CONTROL, STUDENT = "teacher", "control", "student"
+MISSING, MINUS = "–", "\N{MINUS SIGN}"
+
+# The tables that show a metric: the first and the folded one of the report, the terminal's and that of `compare`.
+RUNS, MORE, TERMINAL, COMPARE = "runs", "more", "terminal", "compare"
+EVERYWHERE = (RUNS, TERMINAL, COMPARE)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a field of Row is read and shown. A field without sources is a setting, or is worked out from other rows."""
+
+    label: str
+    form: str  # a format specification; empty for texts
+    meaning: str
+    sources: tuple[str, ...] = ()  # paths as "export.int8.mean_iou"; the first that holds a value counts
+    per: float = 1.0  # what the stored value is divided by
+    times: float = 1.0  # what the value is multiplied by where it is shown
+    better: Callable | None = None  # max or min; None where neither is better
+    shown: tuple[str, ...] = EVERYWHERE
+    logged: str = ""  # the name in MLflow, where it is another
+    name: str = ""  # the field; filled in by METRICS
+
+    def value(self, files: Mapping[str, Any]) -> Any:
+        """Return the value that the metrics files of a model hold; None where none does."""
+        for source in self.sources:
+            found: Any = files
+            for key in source.split("."):
+                found = found.get(key) if isinstance(found, Mapping) else None
+            if found is not None:
+                return found / self.per if self.per != 1.0 else found
+        return None
+
+    def text(self, value: Any) -> str:
+        """Return `value` as it is shown."""
+        if value is None:
+            return MISSING
+        if not self.form:
+            return str(value)
+        return format(value * self.times if self.times != 1.0 else value, self.form).replace("-", MINUS)
+
+
+def metric(label: str, form: str, meaning: str, *sources: str, **other: Any) -> Any:
+    """Declare a field of Row; see Metric."""
+    return field(default=None, metadata={"metric": Metric(label, form, meaning, sources, **other)})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One model. Scores are on val, as fractions; MB are 10^6 bytes; what does not apply or is undefined is None.
 
-    Latencies are per image, end to end: uint8 image in, class map out. Models of one architecture share them.
+    The sources name the metrics files of a model: `distill` (distill.json), `finished` (finetune.json, teacher.json for
+    the teacher), `export` (export.json) and `latency` (its network in benchmark.json). Latencies are per image, end to
+    end: uint8 image in, class map out. Models of one network share them.
     """
 
     run: str
     role: str  # teacher, control (a run without a teacher) or student
-    arch: str
-    alpha: float | None = None
-    lr: float | None = None
-    temperature: float | None = None
-    method: str | None = None
-    teacher: str | None = None  # what a student learns from: views, frame, online; None for a control
-    label_loss: str | None = None
-    schedule: str | None = None
-    steps: int | None = None
-    finetune_steps: int | None = None
-    seed: int | None = None
-    parameters: int | None = None
-    distilled_mean_iou: float | None = None
-    mean_loss: float | None = None
-    overall_acc: float | None = None
-    mean_acc: float | None = None
-    freqw_acc: float | None = None
-    mean_iou: float | None = None
-    teacher_agreement: float | None = None
+    arch: str = metric("Network", "", "architecture", shown=(RUNS,))
+    alpha: float | None = metric("α", "g", "weight of the distillation loss", shown=(RUNS, TERMINAL))
+    lr: float | None = metric("lr", "g", "learning rate", shown=(RUNS, TERMINAL))
+    temperature: float | None = metric("T", "g", "temperature of the distillation loss", shown=(MORE,))
+    method: str | None = metric("Method", "", "distillation loss", shown=(MORE,))
+    teacher: str | None = metric("Learns from", "", "teacher logits: views, frame or online", shown=(RUNS,))
+    label_loss: str | None = metric(
+        "Label loss", "", "mean losses of different kinds cannot be compared", shown=(MORE,)
+    )
+    schedule: str | None = metric("Schedule", "", "learning rate over the first steps", shown=(MORE,))
+    steps: int | None = metric("Steps", ",d", "first steps", shown=(MORE,))
+    finetune_steps: int | None = metric("Finetune", ",d", "further steps", shown=(MORE,))
+    seed: int | None = metric("Seed", "d", "of initial weights and batches", shown=(MORE,))
+    parameters: int | None = metric(
+        "Parameters", ",d", "weights of the network", "finished.parameters", better=min, shown=(MORE, COMPARE)
+    )
+    distilled_mean_iou: float | None = metric(
+        "mIoU distilled", ".2%", "val mIoU after the first steps", "distill.mean_iou", better=max, shown=(RUNS, COMPARE)
+    )
+    mean_loss: float | None = metric("Mean loss", ".4f", "label loss on val", "finished.mean_loss", shown=(MORE,))
+    overall_acc: float | None = metric(
+        "Overall acc",
+        ".2%",
+        "share of val pixels that are right",
+        "finished.overall_acc",
+        better=max,
+        shown=(MORE, COMPARE),
+    )
+    mean_acc: float | None = metric(
+        "Mean acc", ".2%", "mean recall of the classes", "finished.mean_acc", better=max, shown=(MORE,)
+    )
+    freqw_acc: float | None = metric(
+        "FreqW acc", ".2%", "IoU weighted by class frequency", "finished.freqw_acc", better=max, shown=(MORE,)
+    )
+    mean_iou: float | None = metric(
+        "mIoU", ".2%", "val mIoU of the finished model, in PyTorch", "finished.mean_iou", better=max
+    )
+    teacher_agreement: float | None = metric(
+        "Agrees",
+        ".1%",
+        "share of val pixels on which it predicts the teacher's class",
+        "finished.teacher_agreement",
+        "export.torch.teacher_agreement",  # a control may be trained before there is a teacher
+    )
     control: str | None = None  # the run that gain_over_vanilla is measured against
-    gain_over_vanilla: float | None = None
-    float32_mean_iou: float | None = None
-    int8_mean_iou: float | None = None
-    float32_mb: float | None = None
-    int8_mb: float | None = None
-    torch_p50_ms: float | None = None
-    torch_best_p50_ms: float | None = None
-    onnx_float32_p50_ms: float | None = None
-    onnx_int8_p50_ms: float | None = None
-    s_per_image: float | None = None  # mean, PyTorch
-    torch_total_ms: float | None = None  # all frames of the benchmark
-    onnx_total_ms: float | None = None  # the same, float32 ONNX
+    gain_over_vanilla: float | None = metric(
+        "Δ control",
+        "+.2f",
+        "points of mIoU above the control, both in PyTorch",
+        times=100,
+        better=max,
+        shown=(RUNS, TERMINAL),
+    )
+    float32_mean_iou: float | None = metric(
+        "mIoU float32",
+        ".2%",
+        "val mIoU of the float32 ONNX file",
+        "export.float32.mean_iou",
+        better=max,
+        shown=(RUNS, COMPARE),
+        logged="onnx_float32_mean_iou",
+    )
+    int8_mean_iou: float | None = metric(
+        "mIoU int8",
+        ".2%",
+        "val mIoU of the int8 ONNX file",
+        "export.int8.mean_iou",
+        better=max,
+        logged="onnx_int8_mean_iou",
+    )
+    float32_mb: float | None = metric(
+        "MB float32",
+        ".2f",
+        "size of the float32 ONNX file",
+        "export.float32.bytes",
+        per=1e6,
+        better=min,
+        shown=(RUNS, COMPARE),
+        logged="onnx_float32_mb",
+    )
+    int8_mb: float | None = metric(
+        "MB int8",
+        ".2f",
+        "size of the int8 ONNX file",
+        "export.int8.bytes",
+        per=1e6,
+        better=min,
+        logged="onnx_int8_mb",
+    )
+    torch_p50_ms: float | None = metric(
+        "ms torch", ".2f", "p50 end to end, eager PyTorch", "latency.torch.end_to_end_p50_ms", better=min, shown=(MORE,)
+    )
+    torch_best_p50_ms: float | None = metric(
+        "ms torch best",
+        ".2f",
+        "p50 end to end, the fastest form of PyTorch",
+        "latency.torch_best.end_to_end_p50_ms",
+        better=min,
+        shown=(MORE,),
+    )
+    onnx_float32_p50_ms: float | None = metric(
+        "ms float32",
+        ".2f",
+        "p50 end to end, float32 ONNX in onnxruntime",
+        "latency.onnx_float32.end_to_end_p50_ms",
+        better=min,
+    )
+    onnx_int8_p50_ms: float | None = metric(
+        "ms int8",
+        ".2f",
+        "p50 end to end, int8 ONNX in onnxruntime",
+        "latency.onnx_int8.end_to_end_p50_ms",
+        better=min,
+    )
+    s_per_image: float | None = metric(
+        "s / image",
+        ".4f",
+        "mean, PyTorch",
+        "latency.torch.end_to_end_mean_ms",
+        per=1000,
+        better=min,
+        shown=(MORE,),
+    )
+    torch_total_ms: float | None = metric(
+        "ms total torch",
+        ",.0f",
+        "all frames of the benchmark, PyTorch",
+        "latency.torch.end_to_end_total_ms",
+        better=min,
+        shown=(MORE,),
+    )
+    onnx_total_ms: float | None = metric(
+        "ms total ONNX",
+        ",.0f",
+        "all frames of the benchmark, float32 ONNX",
+        "latency.onnx_float32.end_to_end_total_ms",
+        better=min,
+        shown=(MORE,),
+        logged="onnx_float32_total_ms",
+    )
     row_key: str | None = None
+    # Below are no columns of summary.csv.
+    setting: str | None = None  # a hash of all settings but the seed: equal ones are repetitions of one experiment
     class_iou: dict[str, float | None] = field(default_factory=dict)
+    files: dict[str, dict] = field(default_factory=dict, repr=False, compare=False)  # the metrics files, by source
+    # Settings that the metrics were computed with, where params.yaml says others by now; empty where it does not.
+    computed_with: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def is_stale(self) -> bool:
+        return bool(self.computed_with)
 
     def timed(self, precision: str = "float32") -> tuple[str, float] | None:
-        """(engine, p50 ms) of the whole model, in the form nearest to `precision` that was measured; None without any.
+        """Return (engine, p50 ms) of the whole model, in the form nearest to `precision`; None without any.
 
-        PyTorch stands last: of a teacher of several parts nothing else is measured.
+        PyTorch comes last: of a teacher of several parts nothing else is measured.
         """
         # A teacher whose parameters are not known is partly ONNX.
         whole = "PyTorch" if self.parameters else "PyTorch and ONNX"
@@ -62,9 +235,87 @@ class Row:
         measured += [("float32 ONNX", self.onnx_float32_p50_ms), (whole, self.torch_p50_ms)]
         return next(((engine, p50_ms) for engine, p50_ms in measured if p50_ms is not None), None)
 
-    def figures(self) -> dict:
-        """All but class_iou, flat, in the order of the columns of summary.csv."""
+    def columns(self) -> dict[str, Any]:
+        """Return the line of summary.csv, in the order of COLUMNS."""
         return {name: getattr(self, name) for name in COLUMNS}
 
+    def metrics(self) -> dict[str, float]:
+        """Return every number measured on this model, as MLflow shows it; undefined ones are left out.
 
-COLUMNS = tuple(column.name for column in fields(Row) if column.name != "class_iou")
+        These are the declared metrics, first of all `mean_iou`, because a page that compares runs begins with the first
+        one; then all other numbers of the metrics files, as `distilled_NAME`, `onnx_int8_NAME`,
+        `BACKEND_forward_p50_ms`, and per-class IoU as `class_iou_NAME`.
+        """
+        found: dict[str, Any] = {"mean_iou": self.mean_iou}
+        found |= {
+            one.logged or one.name: getattr(self, one.name)
+            for one in METRICS
+            if one.sources or one.name == "gain_over_vanilla"
+        }
+        distill, export = self.files.get("distill", {}), self.files.get("export", {})
+        others = {f"distilled_{name}": value for name, value in distill.items()}
+        others |= self.files.get("finished", {})
+        for precision in ("float32", "int8"):
+            others |= {f"onnx_{precision}_{name}": value for name, value in export.get(precision, {}).items()}
+        if self.is_finished:
+            others = export.get("torch", {}) | others
+        for backend, timed in self.files.get("latency", {}).items():
+            others |= {f"{backend}_{name.removeprefix('end_to_end_')}": value for name, value in timed.items()}
+        found = others | {name: value for name, value in found.items() if value is not None}
+        found = {"mean_iou": found.get("mean_iou")} | found
+        found |= {f"class_iou_{name}": iou for name, iou in self.class_iou.items()}
+        # Six digits of what is no count: MLflow's table cuts longer ones, and the metrics files have them all.
+        return {
+            name: float(f"{value:.6g}") if isinstance(value, float) else float(value)
+            for name, value in found.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the model was scored after its last step."""
+        return bool(self.files.get("finished"))
+
+
+METRICS: tuple[Metric, ...] = tuple(
+    replace(column.metadata["metric"], name=column.name) for column in fields(Row) if "metric" in column.metadata
+)
+_NO_COLUMNS = ("setting", "class_iou", "files", "computed_with")
+COLUMNS = tuple(column.name for column in fields(Row) if column.name not in _NO_COLUMNS)
+SETTINGS = tuple(one.name for one in METRICS if not one.sources and one.name != "gain_over_vanilla")
+
+
+def shown_in(table: str) -> tuple[Metric, ...]:
+    """Return the declared settings and metrics that a table shows, in their order."""
+    return tuple(one for one in METRICS if table in one.shown)
+
+
+def setting_columns(settings: Mapping[str, Any], finetune_steps: int) -> dict[str, Any]:
+    """Return role and settings of a run as the fields of its Row, from settings named as in params.yaml."""
+    is_taught = settings["teacher"] != "none"
+    only_taught = ("temperature", "method", "teacher")
+    columns = {name: settings[name] for name in SETTINGS if name not in ("arch", "finetune_steps", *only_taught)}
+    columns |= {name: settings[name] if is_taught else None for name in only_taught}
+    role = STUDENT if is_taught else CONTROL
+    return columns | {"role": role, "arch": settings["student"], "finetune_steps": finetune_steps}
+
+
+def row_key(params: Params, run: str, data_fingerprint: str) -> str:
+    """Return a hash of everything that `run` was computed from: equal keys are the same experiment."""
+    return settings_hash(run, *_computed_from(params, run, data_fingerprint))
+
+
+def setting_key(params: Params, run: str, data_fingerprint: str) -> str:
+    """Return a hash of everything that `run` was computed from but its name and seed."""
+    settings, *others = _computed_from(params, run, data_fingerprint)
+    return settings_hash({name: value for name, value in settings.items() if name != "seed"}, *others)
+
+
+def _computed_from(params: Params, run: str, data_fingerprint: str) -> list:
+    settings = params.distill_settings(run)
+    facts: list = [settings.model_dump(mode="json")]
+    facts += [params.finetune_params(run).model_dump(mode="json"), params.export_params(run).model_dump(mode="json")]
+    facts.append(data_fingerprint)
+    if settings.teacher != "none":
+        facts += [params.teacher.model_dump(mode="json"), params.teacher_logits.model_dump(mode="json")]
+    return facts

@@ -1,60 +1,62 @@
-"""Whether params.yaml still says what the figures under metrics/ were computed with."""
+"""Whether params.yaml still has the settings that the metrics under metrics/ were computed with."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from segdistill.core.errors import UserError
 from segdistill.core.files import read_json
 from segdistill.formats.header import read_header
 from segdistill.params.model import Params
-from segdistill.results.summary import row_key
+from segdistill.results.row import SETTINGS, row_key
 
 
 def changed_runs(params: Params, metrics: Path, runs: Iterable[str]) -> str | None:
-    """A sentence that names those of `runs` whose settings are others than when their figures were computed.
+    """Return a sentence that names those of `runs` whose settings were changed since their metrics were computed.
 
-    Two records tell: the headers of the weights in `models/runs` beside `metrics`, which are there when a sweep was
-    ended before its report, and the summary of the last report, which covers the teacher and the export as well. None
-    where all are the same, or where nothing can be told: without both, or without figures.
+    Return None where all are the same or where no record tells.
     """
-    runs = [run for run in runs if run in params.runs and (metrics / "runs" / run / "finetune.json").is_file()]
-    written = _summarised(metrics)
-    differ = (_trained_otherwise(params, metrics, run) or _changed(params, metrics, run, written) for run in runs)
-    changed = [run for run, differs in zip(runs, differ, strict=True) if differs]
-    if not changed:
+    return stale_sentence([run for run in runs if run in params.runs and computed_with(params, metrics, run)])
+
+
+def stale_sentence(runs: list[str]) -> str | None:
+    """Return the sentence on these runs; None for no run."""
+    if not runs:
         return None
-    named = ", ".join(changed)
-    return f"params.yaml was changed since the figures of {named} were computed, with other settings; run: dvc repro"
+    return f"params.yaml was changed since the metrics of {', '.join(runs)} were computed; run: dvc repro"
 
 
-def _summarised(metrics: Path) -> dict:
+def computed_with(params: Params, metrics: Path, run: str) -> dict[str, Any]:
+    """Return the settings that the metrics of `run` were computed with if params.yaml has others, else nothing.
+
+    They are named as in params.yaml, with `finetune_steps` for the further steps.
+    Two records tell: the headers of the weights in `models/runs` next to `metrics`, which are there when a sweep ended
+    before its report, and the summary of the last report, which covers the teacher and the export too.
+    """
+    folder, models = metrics / "runs" / run, metrics.parent / "models" / "runs" / run
+    if not (folder / "finetune.json").is_file():
+        return {}
+    now, further = params.distill_settings(run), params.finetune_settings(run)
+    distilled, finetuned = (_settings_in(models / f"{phase}.safetensors") for phase in ("distilled", "finetuned"))
+    if _differs(distilled, now.model_dump(mode="json")) or _differs(finetuned, further.model_dump(mode="json")):
+        steps = finetuned.get("steps", further.steps)
+        return now.model_dump(mode="json") | distilled | {"finetune_steps": steps}
     try:
-        return read_json(metrics / "summary.json")["runs"]
-    except (OSError, ValueError, KeyError):
+        written = read_json(metrics / "summary.json")["runs"][run]
+        fingerprint = read_json(folder / "finetune.json")["data_fingerprint"]
+        if written["row_key"] in (None, row_key(params, run, fingerprint)):
+            return {}
+        columns = {name: written[name] for name in SETTINGS} | {"teacher": written["teacher"] or "none"}
+        return columns | {"student": columns.pop("arch")}
+    except (OSError, ValueError, KeyError, TypeError, UserError):
         return {}
 
 
-def _changed(params: Params, metrics: Path, run: str, written: dict) -> bool:
-    """Whether the summary has another key for `run`."""
-    try:
-        key = written[run]["row_key"]
-        fingerprint = read_json(metrics / "runs" / run / "finetune.json")["data_fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return key is not None and key != row_key(params, run, fingerprint)
-
-
-def _trained_otherwise(params: Params, metrics: Path, run: str) -> bool:
-    """Whether weights of `run` say of themselves that they were trained with other settings."""
-    further = params.finetune_settings(run)
-    for name, settings in (("distilled", params.distill_settings(run)), ("finetuned", further)):
-        known = _settings_in(metrics.parent / "models" / "runs" / run / f"{name}.safetensors")
-        # A key that an earlier version did not have says nothing.
-        if any(known[key] != value for key, value in settings.model_dump(mode="json").items() if key in known):
-            return True
-    return False
+def _differs(known: dict, now: dict) -> bool:
+    """Return whether settings in a header are others; a key that an earlier version did not have says nothing."""
+    return any(known[key] != value for key, value in now.items() if key in known)
 
 
 def _settings_in(weights: Path) -> dict:

@@ -1,27 +1,44 @@
-"""One line per model of the sweep, read from the files under metrics/, and the choice of the student to ship.
-
-`row.py` says what a line holds, `champion.py` has the rule of the choice; `report` shows what is gathered
-here, as a page and in the terminal.
-"""
+"""The reader of metrics/: one row for each model, the gains over the controls, and the student to ship."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from segdistill.core.errors import UserError
 from segdistill.core.files import atomic_file, read_json, write_json
-from segdistill.core.provenance import settings_hash
 from segdistill.formats.classes import ClassTable, Color
 from segdistill.params.model import Params
-from segdistill.results.champion import ModelFile, choose_champion, model_files
-from segdistill.results.row import COLUMNS, CONTROL, STUDENT, TEACHER, Row
-from segdistill.scoring.record import LEGEND, class_key
-
-# What the evaluation of a finished model gives, under the same names in finetune.json and teacher.json.
-SCORES = ("mean_loss", "overall_acc", "mean_acc", "freqw_acc", "mean_iou")
+from segdistill.results.champion import (
+    RULE,
+    RULE_WHEN_BUSY,
+    Floor,
+    ModelFile,
+    champion_facts,
+    choose_champion,
+    floor_of,
+    model_files,
+    why_busy,
+)
+from segdistill.results.gains import GroupCounts, Setting, ValGroups, group_settings
+from segdistill.results.row import (
+    COLUMNS,
+    CONTROL,
+    METRICS,
+    STUDENT,
+    TEACHER,
+    Row,
+    row_key,
+    setting_columns,
+    setting_key,
+)
+from segdistill.results.stale import computed_with
+from segdistill.scoring.record import LEGEND, ValRecord, class_key
 
 
 @dataclass(frozen=True)
@@ -30,10 +47,18 @@ class Summary:
 
     rows: tuple[Row, ...]
     files: tuple[ModelFile, ...]
+    settings: tuple[Setting, ...]  # students and controls, repetitions with other seeds put together
+    floor: Floor
+    busy: str | None  # why the latencies cannot be relied on
     champion: ModelFile | None
-    benchmark: dict  # benchmark.json as it is: conditions and networks
-    class_colors: dict[str, Color] = field(default_factory=dict)  # by the keys of class_iou, as the pictures have them
-    params: Params | None = None  # what the models were trained and scored with
+    benchmark: dict  # benchmark.json: conditions and networks
+    val_groups: ValGroups = ValGroups()
+    class_colors: dict[str, Color] = field(default_factory=dict)  # by the keys of class_iou
+    params: Params | None = None
+
+    @property
+    def rule(self) -> str:
+        return RULE_WHEN_BUSY if self.busy else RULE
 
     @property
     def teacher(self) -> Row | None:
@@ -44,34 +69,207 @@ class Summary:
         return tuple(row for row in self.rows if row.role != TEACHER)
 
     @property
-    def best_student(self) -> Row | None:
-        """The distilled run to look at: the champion's, or the most accurate one where a control is the champion."""
-        if self.champion is not None and self.champion.role == STUDENT:
+    def shown(self) -> Row | None:
+        """The run whose images and mistakes are shown: the one to ship, else the most accurate one."""
+        if self.champion is not None:
             return self.run(self.champion.run)
+        scored = [row for row in self.runs if row.mean_iou is not None]
+        return max(scored, key=lambda row: row.mean_iou or 0.0, default=None)
+
+    @property
+    def compared_with(self) -> Row | None:
+        """The run that `shown` is compared with: a student's control, and for a control the best distilled run."""
+        shown = self.shown
+        if shown is None:
+            return None
+        if shown.role == STUDENT:
+            return self.run(shown.control) if shown.control else None
         scored = [row for row in self.runs if row.role == STUDENT and row.mean_iou is not None]
-        return max(scored, key=lambda row: row.mean_iou, default=None)
+        return max(scored, key=lambda row: row.mean_iou or 0.0, default=None)
 
     def run(self, name: str) -> Row:
-        """The row of the run `name`."""
+        """Return the row of the run `name`."""
         return next(row for row in self.runs if row.run == name)
 
-
-def of_rows(rows: Sequence[Row], benchmark: dict, params: Params | None = None) -> Summary:
-    """The summary of `rows`: gains over the controls are worked out, the files compared and the champion chosen."""
-    rows = _with_gains(rows)
-    return Summary(rows, model_files(rows), choose_champion(rows), benchmark, params=params)
+    def setting_of(self, run: str) -> Setting:
+        """Return the setting that the run `run` is a repetition of."""
+        return next(one for one in self.settings if run in [row.run for row in one.rows])
 
 
-def summarise(params: Params, metrics: Path) -> Summary:
-    """Gather the figures of the teacher and of every run in `params`.
+def of_rows(
+    rows: Sequence[Row],
+    benchmark: dict,
+    params: Params | None = None,
+    *,
+    counts: Mapping[str, GroupCounts] | None = None,
+    baseline: float | None = None,
+) -> Summary:
+    """Return the summary of `rows`: gains, settings over seeds, files, and the champion.
+
+    counts are pixel counts on val by group of frames, of each run; baseline is the mIoU of the most frequent class.
+    """
+    rows = with_gains(rows)
+    floor = floor_of(rows, baseline, params.report.min_mean_iou if params else 0.0)
+    busy = why_busy(benchmark)
+    champion = choose_champion(rows, floor, busy is not None)
+    settings = group_settings(rows, counts)
+    return Summary(rows, model_files(rows), settings, floor, busy, champion, benchmark, params=params)
+
+
+def summarise(params: Params, metrics: Path, *, check_stale: bool = True) -> Summary:
+    """Return the summary of the teacher and of every run in `params`.
+
+    With `check_stale`, a row whose settings were changed in params.yaml has those that it was computed with.
 
     Raises:
         UserError: a metrics file is missing, or the benchmark does not know a run.
     """
-    teacher, benchmark = _read(metrics / "teacher.json"), _read(metrics / "benchmark.json")
-    rows = [_teacher_row(params, teacher, benchmark)]
-    rows += [_run_row(params, run, metrics / "runs" / run, benchmark) for run in params.runs]
-    return replace(of_rows(rows, benchmark, params), class_colors=_class_colors(metrics / "images" / LEGEND))
+    benchmark = _read(metrics / "benchmark.json")
+    teacher = _teacher_row(params, metrics, benchmark)
+    rows = [teacher, *(_run_row(params, metrics, run, benchmark, check_stale) for run in params.runs)]
+    for row in rows:
+        if row.run not in benchmark["models"]:
+            raise UserError(f"metrics/benchmark.json: has no latencies of '{row.run}'; dvc repro benchmark takes them")
+    records = {run: _record(metrics / "runs" / run / "val") for run in params.runs}
+    counts = {run: record.group_counts for run, record in records.items() if record is not None}
+    found = of_rows(rows, benchmark, params, counts=counts, baseline=_most_frequent_class(_record(metrics / "val")))
+    checked = teacher.files["finished"]
+    groups = ValGroups(checked.get("val_groups"), checked.get("val_groups_in_train"))
+    return replace(found, class_colors=_class_colors(metrics / "images" / LEGEND), val_groups=groups)
+
+
+def rows_on_disk(params: Params, metrics: Path) -> tuple[Row, ...]:
+    """Return a row for the teacher and for every run of `params` that was distilled, however far it is.
+
+    Values that are not there yet are None.
+    """
+    benchmark = _read(metrics / "benchmark.json", {})
+    rows = [_teacher_row(params, metrics, benchmark)] if (metrics / "teacher.json").is_file() else []
+    for run in params.runs:
+        if (metrics / "runs" / run / "distill.json").is_file():
+            rows.append(_run_row(params, metrics, run, benchmark, check_stale=True, complete=False))
+    return with_gains(rows)
+
+
+def write_summary(summary: Summary, metrics: Path) -> None:
+    """Write summary.json, flat values by run as `dvc metrics diff` compares them, and summary.csv, a line per model."""
+    repeated = [one for one in summary.settings if one.seeds > 1]
+    value = {
+        "champion": champion_facts(summary.champion, summary.rule) if summary.champion else None,
+        "teacher": summary.teacher.columns() if summary.teacher else None,
+        "runs": {row.run: row.columns() for row in summary.runs},
+    }
+    if repeated:
+        value["settings"] = {one.name: _over_seeds(one) for one in repeated}
+    write_json(metrics / "summary.json", value)
+    with atomic_file(metrics / "summary.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row.columns() for row in summary.rows)
+
+
+def with_gains(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Return the rows, each run measured against its control."""
+    controls = [row for row in rows if row.role == CONTROL]
+
+    def measured(row: Row) -> Row:
+        if row.role == TEACHER or not controls:
+            return row
+        control = _control_of(row, controls)
+        gain = None
+        if row.mean_iou is not None and control.mean_iou is not None:
+            gain = row.mean_iou - control.mean_iou
+        return replace(row, control=control.run, gain_over_vanilla=gain)
+
+    return tuple(measured(row) for row in rows)
+
+
+def _control_of(row: Row, controls: Sequence[Row]) -> Row:
+    """Return the first control of the same network, or else the first one; a student's has its seed if there is one.
+
+    A seed fixes initial weights and batches, so much of what chance does to a pair of one seed is the same for both.
+    Controls of other seeds are measured against the first one, which shows what chance does.
+    """
+    alike = [control for control in controls if control.arch == row.arch] or list(controls)
+    paired = [control for control in alike if control.seed == row.seed and row.role == STUDENT]
+    return (paired or alike)[0]
+
+
+def _teacher_row(params: Params, metrics: Path, benchmark: dict) -> Row:
+    teacher = params.teacher
+    # How a given checkpoint was trained is not known.
+    trained: dict[str, Any] = (
+        {} if teacher.checkpoints else {"lr": teacher.lr, "schedule": teacher.schedule, "steps": teacher.steps}
+    )
+    files = {"finished": _read(metrics / "teacher.json"), "latency": _latencies(benchmark, TEACHER)}
+    return Row(
+        run=TEACHER,
+        role=TEACHER,
+        arch=teacher.described,
+        label_loss=teacher.label_loss,
+        seed=None if teacher.checkpoints else params.seed,
+        **trained,
+        **_measured(files),
+    )
+
+
+def _run_row(params: Params, metrics: Path, run: str, benchmark: dict, check_stale: bool, complete: bool = True) -> Row:
+    folder = metrics / "runs" / run
+    missing: dict | None = None if complete else {}
+    files = {"distill": _read(folder / "distill.json", missing), "finished": _read(folder / "finetune.json", missing)}
+    files["export"] = _read(folder / "export.json", missing)
+    files["latency"] = _latencies(benchmark, run)
+    if not files["export"].get("int8"):
+        # Latencies are of a network: another run of it has an int8 file, this one has none.
+        files["latency"].pop("onnx_int8", None)
+    settings, steps = params.distill_settings(run).model_dump(mode="json"), params.finetune_params(run).steps
+    stale = computed_with(params, metrics, run) if check_stale else {}
+    columns = setting_columns(stale or settings, stale.get("finetune_steps", steps) if stale else steps)
+    fingerprint = files["distill"].get("data_fingerprint", "")
+    return Row(
+        run=run,
+        row_key=row_key(params, run, fingerprint),
+        setting=None if stale else setting_key(params, run, fingerprint),
+        computed_with=stale,
+        **columns,
+        **_measured(files),
+    )
+
+
+def _measured(files: dict[str, dict]) -> dict:
+    values = {one.name: one.value(files) for one in METRICS if one.sources}
+    return values | {"class_iou": files["finished"].get("class_iou", {}), "files": files}
+
+
+def _latencies(benchmark: dict, model: str) -> dict:
+    return dict(benchmark.get("networks", {}).get(benchmark.get("models", {}).get(model), {}))
+
+
+def _read(path: Path, missing: dict | None = None) -> dict:
+    try:
+        return read_json(path)
+    except FileNotFoundError:
+        if missing is not None:
+            return missing
+        raise UserError(f"{path}: no such file; dvc repro writes it") from None
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); dvc repro writes it anew") from None
+
+
+def _record(folder: Path) -> ValRecord | None:
+    try:
+        return ValRecord(folder)
+    except FileNotFoundError:
+        return None
+
+
+def _most_frequent_class(record: ValRecord | None) -> float | None:
+    """Return the val mIoU of predicting the most frequent class for every pixel; None where fewer than two occur."""
+    if record is None:
+        return None
+    truth: np.ndarray = record.counts_CC.sum(1)
+    occurring = np.count_nonzero(truth)
+    return float(truth.max() / truth.sum() / occurring) if occurring > 1 else None
 
 
 def _class_colors(legend: Path) -> dict[str, Color]:
@@ -84,136 +282,14 @@ def _class_colors(legend: Path) -> dict[str, Color]:
     return {class_key(name): color for name, color in zip(table.names, table.colors, strict=True)}
 
 
-def row_key(params: Params, run: str, data_fingerprint: str) -> str:
-    """A hash of everything that `run` was computed from: equal keys are the same experiment."""
-    settings = params.distill_settings(run)
-    facts = [run, settings.model_dump(mode="json")]
-    facts += [params.finetune_params(run).model_dump(mode="json"), params.export_params(run).model_dump(mode="json")]
-    facts.append(data_fingerprint)
-    if settings.teacher != "none":
-        facts += [params.teacher.model_dump(mode="json"), params.teacher_logits.model_dump(mode="json")]
-    return settings_hash(*facts)
-
-
-def write_summary(summary: Summary, metrics: Path) -> None:
-    """Write summary.json (flat figures by run, as `dvc metrics diff` compares them) and summary.csv (one line each)."""
-    value = {
-        "champion": summary.champion.figures() if summary.champion else None,
-        "teacher": summary.teacher.figures() if summary.teacher else None,
-        "runs": {row.run: row.figures() for row in summary.runs},
-    }
-    write_json(metrics / "summary.json", value)
-    with atomic_file(metrics / "summary.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(row.figures() for row in summary.rows)
-
-
-def _read(path: Path) -> dict:
-    try:
-        return read_json(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; dvc repro writes it") from None
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); dvc repro writes it anew") from None
-
-
-def _scores(figures: dict) -> dict:
-    return {name: figures[name] for name in SCORES} | {"class_iou": figures["class_iou"]}
-
-
-def _teacher_row(params: Params, figures: dict, benchmark: dict) -> Row:
-    teacher = params.teacher
-    # Of a given checkpoint nobody knows here how it was trained.
-    trained = {} if teacher.checkpoints else {"lr": teacher.lr, "schedule": teacher.schedule, "steps": teacher.steps}
-    return Row(
-        run=TEACHER,
-        role=TEACHER,
-        arch=teacher.described,
-        label_loss=teacher.label_loss,
-        seed=None if teacher.checkpoints else params.seed,
-        parameters=figures["parameters"],
-        **trained,
-        **_scores(figures),
-        **_latencies(benchmark, TEACHER),
-    )
-
-
-def _run_row(params: Params, run: str, folder: Path, benchmark: dict) -> Row:
-    settings = params.distill_settings(run)
-    distilled, finetuned, exported = (_read(folder / f"{name}.json") for name in ("distill", "finetune", "export"))
-    taught = settings.teacher != "none"
-    float32, int8 = exported["float32"], exported.get("int8", {})
-    return Row(
-        run=run,
-        role=STUDENT if taught else CONTROL,
-        arch=settings.student,
-        alpha=settings.alpha,
-        lr=settings.lr,
-        temperature=settings.temperature if taught else None,
-        method=settings.method if taught else None,
-        teacher=settings.teacher if taught else None,
-        label_loss=settings.label_loss,
-        schedule=settings.schedule,
-        steps=settings.steps,
-        finetune_steps=params.finetune_params(run).steps,
-        seed=settings.seed,
-        parameters=finetuned["parameters"],
-        distilled_mean_iou=distilled["mean_iou"],
-        # A control is trained before there need be a teacher, so only its export can tell how far it agrees with one.
-        teacher_agreement=finetuned.get("teacher_agreement", exported["torch"].get("teacher_agreement")),
-        float32_mean_iou=float32["mean_iou"],
-        int8_mean_iou=int8.get("mean_iou"),
-        float32_mb=float32["bytes"] / 1e6,
-        int8_mb=int8["bytes"] / 1e6 if int8 else None,
-        row_key=row_key(params, run, finetuned["data_fingerprint"]),
-        **_scores(finetuned),
-        **_latencies(benchmark, run, int8=bool(int8)),
-    )
-
-
-def _latencies(benchmark: dict, model: str, int8: bool = True) -> dict:
-    if model not in benchmark["models"]:
-        raise UserError(f"metrics/benchmark.json: has no figures of '{model}'; dvc repro benchmark measures them")
-    timed = benchmark["networks"][benchmark["models"][model]]
-
-    def figure(backend: str, name: str) -> float | None:
-        return timed.get(backend, {}).get(f"end_to_end_{name}")
-
-    mean_ms = figure("torch", "mean_ms")
+def _over_seeds(setting: Setting) -> dict:
+    gain = setting.gain
     return {
-        "torch_p50_ms": figure("torch", "p50_ms"),
-        "torch_best_p50_ms": figure("torch_best", "p50_ms"),
-        "onnx_float32_p50_ms": figure("onnx_float32", "p50_ms"),
-        # Another run of the architecture may have an int8 file where this one has none.
-        "onnx_int8_p50_ms": figure("onnx_int8", "p50_ms") if int8 else None,
-        "s_per_image": None if mean_ms is None else mean_ms / 1000,
-        "torch_total_ms": figure("torch", "total_ms"),
-        "onnx_total_ms": figure("onnx_float32", "total_ms"),
+        "seeds": setting.seeds,
+        "mean_iou": setting.mean_iou,
+        "spread": setting.spread,
+        "gain_over_vanilla": gain and gain.mean,
+        "gain_low": gain and gain.low,
+        "gain_high": gain and gain.high,
+        "val_groups": gain and gain.groups,
     }
-
-
-def _with_gains(rows: Sequence[Row]) -> tuple[Row, ...]:
-    """The rows, each run measured against its control."""
-    controls = [row for row in rows if row.role == CONTROL]
-
-    def measured(row: Row) -> Row:
-        if row.role == TEACHER or not controls:
-            return row
-        control = _control_of(row, controls)
-        known = row.mean_iou is not None and control.mean_iou is not None
-        gain = row.mean_iou - control.mean_iou if known else None
-        return replace(row, control=control.run, gain_over_vanilla=gain)
-
-    return tuple(measured(row) for row in rows)
-
-
-def _control_of(row: Row, controls: Sequence[Row]) -> Row:
-    """The first control of the same network, or else the first one; a student's has its seed where there is one.
-
-    A seed fixes initial weights and batches, so much of what chance does to a pair of one seed is the same for both.
-    Controls of other seeds are measured against the first one, which shows what chance does.
-    """
-    alike = [control for control in controls if control.arch == row.arch] or controls
-    paired = [control for control in alike if control.seed == row.seed and row.role == STUDENT]
-    return (paired or alike)[0]

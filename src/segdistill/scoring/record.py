@@ -4,6 +4,7 @@ A record is a folder:
 
     confusion.csv    pixel counts of all frames: a row for each true class, a column for each predicted one
     frames.csv       the mIoU of each frame alone
+    groups.csv       for each group of frames (a city, a recording) and class: pixels hit, of the class, and predicted
     thumbnails.zip   small images of every frame: its class map as PNG; in the teacher's, photograph and truth as well
 
 It holds all frames, because only a comparison of the models shows which frames are worth a look.
@@ -27,7 +28,7 @@ from segdistill.core.files import atomic_directory, atomic_file, write_json
 from segdistill.formats.classes import ClassTable
 
 WIDTH_PX = 448  # of a thumbnail at most: 500 frames of Cityscapes then weigh a few MB
-CONFUSION, FRAMES, THUMBNAILS = "confusion.csv", "frames.csv", "thumbnails.zip"
+CONFUSION, FRAMES, GROUPS, THUMBNAILS = "confusion.csv", "frames.csv", "groups.csv", "thumbnails.zip"
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the same bytes whenever it is written
 
 
@@ -47,15 +48,18 @@ def frame_mean_iou(counts_CC: np.ndarray) -> float | None:
 class ValRecorder:
     """Collect the results of each frame during `evaluate`; memory holds only compressed thumbnails."""
 
-    def __init__(self, table: ClassTable, frame_names: tuple[str, ...]) -> None:
-        self.table, self.frame_names = table, frame_names
+    def __init__(self, table: ClassTable, frame_names: tuple[str, ...], groups: tuple[str, ...] = ()) -> None:
+        """Record frames of these names; `groups` names the group of each, by default the frame itself."""
+        self.table, self.frame_names, self.groups = table, frame_names, groups or frame_names
         self.counts_CC = np.zeros((len(table), len(table)), np.int64)
         self.mean_iou: dict[int, float | None] = {}
+        self._group_counts = {group: np.zeros((3, len(table)), np.int64) for group in self.groups}
         self._images: dict[str, bytes] = {}
 
     def add(self, index: int, classes_HW: np.ndarray, counts_CC: np.ndarray) -> None:
         """Add the predicted classes uint8 (H, W) and the pixel counts int64 (C, C) of frame `index`."""
         self.counts_CC += counts_CC
+        self._group_counts[self.groups[index]] += np.stack([counts_CC.diagonal(), counts_CC.sum(1), counts_CC.sum(0)])
         self.mean_iou[index] = frame_mean_iou(counts_CC)
         self.add_image(index, "classes", classes_HW)
 
@@ -73,6 +77,12 @@ class ValRecorder:
                 [index, self.frame_names[index], "" if iou is None else iou] for index, iou in self.mean_iou.items()
             ]
             _write_csv(temporary / FRAMES, ["frame", "name", "mean_iou"], frames)
+            by_class = [
+                [group, name, *map(int, counts)]
+                for group, counts_3C in self._group_counts.items()
+                for name, counts in zip(names, counts_3C.T, strict=True)
+            ]
+            _write_csv(temporary / GROUPS, ["group", "class", "hits", "truth", "predicted"], by_class)
             # Not compressed again: PNG and JPEG are.
             with zipfile.ZipFile(temporary / THUMBNAILS, "w", zipfile.ZIP_STORED) as archive:
                 for name, content in self._images.items():
@@ -82,7 +92,8 @@ class ValRecorder:
 class ValRecord:
     """Read what a ValRecorder wrote.
 
-    class_names: of the C classes; counts_CC: int64, row = true class; frame_names and mean_iou: by index of the frame.
+    class_names: of the C classes; counts_CC: int64, row = true class; frame_names and mean_iou: by index of the frame;
+    group_counts: int64 (3, C) by group: pixels hit, of the class, and predicted; empty in records of earlier versions.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -98,6 +109,7 @@ class ValRecord:
         frames = _read_csv(folder / FRAMES)[1:]
         self.frame_names = {int(index): name for index, name, _ in frames}
         self.mean_iou = {int(index): float(iou) if iou else None for index, _, iou in frames}
+        self.group_counts = _group_counts(folder / GROUPS)
 
     def image(self, index: int, kind: str) -> bytes:
         """Return the bytes of a thumbnail: PNG of "classes" and "truth", JPEG of "image"."""
@@ -108,6 +120,15 @@ class ValRecord:
         """Return a class map at the size of its thumbnail, uint8 (h, w)."""
         with Image.open(io.BytesIO(self.image(index, kind))) as image:
             return np.asarray(image)
+
+
+def _group_counts(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        return {}
+    columns: dict[str, list[list[int]]] = {}
+    for group, _, *counts in _read_csv(path)[1:]:
+        columns.setdefault(group, []).append([int(count) for count in counts])
+    return {group: np.array(counts, np.int64).T for group, counts in columns.items()}
 
 
 def _image_name(index: int, kind: str) -> str:

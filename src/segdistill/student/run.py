@@ -84,7 +84,7 @@ def _train_and_write(
 
     keep_images(checkpointer.folder if checkpointer else None, metrics / f"{phase}_images", save_given)
 
-    recorder = ValRecorder(data.table, val.names) if is_last else None
+    recorder = ValRecorder(data.table, val.names, data.frame_groups["val"]) if is_last else None
     evaluation = evaluate(
         TorchPredictor(net, compute.in_float32()),
         val,

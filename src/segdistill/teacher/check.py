@@ -52,7 +52,8 @@ def check_teacher(params: Params, models: Path = MODELS, metrics: Path = METRICS
 
     shown = evenly_spaced(len(val), params.evaluation.images)
     class_maps: dict[int, np.ndarray] = {}
-    recorder = ValRecorder(data.table, val.names)
+    val_groups = data.frame_groups["val"]
+    recorder = ValRecorder(data.table, val.names, val_groups)
 
     def keep(index: int, classes_HW: np.ndarray, counts_CC: np.ndarray) -> None:
         class_maps[index] = classes_HW
@@ -95,6 +96,9 @@ def check_teacher(params: Params, models: Path = MODELS, metrics: Path = METRICS
         "parameters": opened.parameters,
         "weights_sha256": teacher_sha256(models / "teacher"),
         "data_fingerprint": data.fingerprint,
+        # What a gain on val can be generalised to: see results/gains.py.
+        "val_groups": len(set(val_groups)),
+        "val_groups_in_train": len({*val_groups} & {*data.frame_groups["train"], *data.frame_groups["holdout"]}),
     }
     write_json(metrics / "teacher.json", on_disk | facts)
     if checkpointer:

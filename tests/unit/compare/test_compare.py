@@ -1,4 +1,4 @@
-"""`segdistill compare`: what differs and only that, and which of two runs is right where they differ."""
+"""`segdistill compare`: the settings that differ, the metrics, and which of two runs is right where they differ."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from segdistill.cli import app
-from segdistill.compare.pixels import COLOURS, Difference, difference_picture, pixel_differences, split_by_truth
+from segdistill.compare.pixels import COLOURS, Difference, difference_image, pixel_differences, split_by_truth
 from segdistill.compare.runs import Comparison, compare_runs
 from segdistill.compare.tables import markdown
 from segdistill.core.errors import UserError
-from segdistill.data.prepared import PREPARED, Split, open_split
+from segdistill.data.prepared import PreparedData, Split
 from segdistill.export.onnx_file import OnnxPredictor
 from segdistill.params import read as params_file
+from segdistill.paths import PREPARED
 from segdistill.prepare.run import prepare
 from support.fake_metrics import sweep_params, write_metrics
 from support.tiny_city import tinier_params
@@ -27,7 +28,7 @@ V, A, L = "vanilla", "a03", "light"
 
 @pytest.fixture
 def sweep(tmp_path, monkeypatch):
-    """The folder of a finished sweep of vanilla, a03 and light, as far as its metrics go."""
+    """Enter a folder with the metrics of a finished sweep of vanilla, a03 and light."""
     monkeypatch.chdir(tmp_path)
     params = sweep_params()
     write_metrics(tmp_path / "metrics")
@@ -48,7 +49,7 @@ def test_only_settings_that_differ_are_shown(sweep):
     assert lines(found.settings) == {"teacher": ("none", "views"), "alpha": (0.0, 0.3)}
 
 
-def test_a_setting_of_the_further_steps_is_shown_under_its_section(sweep):
+def test_settings_of_finetune_and_export_are_shown_under_their_section(sweep):
     params = sweep_params()
     run = params.runs[A].model_copy(update={"finetune": {"steps": 9}, "export": {"opset": 20}})
     params = params.model_copy(update={"runs": params.runs | {A: run}})
@@ -58,14 +59,14 @@ def test_a_setting_of_the_further_steps_is_shown_under_its_section(sweep):
     assert found["student"] == ("deeplabv3plus_mobilenet", "deeplabv3_mobilenet_lite")
 
 
-def test_figures_are_those_of_the_metrics_in_the_order_asked_for(sweep):
+def test_metrics_are_those_on_disk_in_the_given_order(sweep):
     found = compare_runs(sweep_params(), sweep / "metrics", [L, V, "teacher"])
     assert found.runs == (L, V, "teacher")
-    figures = lines(found.figures)
-    assert figures["val mIoU"] == (0.47, 0.5, 0.72)
-    assert figures["val mIoU, int8 ONNX"] == (None, 0.49, None)
-    assert figures["p50 ms, float32 ONNX"] == (15, 30, 90)
-    assert figures["MB, int8 ONNX"] == (None, 5.5, None)
+    metrics = lines(found.metrics)
+    assert metrics["mIoU"] == (0.47, 0.5, 0.72)
+    assert metrics["mIoU int8"] == (None, 0.49, None)
+    assert metrics["ms float32"] == (15, 30, 90)
+    assert metrics["MB int8"] == (None, 5.5, None)
 
 
 def test_classes_are_those_on_which_the_runs_differ(sweep):
@@ -96,16 +97,16 @@ def test_fewer_than_two_runs_are_wrong_usage(runs, sweep):
     assert call(*runs).exit_code == 2
 
 
-def test_the_terminal_shows_each_table(sweep):
+def test_terminal_shows_each_table(sweep):
     output = call(V, A, L).output
-    for told in ("Settings that differ", "Figures", "Class IoU", "alpha", "53.00%", "road", V, A, L):
-        assert told in output
+    for text in ("Settings that differ", "Metrics", "Class IoU", "alpha", "53.00%", "road", V, A, L):
+        assert text in output
 
 
 def test_markdown_marks_the_best_of_a_line(sweep):
     output = call(V, A, "--markdown").output
-    assert "| val mIoU | 50.00% | **53.00%** |" in output
-    assert "| p50 ms, int8 ONNX | 20.00 | 20.00 |" in output
+    assert "| mIoU | 50.00% | **53.00%** |" in output
+    assert "| ms int8 | 20.00 | 20.00 |" in output
 
 
 def test_names_of_frames_cannot_become_html():
@@ -115,7 +116,7 @@ def test_names_of_frames_cannot_become_html():
     assert "<img" not in page
 
 
-def test_outside_a_project_there_is_one_line(tmp_path, monkeypatch):
+def test_outside_a_project_one_line_says_so(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = call(V, A)
     assert done.exit_code == 1
@@ -150,10 +151,10 @@ def test_shares_are_of_all_pixels_of_all_frames():
     assert found.frames == [("one", 0.75), ("two", 0.75), ("three", 0.0)]
 
 
-def test_a_difference_picture_is_grey_but_where_they_differ():
+def test_difference_image_is_grey_but_where_they_differ():
     image = np.full((1, 4, 3), 200, np.uint8)
-    picture = difference_picture(image, split_by_truth(FIRST, SECOND, LABELS))
-    assert picture[0].tolist() == [[120] * 3, *(list(COLOURS[part]) for part in ("first", "second", "neither"))]
+    shown = difference_image(image, split_by_truth(FIRST, SECOND, LABELS))
+    assert shown[0].tolist() == [[120] * 3, *(list(COLOURS[part]) for part in ("first", "second", "neither"))]
 
 
 def test_every_pair_is_compared_on_every_frame():
@@ -178,23 +179,23 @@ def test_pixels_of_exported_runs_are_compared_on_val(sweep, small_models):
     done = call(V, A, "--pixels", "--precision", "int8", "--out", "differences", "--markdown", "--threads", "1")
     assert done.exit_code == 0, done.output
 
-    val = open_split("val")
+    val = PreparedData.open().val
     maps = [
         OnnxPredictor(sweep / f"models/runs/{run}/student.int8.onnx", 1).classes(np.array(val.images)) for run in (V, A)
     ]
     share = (maps[0] != maps[1]).mean()
     assert 0 < share < 1
     assert f"| vanilla, a03 | {share:.2%} |" in done.output
-    pictures = sorted((sweep / "differences/vanilla_a03").iterdir())
-    assert [path.stem for path in pictures] == sorted(val.names)
-    assert np.asarray(Image.open(pictures[0])).shape == val.images.shape[1:]
+    images = sorted((sweep / "differences/vanilla_a03").iterdir())
+    assert [path.stem for path in images] == sorted(val.names)
+    assert np.asarray(Image.open(images[0])).shape == val.images.shape[1:]
 
     again = call(V, A, "--out", "differences")
     assert again.exit_code == 1
     assert "differences: is there already" in again.stderr
 
 
-def test_the_teacher_has_no_pixels_to_compare(sweep):
+def test_teacher_has_no_pixels_to_compare(sweep):
     done = call("teacher", V, "--pixels")
     assert done.exit_code == 1
     assert "found teacher" in done.stderr

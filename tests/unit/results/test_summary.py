@@ -1,23 +1,19 @@
-"""The summary of a sweep: gains, front, champion and the files, against figures worked out by hand on three runs."""
+"""The summary of a sweep: rows, front, champion and the files, against values worked out by hand on three runs."""
 
 from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from segdistill.core.errors import UserError
-from segdistill.report.answer import answer
-from segdistill.report.terminal import print_summary
-from segdistill.results.champion import choose_champion, model_files, pareto_front
-from segdistill.results.row import COLUMNS, Row
-from segdistill.results.summary import of_rows, row_key, summarise, write_summary
-from support.fake_metrics import BENCHMARK, sweep_params, write_metrics
+from segdistill.results.champion import choose_champion, floor_of, model_files, pareto_front, why_busy
+from segdistill.results.row import COLUMNS, row_key, setting_key
+from segdistill.results.summary import of_rows, rows_on_disk, summarise, write_summary
+from support.fake_metrics import BENCHMARK, sweep_params, write_metrics, write_sweep
+from support.rows import one
 
 
 @pytest.fixture
@@ -25,14 +21,7 @@ def metrics(tmp_path: Path) -> Path:
     return write_metrics(tmp_path / "metrics")
 
 
-def one(run: str, mean_iou: float, int8_mean_iou: float | None = None, **other) -> Row:
-    """A run whose float32 file takes 10 ms and whose int8 file, where it has one, takes 5 ms."""
-    int8 = {} if int8_mean_iou is None else {"int8_mean_iou": int8_mean_iou, "int8_mb": 2.0, "onnx_int8_p50_ms": 5.0}
-    usual = {"role": "student", "arch": "net", "mean_iou": mean_iou, "float32_mean_iou": mean_iou, "float32_mb": 8.0}
-    return Row(run=run, **(usual | {"onnx_float32_p50_ms": 10.0} | int8 | other))
-
-
-def test_rows_hold_what_the_files_say(metrics: Path) -> None:
+def test_rows_have_the_values_of_the_files(metrics: Path) -> None:
     summary = summarise(sweep_params(), metrics)
     assert [row.run for row in summary.rows] == ["teacher", "vanilla", "a03", "light"]
     a03 = summary.run("a03")
@@ -44,7 +33,7 @@ def test_rows_hold_what_the_files_say(metrics: Path) -> None:
     assert (a03.steps, a03.finetune_steps, a03.seed, a03.parameters) == (10, 6, 0, 5_000_000)
 
 
-def test_an_own_control_is_preferred_and_the_first_one_stands_in(metrics: Path) -> None:
+def test_control_is_of_the_same_network_or_else_the_first(metrics: Path) -> None:
     summary = summarise(sweep_params(), metrics)
     assert summary.run("a03").gain_over_vanilla == pytest.approx(0.03)
     assert (summary.run("light").control, summary.run("light").arch) == ("vanilla", "deeplabv3_mobilenet_lite")
@@ -54,7 +43,7 @@ def test_an_own_control_is_preferred_and_the_first_one_stands_in(metrics: Path) 
     assert of_rows(rows, {}).run("c").gain_over_vanilla == pytest.approx(0.05)
 
 
-def test_a_student_is_measured_against_the_control_of_its_seed() -> None:
+def test_student_is_compared_with_control_of_its_seed() -> None:
     controls = [one(f"v{seed}", 0.5 + seed / 100, role="control", seed=seed) for seed in (0, 1)]
     other_network = one("other", 0.3, role="control", seed=2, arch="other")
     students = [one(f"a{seed}", 0.6, seed=seed) for seed in (0, 1, 2)]
@@ -65,7 +54,7 @@ def test_a_student_is_measured_against_the_control_of_its_seed() -> None:
     }
 
 
-def test_a_control_agrees_as_its_export_found(metrics: Path) -> None:
+def test_agreement_of_control_is_that_of_its_export(metrics: Path) -> None:
     summary = summarise(sweep_params(), metrics)
     assert summary.run("vanilla").teacher_agreement == 0.8
     assert summary.run("a03").teacher_agreement == 0.9
@@ -85,7 +74,7 @@ def test_front_of_the_sweep(metrics: Path) -> None:
     assert front == {("teacher", "float32"), ("a03", "float32"), ("a03", "int8"), ("light", "float32")}
 
 
-def test_champion_is_the_fastest_that_keeps_98_percent(metrics: Path) -> None:
+def test_champion_is_the_fastest_file_that_keeps_98_percent(metrics: Path) -> None:
     champion = summarise(sweep_params(), metrics).champion
     assert (champion.run, champion.precision) == ("a03", "int8")  # .525 >= .98 * .53, and 20 ms against 30
     assert champion.path == "models/runs/a03/student.int8.onnx"
@@ -97,63 +86,7 @@ def test_champion_is_the_fastest_that_keeps_98_percent(metrics: Path) -> None:
     assert choose_champion([one("teacher", 0.9, role="teacher", arch="big")]) is None
 
 
-def test_answer_is_honest_when_distilling_did_not_help() -> None:
-    rows = [one("vanilla", 0.50, role="control"), one("a03", 0.48)]
-    told = answer(of_rows(rows, {}))
-    assert told.headline == "Ship vanilla as float32 ONNX"
-    text = " ".join(told.reasons)
-    assert "owes nothing" in text
-    assert "Distilling did not help" in text
-    slower = [one("vanilla", 0.50, role="control"), one("a03", 0.495, onnx_float32_p50_ms=4.0)]
-    assert "0.5 points below the control vanilla" in " ".join(answer(of_rows(slower, {})).reasons)
-
-
-def test_answer_weighs_a_gain_against_chance() -> None:
-    small = [one("vanilla", 0.50, role="control"), one("a03", 0.51)]
-    assert "cannot tell so small a gain from chance" in " ".join(answer(of_rows(small, {})).reasons)
-    large = [one("vanilla", 0.50, role="control"), one("a03", 0.56)]
-    assert "chance" not in " ".join(answer(of_rows(large, {})).reasons)
-    seeds = [one("v0", 0.54, role="control", seed=0), one("v1", 0.50, role="control", seed=1)]
-    within = " ".join(answer(of_rows([*seeds, one("a03", 0.56)], {})).reasons)
-    assert "less than the 4.0 points by which the controls differ" in within
-    beyond = " ".join(answer(of_rows([*seeds, one("a03", 0.59)], {})).reasons)
-    assert "controls differ" not in beyond
-    assert answer(of_rows([one("a03", None, float32_mean_iou=None)], {})).headline.startswith("No student")
-
-
-def test_answer_says_when_the_teacher_is_the_weaker_one() -> None:
-    teacher = one("teacher", 0.4, role="teacher", onnx_float32_p50_ms=50.0)
-    rows = [teacher, one("vanilla", 0.50, role="control"), one("a03", 0.51)]
-    assert "higher than the teacher (40.0%)" in " ".join(answer(of_rows(rows, {})).reasons)
-    strong = [one("teacher", 0.68, role="teacher", onnx_float32_p50_ms=50.0), *rows[1:]]
-    kept = "keeps 75% of the teacher's mIoU (68.0%); it is 5.0 times as fast as the teacher in float32 ONNX"
-    assert kept in " ".join(answer(of_rows(strong, {})).reasons)
-
-
-def test_like_is_compared_with_like_and_each_figure_says_of_what_it_is() -> None:
-    teacher = one("teacher", 0.68, 0.60, role="teacher", onnx_float32_p50_ms=50.0, onnx_int8_p50_ms=15.0)
-    text = " ".join(
-        answer(of_rows([teacher, one("vanilla", 0.5, 0.5, role="control"), one("a", 0.6, 0.61)], {})).reasons
-    )
-    assert "3.0 times as fast as the teacher in int8 ONNX and 10.0 times as fast as the teacher in float32 ONNX" in text
-    assert "above the control vanilla (both int8; trained without a teacher)" in text
-    runs = [one("vanilla", 0.5, role="control"), one("a", 0.52), one("b", 0.51), one("c", 0.41)]
-    told = "2 end above it in PyTorch (best: a with +2.0 points; all 3 on average \N{MINUS SIGN}2.0 points)"
-    assert told in " ".join(answer(of_rows(runs, {})).reasons)
-
-
-@pytest.mark.parametrize(("parameters", "engine"), [(40_000_000, "PyTorch"), (None, "PyTorch and ONNX")])
-def test_a_teacher_of_several_parts_stands_in_the_form_it_was_timed_in(parameters: int | None, engine: str) -> None:
-    timed = {"onnx_float32_p50_ms": None, "torch_p50_ms": 90.0, "parameters": parameters}
-    teacher = one("teacher", 0.68, role="teacher", **timed)
-    summary = of_rows([teacher, one("vanilla", 0.50, role="control"), one("a03", 0.51)], {})
-    assert (summary.files[0].p50_ms, summary.files[0].on_front) == (90.0, True)
-    assert summary.teacher.timed("int8") == (engine, 90.0)
-    assert f"9.0 times as fast as the teacher in {engine}." in " ".join(answer(summary).reasons)
-    assert replace(teacher, torch_p50_ms=None).timed() is None
-
-
-def test_files_are_flat_and_complete(metrics: Path) -> None:
+def test_summary_files_are_flat_and_complete(metrics: Path) -> None:
     write_summary(summarise(sweep_params(), metrics), metrics)
     written = json.loads((metrics / "summary.json").read_text())
     assert list(written["runs"]) == ["vanilla", "a03", "light"]
@@ -170,7 +103,7 @@ def test_files_are_flat_and_complete(metrics: Path) -> None:
     assert before == ((metrics / "summary.csv").read_bytes(), (metrics / "summary.json").read_bytes())
 
 
-def test_row_key_changes_with_what_a_run_depends_on() -> None:
+def test_row_key_changes_with_everything_a_run_depends_on() -> None:
     def key(run: str = "a03", data: str = "d", **changed) -> str:
         return row_key(sweep_params(**changed), run, data)
 
@@ -185,9 +118,9 @@ def test_row_key_changes_with_what_a_run_depends_on() -> None:
     assert key(benchmark={"frames": 99}) == key()
 
 
-def test_what_is_missing_is_named(metrics: Path) -> None:
+def test_missing_metrics_are_named(metrics: Path) -> None:
     (metrics / "benchmark.json").write_text(json.dumps(BENCHMARK | {"models": {"teacher": "big_os16"}}))
-    with pytest.raises(UserError, match=r"benchmark\.json: has no figures of 'vanilla'"):
+    with pytest.raises(UserError, match=r"benchmark\.json: has no latencies of 'vanilla'"):
         summarise(sweep_params(), metrics)
     (metrics / "runs" / "a03" / "export.json").unlink()
     (metrics / "benchmark.json").write_text(json.dumps(BENCHMARK))
@@ -195,19 +128,85 @@ def test_what_is_missing_is_named(metrics: Path) -> None:
         summarise(sweep_params(), metrics)
 
 
-def test_terminal_shows_names_as_they_are(metrics: Path, capsys: pytest.CaptureFixture) -> None:
-    rows = [one("vanilla", 0.5, role="control"), one("[bold]x[/bold]", 0.6)]
-    print_summary(of_rows(rows, {}))
-    shown = capsys.readouterr().out
-    assert "[bold]x[/bold]" in shown
-    assert "+10.00" in shown
-    assert "reports/index.html" in shown
-    assert "make ui" in shown
+def test_settings_with_equal_keys_differ_by_seed_and_name_only() -> None:
+    params = sweep_params()
+    raw = params.model_dump()
+    raw["runs"] |= {
+        "a03-s1": raw["runs"]["a03"] | {"seed": 1},
+        "a03-wd": raw["runs"]["a03"] | {"weight_decay": 0.5},
+    }
+    params = type(params).model_validate(raw)
+    assert setting_key(params, "a03", "d") == setting_key(params, "a03-s1", "d")
+    assert setting_key(params, "a03", "d") != setting_key(params, "a03-wd", "d")
+    assert setting_key(params, "a03", "d") != setting_key(params, "vanilla", "d")
 
 
-def test_no_heavy_import() -> None:
-    code = (
-        "import sys, segdistill.report, segdistill.report.terminal; print({'torch', 'mlflow', 'onnx'} & {*sys.modules})"
-    )
-    ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert ran.stdout == "set()\n"
+def test_nothing_is_shipped_below_a_floor(metrics: Path) -> None:
+    weak = [one("teacher", 0.8, role="teacher", arch="big"), one("a", 0.39), one("b", 0.35)]
+    assert of_rows(weak, {}).champion is None  # under half of the teacher
+    assert of_rows(weak, {}).floor.reason == "half of the teacher's"
+    assert of_rows([*weak, one("c", 0.41)], {}).champion.run == "c"
+    assert of_rows(weak[1:], {}, baseline=0.40).champion is None
+    assert of_rows(weak[1:], {}, baseline=0.36).champion.run == "a"
+    assert floor_of(weak[1:], None, 0.3).mean_iou == 0.3
+    assert summarise(sweep_params(report={"min_mean_iou": 0.54}), metrics).champion is None
+    assert summarise(sweep_params(report={"min_mean_iou": 0.52}), metrics).champion.run == "a03"
+    write_summary(summarise(sweep_params(report={"min_mean_iou": 0.54}), metrics), metrics)
+    assert json.loads((metrics / "summary.json").read_text())["champion"] is None
+
+
+def test_baseline_is_the_most_frequent_class_of_val_everywhere(metrics: Path) -> None:
+    record = metrics / "val" / "confusion.csv"
+    record.write_text("class,road,traffic light,train\nroad,60,0,0\ntraffic light,0,30,0\ntrain,0,0,10\n")
+    (metrics / "teacher.json").write_text(json.dumps({"mean_iou": 0.1, "class_iou": {}}))
+    floor = summarise(sweep_params(report={"min_mean_iou": 0.0}), metrics).floor
+    assert floor.mean_iou == pytest.approx(0.6 / 3)
+    assert "most frequent class" in floor.reason
+
+
+def test_pick_ignores_latencies_of_a_busy_machine() -> None:
+    rows = [one("a", 0.50, 0.495)]
+    idle = {"conditions": {"load_1min": 2.1, "threads": 2}}
+    assert of_rows(rows, idle).champion.precision == "int8"
+    busy = of_rows(rows, {"conditions": {"load_1min": 3.5, "threads": 2}})
+    assert busy.champion.precision == "float32"  # the most accurate
+    assert "load 3.5 for 2 threads" in busy.busy
+    assert "best val mIoU" in busy.rule
+    timed = {"end_to_end_p50_ms": 10.0, "end_to_end_p95_ms": 21.0}
+    assert "p95 is 2.1 times p50" in why_busy({"networks": {"net": {"torch": timed}}})
+    assert why_busy({"networks": {"net": {"torch": timed | {"end_to_end_p95_ms": 12.0}}}}) is None
+
+
+def test_summary_has_one_entry_per_setting_over_seeds(tmp_path: Path) -> None:
+    params = write_sweep(tmp_path / "metrics", [0.5, 0.52, 0.51], {"a03": [0.02, 0.03, 0.04]})
+    write_summary(summarise(params, tmp_path / "metrics"), tmp_path / "metrics")
+    written = json.loads((tmp_path / "metrics" / "summary.json").read_text())["settings"]
+    assert list(written) == ["vanilla", "a03"]
+    assert (written["a03"]["seeds"], written["a03"]["val_groups"]) == (3, 3)
+    assert written["a03"]["gain_over_vanilla"] == pytest.approx(0.03)
+    assert written["vanilla"]["spread"] == pytest.approx(0.01)
+    assert written["vanilla"]["gain_low"] is None
+
+
+def test_rows_of_a_sweep_that_is_not_done_have_what_is_there(metrics: Path) -> None:
+    (metrics / "benchmark.json").unlink()
+    (metrics / "runs" / "a03" / "finetune.json").unlink()
+    (metrics / "runs" / "a03" / "export.json").unlink()
+    (metrics / "runs" / "light" / "distill.json").unlink()
+    rows = {row.run: row for row in rows_on_disk(sweep_params(), metrics)}
+    assert list(rows) == ["teacher", "vanilla", "a03"]
+    assert (rows["a03"].is_finished, rows["a03"].distilled_mean_iou, rows["a03"].mean_iou) == (False, 0.45, None)
+    assert rows["vanilla"].mean_iou == 0.5
+    assert rows["vanilla"].onnx_float32_p50_ms is None
+
+
+def test_metrics_of_a_row_are_all_numbers_of_its_files(metrics: Path) -> None:
+    found = summarise(sweep_params(), metrics).run("a03").metrics()
+    assert next(iter(found)) == "mean_iou"
+    assert (found["mean_iou"], found["distilled_mean_iou"], found["onnx_int8_mean_iou"]) == (0.53, 0.45, 0.525)
+    assert (found["onnx_int8_mb"], found["gain_over_vanilla"], found["teacher_agreement"]) == (5.5, 0.03, 0.9)
+    assert (found["torch_p50_ms"], found["onnx_int8_forward_p95_ms"], found["torch_best_total_ms"]) == (40, 19, 330)
+    assert (found["class_iou_road"], found["class_iou_traffic_light"]) == (0.96, 0.1)
+    assert "class_iou_train" not in found
+    light = summarise(sweep_params(), metrics).run("light").metrics()
+    assert not any("int8" in name for name in light)

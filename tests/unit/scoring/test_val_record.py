@@ -54,7 +54,7 @@ def test_record_has_the_same_bytes_twice(tmp_path: Path) -> None:
         recorder_of((8, 16)).write(tmp_path / name)
         written.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
     assert written[0] == written[1]
-    assert sorted(written[0]) == ["confusion.csv", "frames.csv", "thumbnails.zip"]
+    assert sorted(written[0]) == ["confusion.csv", "frames.csv", "groups.csv", "thumbnails.zip"]
 
 
 def test_large_frames_are_reduced_and_classes_stay_exact(tmp_path: Path) -> None:

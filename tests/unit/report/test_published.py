@@ -1,4 +1,4 @@
-"""The published figures: those of docs/sources.md, each beside the run that repeats it, and told what differs."""
+"""The published results: those of docs/sources.md, each with the run that repeats it and what differs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ import pytest
 
 from segdistill.params.model import Params
 from segdistill.params.read import load_params
-from segdistill.report.published import SOURCE_A, SOURCE_B, differences, published_rows, source_a_table, source_b_table
+from segdistill.report.published import (
+    SOURCE_A,
+    SOURCE_B,
+    differences,
+    published_rows,
+    published_tables,
+    source_a,
+    source_b,
+)
 from segdistill.results.row import Row
 from segdistill.results.summary import Summary, of_rows, summarise
 from support.fake_metrics import sweep_params, write_metrics
@@ -21,13 +29,8 @@ NUMBER = re.compile(r"\d[\d,]*\.\d+")
 
 
 @pytest.fixture(scope="module")
-def metrics(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_metrics(tmp_path_factory.mktemp("sweep") / "metrics")
-
-
-@pytest.fixture(scope="module")
-def summary(metrics: Path) -> Summary:
-    return summarise(sweep_params(), metrics)
+def summary(tmp_path_factory: pytest.TempPathFactory) -> Summary:
+    return summarise(sweep_params(), write_metrics(tmp_path_factory.mktemp("sweep") / "metrics"))
 
 
 def lines_of(section: str) -> list[str]:
@@ -53,7 +56,7 @@ def test_source_b_is_what_the_docs_give() -> None:
 
 
 def rows_of(params: Params) -> list[Row]:
-    """Rows of the runs of `params`, as far as they are asked for here."""
+    """Return rows of the runs of `params` with the settings that these tests compare."""
     rows = [Row(run="teacher", role="teacher", arch=params.teacher.arch)]
     for run in params.runs:
         settings = params.distill_settings(run)
@@ -74,19 +77,18 @@ def rows_of(params: Params) -> list[Row]:
 
 
 @pytest.mark.parametrize("profile", ["cityscapes", "cityscapes-resnet50"])
-def test_the_full_grid_repeats_every_row_of_its_teacher(profile: str, tmp_path: Path) -> None:
+def test_cityscapes_profile_repeats_every_row_of_its_teacher(profile: str) -> None:
     params = load_params(ROOT / "profiles" / f"{profile}.yaml")
-    table = source_a_table(of_rows(rows_of(params), {}, params), tmp_path)
-    assert table.count("same as far as given") == 10  # all but the other teacher
-    assert table.count("no such run here") == 1
-    assert "differs" not in table
-    own = re.findall(r'class="here"><td class="\w+">([\w -]+)', table)
-    assert own[2:] == [
+    pairs = published_tables(of_rows(rows_of(params), {}, params))["a"]["pairs"]
+    assert [pair.run for pair in pairs].count(None) == 1  # the other teacher
+    assert not any(pair.differing for pair in pairs)
+    assert [pair.run for pair in pairs[2:]] == [
         "vanilla", "a01-lr01", "a03-lr01", "a07-lr01", "a03-lr001", "a01-lr01", "a03-lr01", "a07-lr01", "a03-tv-step",
     ]  # fmt: skip
+    assert published_tables(of_rows(rows_of(params), {}, changed(params, data={"source": "synthetic"}))) is None
 
 
-def test_what_differs_is_named() -> None:
+def test_differences_are_named() -> None:
     params = load_params(ROOT / "profiles" / "cityscapes.yaml")
     row = next(row for row in rows_of(params) if row.run == "a01-lr01")
     first, fifth = (next(p for p in published_rows(SOURCE_A) if p["row"] == number) for number in "15")
@@ -99,7 +101,7 @@ def test_what_differs_is_named() -> None:
 
 
 def changed(params: Params, **sections: dict) -> Params:
-    """`params` with other values in some sections."""
+    """Return `params` with other values in some sections."""
     raw = params.model_dump()
     return Params.model_validate(raw | {name: raw[name] | values for name, values in sections.items()})
 
@@ -116,28 +118,25 @@ def changed(params: Params, **sections: dict) -> Params:
         ({"finetune": {"lr": 0.01, "alpha": 0.1}}, [], []),
     ],
 )
-def test_another_lesson_is_not_the_same(sections: dict, as_distilled: list[str], as_finetuned: list[str]) -> None:
+def test_another_loss_or_teacher_is_named(sections: dict, as_distilled: list[str], as_finetuned: list[str]) -> None:
     params = changed(load_params(ROOT / "profiles" / "cityscapes.yaml"), **sections)
     row = next(row for row in rows_of(params) if row.run == "a01-lr01")
     first, fifth = (next(p for p in published_rows(SOURCE_A) if p["row"] == number) for number in "15")
     assert (differences(first, row, params), differences(fifth, row, params)) == (as_distilled, as_finetuned)
 
 
-def test_figures_are_of_the_phase_that_was_published(summary: Summary, metrics: Path) -> None:
-    table = source_a_table(summary, metrics)
-    # The run a03 stands below row 2 as distilled (0.45) and below row 6 as finetuned (0.53).
-    pairs = {match[1]: match[2] for match in re.finditer(r'rowspan="2">(\d)</th>(.*?)</tbody>', table)}
-    assert "52.46%" in pairs["2"]
-    assert "45.00%" in pairs["2"]
-    assert "57.70%" in pairs["6"]
-    assert "53.00%" in pairs["6"]
-    assert "differs: data, steps" in pairs["2"]
-    assert "no such run here" in pairs["3"]
+def test_metrics_are_of_the_phase_that_was_published(summary: Summary) -> None:
+    pairs = {pair.number: pair for pair in source_a(summary)}
+    # Row 2 is the run a03 as distilled (0.45), row 6 as finetuned (0.53).
+    assert (pairs["2"].published[3], pairs["2"].measured[3]) == ("52.46%", "45.00%")
+    assert (pairs["6"].published[3], pairs["6"].measured[3]) == ("57.70%", "53.00%")
+    assert pairs["2"].differing[:2] == ["data", "steps"]
+    assert (pairs["3"].run, pairs["3"].measured[3]) == (None, "–")
 
 
 def test_source_b_compares_ratios(summary: Summary) -> None:
-    table = source_b_table(summary)
+    student, teacher = source_b(summary)
     # light: 260 ms in PyTorch, 160 in ONNX, ten frames; the teacher 1010 and 910.
-    assert re.search(r'"here"><td class="text">light</td><td class="number">10</td>.*?260.*?160.*?1\.6<', table)
-    assert re.search(r">6\.8<.*>5\.1<", table)
-    assert table.count("differs: data, timing") == 2
+    assert (student.own, student.measured[:3], student.published[2]) == (["light", "10"], ["260", "160", "1.6"], "6.8")
+    assert (teacher.measured[:3], teacher.published[2]) == (["1,010", "910", "1.1"], "5.1")
+    assert student.differing == teacher.differing == ["data", "timing"]

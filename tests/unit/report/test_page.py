@@ -1,4 +1,4 @@
-"""The report: self-contained, escaped, and whole also where figures, curves or pictures are missing."""
+"""The report as a page: self-contained, escaped, and complete where metrics, curves or images are missing."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import html
 import json
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,13 +18,11 @@ from plotly.offline import get_plotlyjs
 
 from segdistill.core.files import write_text
 from segdistill.params.read import load_params
-from segdistill.report import write_report
-from segdistill.report.curves import MAX_POINTS, curves_figure
-from segdistill.report.styles import line_styles
-from segdistill.report.tiles import tiles
-from segdistill.report.tradeoff import tradeoff_figure
+from segdistill.report.charts import MAX_POINTS, curves_chart, line_styles, tradeoff_chart
+from segdistill.report.page import write_report
+from segdistill.report.sections import tiles
 from segdistill.results.summary import Summary, of_rows, summarise
-from support.fake_metrics import HEADER, sweep_params, write_metrics, write_record
+from support.fake_metrics import HEADER, sweep_params, write_metrics, write_record, write_sweep
 
 EVIL = "<script>alert(1)</script>"
 
@@ -72,7 +72,7 @@ class _Outline(HTMLParser):
         assert self.opened.pop() == tag
 
 
-def test_page_asks_for_nothing_outside_itself(summary: Summary, metrics: Path) -> None:
+def test_page_loads_nothing_from_outside(summary: Summary, metrics: Path) -> None:
     text = page(summary, metrics)
     assert not re.search(r"https?://", text)
     outline = _Outline(text)
@@ -82,6 +82,7 @@ def test_page_asks_for_nothing_outside_itself(summary: Summary, metrics: Path) -
     assert "default-src 'none'" in text
     assert not re.search(r"@import|url\(|fetch\(", text)
     assert "{{" not in text
+    assert "{%" not in text
 
 
 def test_names_are_escaped(summary: Summary, metrics: Path) -> None:
@@ -103,7 +104,7 @@ def test_names_in_charts_are_escaped(summary: Summary, metrics: Path) -> None:
     folder = metrics / "runs" / EVIL
     for curve in ("distill", "finetune"):
         write_text(folder / f"{curve}_curve.csv", (metrics / "runs" / "a03" / f"{curve}_curve.csv").read_text())
-    charts = json.dumps([tradeoff_figure(evil), curves_figure(evil, metrics)])
+    charts = json.dumps([tradeoff_chart(evil), curves_chart(evil, metrics)])
     assert "<script>" not in charts
     assert "&lt;script&gt;" in charts
 
@@ -115,61 +116,60 @@ def test_answer_comes_first(summary: Summary, metrics: Path) -> None:
     assert "dvc repro" in text
 
 
-def test_missing_figures_are_dashes(summary: Summary, metrics: Path) -> None:
+def test_missing_values_are_dashes(summary: Summary, metrics: Path) -> None:
     text = page(summary, metrics)
     assert "None" not in text
     light = re.search(r'data-value="light".*?</tr>', text)[0]
     assert light.count("–") == 3  # int8: no mIoU, no size, no latency
-    assert re.search(r"IoU, %.*<td class=\"none\">–</td>", text)  # the class "train" does not occur
+    assert re.search(r"IoU, %.*<td class=\"none\">–</td>", text, re.DOTALL)  # the class "train" does not occur
 
 
 def test_nothing_measured_still_gives_a_page(summary: Summary, tmp_path: Path) -> None:
     blank = {"mean_iou": None, "float32_mean_iou": None, "int8_mean_iou": None, "class_iou": {}, "float32_mb": None}
     rows = [replace(row, **blank, onnx_float32_p50_ms=None) for row in summary.rows]
     text = page(of_rows(rows, {}), tmp_path / "empty" / "metrics")
-    assert "No student can be recommended" in text
-    assert "no distilled run with a score" in text
+    assert "Nothing to ship yet" in text
+    assert "no two runs with a score to compare" in text
     assert "No confusion matrix was kept" in text
     _Outline(text)
 
 
-def test_curves_go_on_where_distilling_ended(summary: Summary, metrics: Path) -> None:
-    figure = curves_figure(summary, metrics)
-    loss = [trace for trace in figure["data"] if trace["yaxis"] == "y"]
+def test_finetuning_curves_continue_those_of_distilling(summary: Summary, metrics: Path) -> None:
+    figure = curves_chart(summary, metrics)
+    loss = [trace for trace in figure["data"] if trace["yaxis"] == "y2"]
     assert [trace["name"] for trace in loss] == ["vanilla", "a03", "light"]  # the teacher's curve is only a header
     assert (loss[0]["x"], loss[0]["y"]) == ([5, 10, 16], [2.0, 1.0, 0.5])
     assert loss[2]["x"] == [5, 10]
-    iou = [trace for trace in figure["data"] if trace["yaxis"] == "y3"]
+    iou = [trace for trace in figure["data"] if trace["yaxis"] == "y"]
     assert (iou[0]["x"], iou[0]["y"]) == ([10, 16], [25, 50])
     assert [shape["x0"] for shape in figure["layout"]["shapes"]] == [10]
     assert [trace["showlegend"] for trace in figure["data"][:3]] == [True, False, False]
 
 
-def test_header_only_and_diverged_curves(summary: Summary, metrics: Path) -> None:
+def test_empty_and_diverged_curves(summary: Summary, metrics: Path) -> None:
     for path in metrics.rglob("*_curve.csv"):
         write_text(path, HEADER)
-    assert curves_figure(summary, metrics)["data"] == []
+    assert curves_chart(summary, metrics)["data"] == []
     page(summary, metrics)
     write_text(metrics / "runs" / "a03" / "distill_curve.csv", HEADER + "1,0.1,nan,1.0,,\n2,0.1,inf,2.0,,\n")
-    (trace,) = curves_figure(summary, metrics)["data"]
-    assert (trace["yaxis"], trace["y"], trace["showlegend"]) == ("y2", [1.0, 2.0], True)
+    (trace,) = curves_chart(summary, metrics)["data"]
+    assert (trace["yaxis"], trace["y"], trace["showlegend"]) == ("y3", [1.0, 2.0], True)
     page(summary, metrics)
 
 
 def test_long_curves_are_thinned(summary: Summary, metrics: Path) -> None:
     lines = "".join(f"{step},0.1,{1 / step},1.0,,\n" for step in range(1, 5001))
     write_text(metrics / "runs" / "vanilla" / "distill_curve.csv", HEADER + lines)
-    first = curves_figure(summary, metrics)["data"][0]
+    first = next(trace for trace in curves_chart(summary, metrics)["data"] if trace["yaxis"] == "y2")
     assert len(first["x"]) == MAX_POINTS
-    assert (first["x"][0], first["x"][-2]) != (1, 1)
-    assert first["x"][0] == 1
+    assert (first["x"][0], first["x"][-1]) == (1, 10 + 6)
 
 
-def test_a_teacher_that_is_not_one_network_is_shown_and_named_as_it_was_timed(summary: Summary, metrics: Path) -> None:
+def test_teacher_of_several_parts_is_named_as_it_was_timed(summary: Summary, metrics: Path) -> None:
     assert "its latency in float32 ONNX." in page(summary, metrics)
     rows = [replace(summary.teacher, onnx_float32_p50_ms=None, torch_p50_ms=103.0), *summary.runs]
     composite = of_rows(rows, summary.benchmark)
-    teacher = tradeoff_figure(composite)["data"][1]
+    teacher = tradeoff_chart(composite)["data"][1]
     assert (teacher["x"], teacher["customdata"]) == ([103], ["<b>teacher</b> PyTorch: 72.00% mIoU, 103.00 ms"])
     text = page(composite, metrics)
     assert "its latency in PyTorch, the one form in which it was timed whole." in text
@@ -177,15 +177,15 @@ def test_a_teacher_that_is_not_one_network_is_shown_and_named_as_it_was_timed(su
     assert "the teacher: 103.0 ms in PyTorch</dd>" in text
 
 
-def test_the_tiles_say_what_each_figure_is_of(summary: Summary) -> None:
+def test_tiles_name_the_form_of_each_number(summary: Summary) -> None:
     rows = [replace(summary.teacher, onnx_int8_p50_ms=45.0), *summary.runs]
-    shown = tiles(of_rows(rows, summary.benchmark))
-    assert "end to end; the teacher: 45.0 ms in int8 ONNX, 90.0 ms in float32 ONNX" in shown
-    assert "p50 per 64x128 frame, 2 threads" in shown
-    assert "+3.5 points against vanilla (both int8)" in shown
+    accuracy, latency, *_ = tiles(of_rows(rows, summary.benchmark))
+    assert latency.against == "end to end; the teacher: 45.0 ms in int8 ONNX, 90.0 ms in float32 ONNX"
+    assert latency.name == "p50 per 64x128 frame, 2 threads"
+    assert accuracy.against.startswith("+3.5 points against vanilla (both int8)")
 
 
-def test_the_sweep_can_be_repeated_from_its_page(summary: Summary, metrics: Path) -> None:
+def test_params_on_the_page_repeat_the_sweep(summary: Summary, metrics: Path) -> None:
     params = sweep_params(tracking={"uri": "http://mlflow.example.org"})
     text = page(replace(summary, params=params), metrics)
     written = html.unescape(re.search(r"<pre>(seed: 0.*?)</pre>", text, re.DOTALL)[1])
@@ -197,8 +197,8 @@ def test_the_sweep_can_be_repeated_from_its_page(summary: Summary, metrics: Path
     assert "trained here: 8 steps of 4 crops of 64x64, from random weights" in text
 
 
-def test_runs_can_be_told_apart(summary: Summary) -> None:
-    many = of_rows([replace(summary.run("a03"), run=f"run-{n}") for n in range(16)], {})
+def test_sixteen_settings_have_styles_of_their_own(summary: Summary) -> None:
+    many = of_rows([replace(summary.run("a03"), run=f"run-{n}", alpha=n / 16) for n in range(16)], {})
     assert len({(style["color"], style["dash"]) for style in line_styles(many).values()}) == 16
 
 
@@ -228,3 +228,37 @@ def test_a_sweep_of_16_runs_stays_under_8_mb(summary: Summary, metrics: Path) ->
     assert len(rows) - 1 >= 16
     write_report(of_rows(rows, summary.benchmark), metrics, metrics / "index.html")
     assert (metrics / "index.html").stat().st_size < 8e6
+
+
+def test_no_heavy_import() -> None:
+    names = "{'torch', 'mlflow', 'onnx'}"
+    code = f"import sys, segdistill.report.page, segdistill.report.terminal; print({names} & {{*sys.modules}})"
+    ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert ran.stdout == "set()\n"
+
+
+def test_published_results_are_shown_for_cityscapes_only(summary: Summary, metrics: Path) -> None:
+    assert 'id="published"' not in page(summary, metrics)
+    text = page(replace(summary, params=sweep_params(data={"source": "cityscapes"})), metrics)
+    assert 'href="#published"' in text
+    assert "Source A: DeepLabV3+ on Cityscapes" in text
+    _Outline(text)
+
+
+def test_settings_have_a_line_each_with_their_interval(tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics"
+    params = write_sweep(metrics, [0.5, 0.52, 0.51], {"up": [0.05, 0.06, 0.055], "same": [0.01, -0.02, 0.0]})
+    text = page(summarise(params, metrics), metrics)
+    table = text[text.index('id="settings"') : text.index('id="latency"')]
+    assert re.search(r'data-value="up".*?\+5\.5</td>.*?\+\d\.\d to \+\d\.\d</td>.*?>helped</td>', table, re.DOTALL)
+    assert "cannot tell: the interval holds 0" in table
+    assert "The intervals cover the seeds and the 3 cities or recordings of val." in table
+    styles = line_styles(summarise(params, metrics))
+    assert styles["up-s0"] == styles["up-s2"] != styles["same-s0"]
+
+
+def test_stale_rows_are_marked(summary: Summary, metrics: Path) -> None:
+    rows = [replace(row, computed_with={"alpha": 0.3}) if row.run == "a03" else row for row in summary.rows]
+    text = page(of_rows(rows, summary.benchmark), metrics)
+    assert text.count('<span class="badge stale">stale</span>') == 2  # in both tables of runs
+    assert "params.yaml was changed since the metrics of a03 were computed" in text

@@ -1,0 +1,217 @@
+"""What the sweep found, in sentences: which student to ship, and whether distilling helped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from segdistill.results.champion import ModelFile
+from segdistill.results.gains import Gain, Setting
+from segdistill.results.row import CONTROL, MINUS, STUDENT, TEACHER, Row
+from segdistill.results.stale import stale_sentence
+from segdistill.results.summary import Summary
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`headline` names the file to ship; each of `reasons` is one or two sentences; plain text, nothing escaped."""
+
+    headline: str
+    reasons: tuple[str, ...]
+    rule: str
+
+
+def answer(summary: Summary) -> Answer:
+    """Return the answer to: which student should we ship, and why that one?"""
+    stale = stale_sentence([row.run for row in summary.runs if row.is_stale])
+    latency = f"Do not rely on the latencies: {summary.busy}." if summary.busy else ""
+    champion = summary.champion
+    if champion is None:
+        headline, about = "Nothing to ship yet", [_under_the_floor(summary)]
+    else:
+        headline, row = f"Ship {champion.run} as {champion.precision} ONNX", summary.run(champion.run)
+        about = [f"{champion.path}: {_facts(champion)}.", _against_control(summary, champion, row)]
+        if row.role == STUDENT:
+            about.append(claim(summary, summary.setting_of(row.run)))
+        about.append(_against_teacher(summary, champion, row))
+    reasons = [*about, over_all_settings(summary), _finetuning(summary), latency]
+    if champion is not None:
+        reasons.append("The pick was made on the val frames that it is scored on, so its mIoU is slightly too high.")
+    reasons.append(f"Stale: {stale}." if stale else "")
+    return Answer(headline, tuple(filter(None, reasons)), summary.rule)
+
+
+def _under_the_floor(summary: Summary) -> str:
+    scored = [file for file in summary.files if file.role != TEACHER and file.mean_iou is not None]
+    if not scored:
+        return "No exported file has a defined val mIoU."
+    best = max(scored, key=lambda file: file.mean_iou or 0.0)
+    return (
+        f"The best file, {best.path}, has a val mIoU of {best.mean_iou:.1%}; a file to ship needs at least "
+        f"{summary.floor.mean_iou:.1%} ({summary.floor.reason}). Train longer, or on more data."
+    )
+
+
+def _facts(file: ModelFile) -> str:
+    facts = [f"val mIoU {file.mean_iou:.1%}"]
+    facts += [] if file.p50_ms is None else [f"{file.p50_ms:.1f} ms per image (p50, end to end)"]
+    facts += [] if file.mb is None else [f"{file.mb:.1f} MB"]
+    return ", ".join(facts)
+
+
+def file_like(summary: Summary, run: str, precision: str) -> ModelFile | None:
+    """Return the file of `run` in `precision`, or else the one it has."""
+    own = [file for file in summary.files if file.run == run and file.role != TEACHER and file.mean_iou is not None]
+    return next((file for file in own if file.precision == precision), own[0] if own else None)
+
+
+def both_as(file: ModelFile, other: ModelFile) -> str:
+    """Return in which form two files are compared: "both int8", or the form of each."""
+    alike = file.precision == other.precision
+    return f"both {file.precision}" if alike else f"{file.precision} against {other.precision}"
+
+
+def teacher_times(summary: Summary, champion: ModelFile) -> list[tuple[str, float]]:
+    """Return (engine, p50 ms) of the teacher in the form of the champion, and in float32 if that is another."""
+    if summary.teacher is None:
+        return []
+    found = (summary.teacher.timed(precision) for precision in (champion.precision, "float32"))
+    return list(dict.fromkeys(filter(None, found)))
+
+
+def _against_control(summary: Summary, champion: ModelFile, row: Row) -> str:
+    if row.role == CONTROL:
+        return f"{row.run} is a control: it was trained without a teacher, so this pick is no result of distilling."
+    control = file_like(summary, row.control, champion.precision) if row.control else None
+    if control is None:
+        return "There is no control to compare it with, so nothing shows what the teacher contributed."
+    points = 100 * (champion.score - control.score)
+    distance = "It scores the same as" if points == 0 else f"It is {_points(points)} {_side(points)}"
+    other = summary.run(control.run).arch
+    network = "" if other == row.arch else f", and another network: {other}"
+    picked = " It is picked for its speed, not for its mIoU." if points < 0 else ""
+    form = both_as(champion, control)
+    return f"{distance} the control {control.run} ({form}; trained without a teacher{network}).{picked}"
+
+
+def claim(summary: Summary, setting: Setting) -> str:
+    """Return what the seeds of a setting say about distilling, with what limits it."""
+    gain = setting.gain
+    if gain is None:
+        return "It has no control of its own network, so the sweep cannot tell whether distilling helped it."
+    if gain.low is None:
+        return (
+            f"One seed cannot tell distilling from chance (gain in PyTorch {signed(gain.mean)} points): train "
+            f"{setting.name} and its control with at least two more seeds."
+        )
+    start = {
+        "helped": "Distilling helped:",
+        "hurt": "Distilling hurt:",
+        "no difference": "It is not shown that distilling helped:",
+    }[gain.verdict]
+    limits = _limits(summary, gain)
+    return f"{start} over {gain.seeds} seeds the gain in PyTorch is {with_interval(gain)}. {limits}"
+
+
+def with_interval(gain: Gain) -> str:
+    """Return the mean gain and its interval in points."""
+    if gain.low is None or gain.high is None:
+        return f"{signed(gain.mean)} points"
+    return f"{signed(gain.mean)} points, 95% interval {signed(gain.low)} to {signed(gain.high)}"
+
+
+def _limits(summary: Summary, gain: Gain) -> str:
+    """Return what the interval does not cover."""
+    groups, found = summary.val_groups, []
+    if groups.count == 1:
+        found.append("All val frames are of one city or recording, so this says nothing about other places.")
+    elif gain.groups < 2:
+        found.append("The interval is over seeds alone: the metrics do not say which val frames belong together.")
+    else:
+        found.append(f"The interval covers seeds and the {gain.groups} cities or recordings of val.")
+    if groups.in_train:
+        of = f"{groups.in_train} of the {groups.count} cities or recordings of val"
+        found.append(f"Train has frames of {of}: on new places the gain may be smaller.")
+    return " ".join(found)
+
+
+def over_all_settings(summary: Summary) -> str:
+    """Return how many settings are above their controls, in PyTorch, and how many of these beyond chance."""
+    students = [one for one in summary.settings if one.role == STUDENT]
+    if not students:
+        return "No run of this sweep was distilled."
+    gains = {one.name: one.gain for one in students if one.gain is not None}
+    if not gains:
+        return "No distilled run has a control of its own network, so the sweep cannot tell whether distilling helps."
+    if len(gains) == 1:
+        (setting,) = (one for one in students if one.gain is not None)
+        is_told = summary.champion is not None and summary.champion.run in [row.run for row in setting.rows]
+        return "" if is_told else f"{setting.name}: {claim(summary, setting)}"
+    best = max(gains, key=lambda name: gains[name].mean)
+    mean = sum(gain.mean for gain in gains.values()) / len(gains)
+    ahead = sum(gain.mean > 0 for gain in gains.values())
+    text = (
+        f"Of {len(gains)} distilled settings with a control of their network, {ahead} {_are(ahead)} above it in "
+        f"PyTorch (best: {best} with {signed(gains[best].mean)} points; mean of all {signed(mean)} points)"
+    )
+    told = [gain for gain in gains.values() if gain.low is not None]
+    if not told:
+        return f"{text}; with one seed of each none of this can be told from chance."
+    better, worse = (sum(gain.verdict == verdict for gain in told) for verdict in ("helped", "hurt"))
+    text += f"; beyond chance {better} {_are(better)} above and {worse} below, of {len(told)} with several seeds."
+    return text + " Each interval is of 95%: of 20 settings without effect one is expected to miss 0."
+
+
+def _against_teacher(summary: Summary, champion: ModelFile, row: Row) -> str:
+    teacher = summary.teacher
+    if teacher is None or not teacher.mean_iou:
+        return ""
+    if champion.score > teacher.mean_iou:
+        text = f"It scores higher than the teacher ({teacher.mean_iou:.1%}), which is too weak to learn much from"
+    else:
+        text = f"It keeps {champion.score / teacher.mean_iou:.0%} of the teacher's mIoU ({teacher.mean_iou:.1%})"
+    facts = []
+    if row.parameters and teacher.parameters:
+        ratio = row.parameters / teacher.parameters
+        facts.append(f"has {ratio:{'.0%' if ratio >= 0.1 else '.1%'}} of its parameters")
+    if champion.p50_ms and not summary.busy and (times := teacher_times(summary, champion)):
+        ratios = (f"{ms / champion.p50_ms:.1f} times as fast as the teacher in {engine}" for engine, ms in times)
+        facts.append(f"is {' and '.join(ratios)}")
+    return text + (f"; it {' and '.join(facts)}." if facts else ".")
+
+
+def finetuning_lost(row: Row) -> bool:
+    """Return whether the further steps lowered val mIoU."""
+    if row.distilled_mean_iou is None or row.mean_iou is None or not row.finetune_steps:
+        return False
+    return row.mean_iou < row.distilled_mean_iou
+
+
+def _finetuning(summary: Summary) -> str:
+    lost = [row for row in summary.runs if finetuning_lost(row)]
+    if not lost:
+        return ""
+    first = next((row for row in lost if summary.shown is row), None)
+    worst = first or max(lost, key=lambda row: (row.distilled_mean_iou or 0.0) - (row.mean_iou or 0.0))
+    which = f"{worst.run}{'' if len(lost) == 1 or first else ' most'}"
+    return (
+        f"Finetuning lowered val mIoU in {len(lost)} of {len(summary.runs)} runs: {which}, from "
+        f"{worst.distilled_mean_iou:.1%} to {worst.mean_iou:.1%}. The exported file is the finetuned one."
+    )
+
+
+def signed(gain: float) -> str:
+    """Return a fraction in points with its sign, a true minus among them: +0.3, −1.1."""
+    return f"{100 * gain:{'+.1f' if abs(gain) >= 0.0005 or gain == 0 else '+.2f'}}".replace("-", MINUS)
+
+
+def _points(points: float) -> str:
+    size = abs(points)
+    return f"{size:.1f} points" if size >= 0.1 else f"{size:.2f} points"
+
+
+def _side(points: float) -> str:
+    return "above" if points > 0 else "below"
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"

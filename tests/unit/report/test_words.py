@@ -1,0 +1,145 @@
+"""The answer in sentences: what to ship, whether distilling helped beyond chance, and what limits the claim."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from segdistill.report.words import answer
+from segdistill.results.gains import ValGroups
+from segdistill.results.summary import Summary, of_rows, summarise
+from support.fake_metrics import write_sweep
+from support.rows import one
+
+
+def text_of(summary: Summary) -> str:
+    return " ".join(answer(summary).reasons)
+
+
+def over_seeds(gains: list[float], **options) -> Summary:
+    rows = [one(f"v-s{seed}", 0.5 + seed / 100, role="control", seed=seed) for seed in range(len(gains))]
+    rows += [one(f"a-s{seed}", 0.5 + seed / 100 + gain, seed=seed) for seed, gain in enumerate(gains)]
+    return of_rows(rows, {}, **options)
+
+
+def test_control_can_be_the_pick() -> None:
+    rows = [one("vanilla", 0.50, role="control"), one("a03", 0.48)]
+    found = answer(of_rows(rows, {}))
+    assert found.headline == "Ship vanilla as float32 ONNX"
+    assert "no result of distilling" in " ".join(found.reasons)
+    assert "a03: One seed cannot tell" in " ".join(found.reasons)
+
+
+def test_slower_but_better_control_is_named() -> None:
+    rows = [one("vanilla", 0.50, role="control"), one("a03", 0.495, onnx_float32_p50_ms=4.0)]
+    text = text_of(of_rows(rows, {}))
+    assert "0.5 points below the control vanilla" in text
+    assert "picked for its speed" in text
+
+
+@pytest.mark.parametrize("gain", [0.01, 0.06, 0.30])
+def test_one_seed_is_never_called_a_gain(gain: float) -> None:
+    text = text_of(of_rows([one("vanilla", 0.50, role="control"), one("a03", 0.50 + gain)], {}))
+    assert "One seed cannot tell distilling from chance" in text
+    assert "helped" not in text
+
+
+@pytest.mark.parametrize(
+    ("gains", "start"),
+    [
+        ([0.05, 0.06, 0.055], "Distilling helped: over 3 seeds the gain in PyTorch is +5.5 points, 95% interval"),
+        ([0.05, -0.02, 0.04], "It is not shown that distilling helped: over 3 seeds"),
+    ],
+)
+def test_claim_follows_the_interval(gains: list[float], start: str) -> None:
+    assert start in text_of(over_seeds(gains))
+
+
+def test_claim_says_when_distilling_hurt() -> None:
+    summary = over_seeds([-0.002, -0.0021, -0.0019])
+    fast = [replace(row, onnx_float32_p50_ms=4.0) if row.role == "student" else row for row in summary.rows]
+    assert "Distilling hurt: over 3 seeds the gain in PyTorch is \N{MINUS SIGN}0.2 points" in text_of(of_rows(fast, {}))
+
+
+def test_claim_says_what_val_cannot_show() -> None:
+    summary = over_seeds([0.05, 0.06, 0.055])
+    one_group = text_of(replace(summary, val_groups=ValGroups(1, 0)))
+    assert "All val frames are of one city or recording" in one_group
+    shared = text_of(replace(summary, val_groups=ValGroups(3, 2)))
+    assert "Train has frames of 2 of the 3 cities or recordings of val" in shared
+    assert "do not say which val frames belong together" in text_of(summary)
+
+
+def test_claim_covers_groups_of_frames(tmp_path: Path) -> None:
+    params = write_sweep(tmp_path / "metrics", [0.5, 0.52, 0.51], {"a03": [0.03, 0.031, 0.029]})
+    text = text_of(summarise(params, tmp_path / "metrics"))
+    assert "Distilling helped" in text
+    assert "covers seeds and the 3 cities or recordings of val" in text
+
+
+def test_settings_are_counted() -> None:
+    rows = [one("vanilla", 0.5, role="control"), one("a", 0.52), one("b", 0.51), one("c", 0.41, alpha=0.2)]
+    rows[2] = replace(rows[2], alpha=0.1)
+    text = text_of(of_rows(rows, {}))
+    assert "Of 3 distilled settings with a control of their network, 2 are above it in PyTorch" in text
+    assert "(best: a with +2.0 points" in text
+    assert "mean of all \N{MINUS SIGN}2.0 points); with one seed of each none of this can be told from chance" in text
+
+
+def test_nothing_to_ship_below_the_floor() -> None:
+    rows = [one("teacher", 0.8, role="teacher"), one("vanilla", 0.3, role="control"), one("a03", 0.35)]
+    found = answer(of_rows(rows, {}))
+    assert found.headline == "Nothing to ship yet"
+    assert "has a val mIoU of 35.0%; a file to ship needs at least 40.0% (half of the teacher's)" in found.reasons[0]
+    unscored = answer(of_rows([one("a03", None, float32_mean_iou=None)], {}))
+    assert (unscored.headline, unscored.reasons[0]) == (
+        "Nothing to ship yet",
+        "No exported file has a defined val mIoU.",
+    )
+
+
+def test_finetuning_that_lost_is_named() -> None:
+    steps = {"finetune_steps": 100}
+    rows = [one("vanilla", 0.5, role="control", distilled_mean_iou=0.4, **steps)]
+    rows += [one("a", 0.52, distilled_mean_iou=0.6, **steps), one("b", 0.1, distilled_mean_iou=0.4, **steps)]
+    text = text_of(of_rows(rows, {}))
+    assert "Finetuning lowered val mIoU in 2 of 3 runs: a, from 60.0% to 52.0%" in text
+    assert "Finetuning" not in text_of(of_rows(rows[:1], {}))
+    assert "Finetuning" not in text_of(of_rows([replace(rows[1], finetune_steps=0)], {}))
+
+
+def test_busy_machine_is_named_and_no_speed_is_claimed() -> None:
+    rows = [one("teacher", 0.7, role="teacher", onnx_float32_p50_ms=50.0), one("a", 0.6)]
+    busy = text_of(of_rows(rows, {"conditions": {"load_1min": 9.0, "threads": 2}}))
+    assert "Do not rely on the latencies: the machine was busy while they were taken: load 9.0 for 2 threads" in busy
+    assert "times as fast" not in busy
+    assert "5.0 times as fast" in text_of(of_rows(rows, {}))
+
+
+def test_weaker_teacher_is_named() -> None:
+    teacher = one("teacher", 0.4, role="teacher", onnx_float32_p50_ms=50.0)
+    rows = [teacher, one("vanilla", 0.50, role="control"), one("a03", 0.51)]
+    assert "higher than the teacher (40.0%)" in text_of(of_rows(rows, {}))
+    strong = [one("teacher", 0.68, role="teacher", onnx_float32_p50_ms=50.0), *rows[1:]]
+    kept = "keeps 75% of the teacher's mIoU (68.0%); it is 5.0 times as fast as the teacher in float32 ONNX"
+    assert kept in text_of(of_rows(strong, {}))
+
+
+def test_files_of_one_form_are_compared() -> None:
+    teacher = one("teacher", 0.68, 0.60, role="teacher", onnx_float32_p50_ms=50.0, onnx_int8_p50_ms=15.0)
+    text = text_of(of_rows([teacher, one("vanilla", 0.5, 0.5, role="control"), one("a", 0.6, 0.61)], {}))
+    assert "3.0 times as fast as the teacher in int8 ONNX and 10.0 times as fast as the teacher in float32 ONNX" in text
+    assert "above the control vanilla (both int8; trained without a teacher)" in text
+
+
+@pytest.mark.parametrize(("parameters", "engine"), [(40_000_000, "PyTorch"), (None, "PyTorch and ONNX")])
+def test_teacher_of_several_parts_is_shown_in_the_form_it_was_timed_in(parameters: int | None, engine: str) -> None:
+    timed = {"onnx_float32_p50_ms": None, "torch_p50_ms": 90.0, "parameters": parameters}
+    teacher = one("teacher", 0.68, role="teacher", **timed)
+    summary = of_rows([teacher, one("vanilla", 0.50, role="control"), one("a03", 0.51)], {})
+    assert (summary.files[0].p50_ms, summary.files[0].on_front) == (90.0, True)
+    assert summary.teacher.timed("int8") == (engine, 90.0)
+    assert f"9.0 times as fast as the teacher in {engine}." in text_of(summary)
+    assert replace(teacher, torch_p50_ms=None).timed() is None

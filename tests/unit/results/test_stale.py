@@ -1,0 +1,71 @@
+"""Rows whose settings were changed in params.yaml keep the settings that they were computed with, and say so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from segdistill.compare.runs import compare_runs
+from segdistill.compare.tables import markdown as compare_markdown
+from segdistill.params.model import Params
+from segdistill.report.terminal import markdown, print_summary
+from segdistill.results.stale import changed_runs
+from segdistill.results.summary import summarise, write_summary
+from support.fake_metrics import sweep_params, write_metrics
+
+
+@pytest.fixture
+def metrics(tmp_path: Path) -> Path:
+    metrics = write_metrics(tmp_path / "metrics")
+    write_summary(summarise(sweep_params(), metrics), metrics)
+    return metrics
+
+
+def edited(**run: object) -> Params:
+    params = sweep_params()
+    raw = params.model_dump()
+    raw["runs"]["a03"] |= run
+    return Params.model_validate(raw)
+
+
+def test_row_keeps_the_settings_it_was_computed_with(metrics: Path) -> None:
+    assert not any(row.is_stale for row in summarise(sweep_params(), metrics).rows)
+    summary = summarise(edited(alpha=0.5, lr=0.1), metrics)
+    row = summary.run("a03")
+    assert (row.is_stale, row.alpha, row.lr, row.mean_iou) == (True, 0.3, 0.01, 0.53)
+    assert not summary.run("vanilla").is_stale
+
+
+def test_control_that_became_a_student_stays_a_control(metrics: Path) -> None:
+    params = sweep_params()
+    raw = params.model_dump()
+    raw["runs"]["vanilla"] |= {"alpha": 0.9, "teacher": "views"}
+    row = summarise(Params.model_validate(raw), metrics).run("vanilla")
+    assert (row.is_stale, row.role, row.alpha, row.teacher) == (True, "control", 0.0, None)
+
+
+def test_a_setting_without_a_column_marks_the_row_too(metrics: Path) -> None:
+    assert summarise(edited(weight_decay=0.5), metrics).run("a03").is_stale
+
+
+def test_every_format_marks_stale_rows(metrics: Path, capsys: pytest.CaptureFixture) -> None:
+    summary = summarise(edited(alpha=0.5), metrics)
+    print_summary(summary)
+    for text in (capsys.readouterr().out, markdown(summary)):
+        assert "a03 (stale)" in text
+        assert "vanilla (stale)" not in text
+        assert "params.yaml was changed since the metrics of a03 were computed; run: dvc repro" in text
+    found = compare_runs(edited(alpha=0.5), metrics, ["vanilla", "a03"])
+    assert {line.label: line.values for line in found.settings}["alpha"] == (0.0, 0.3)
+    assert "a03 (stale)" in compare_markdown(found)
+
+
+def test_changed_runs_names_runs_only_while_a_record_tells(metrics: Path) -> None:
+    runs = ["vanilla", "a03", "light"]
+    assert changed_runs(sweep_params(), metrics, runs) is None
+    assert "a03" in changed_runs(edited(alpha=0.5), metrics, runs)
+    assert changed_runs(edited(alpha=0.5), metrics, ["vanilla"]) is None
+    (metrics / "summary.json").write_text(json.dumps({"runs": {}}))
+    assert changed_runs(edited(alpha=0.5), metrics, runs) is None
