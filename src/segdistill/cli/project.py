@@ -25,21 +25,25 @@ START_S = 180.0  # an MLflow server that is not ready by then is not waited for
 STOP_S = 10.0
 
 
-def show(as_markdown: Annotated[bool, typer.Option("--markdown", help="as Markdown, for a page")] = False) -> None:
-    """Print every run of the sweep as a table, which student to ship and why, and where to read on."""
+def show(
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="as Markdown, for a page")] = False,
+    sort: Annotated[str | None, typer.Option("--sort", metavar="METRIC", help="the best first, as mean_iou")] = None,
+    top: Annotated[int | None, typer.Option("--top", metavar="N", min=1, help="at most N lines")] = None,
+    group: Annotated[bool, typer.Option("--group", help="a line per setting, over its seeds")] = False,
+) -> None:
+    """Print every run of the sweep as a table, where to read on, and which student to ship and why."""
     from segdistill.params.read import load_params
     from segdistill.report.terminal import markdown, print_summary
-    from segdistill.results.stale import changed_runs
+    from segdistill.results.stale import stale_sentence
     from segdistill.results.summary import summarise
 
     with exit_on_user_error():
-        params = load_params()
-        summary = summarise(params, METRICS)
-    if as_markdown:
-        print(markdown(summary))
-    else:
-        print_summary(summary, REPORT)
-    if changed := changed_runs(params, METRICS, params.runs):
+        summary = summarise(load_params(), METRICS)
+        if as_markdown:
+            print(markdown(summary, sort=sort, top=top, group=group))
+        else:
+            print_summary(summary, REPORT, sort=sort, top=top, group=group)
+    if changed := stale_sentence([row.run for row in summary.runs if row.is_stale]):
         logger.warning(changed)
 
 

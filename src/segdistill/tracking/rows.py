@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from segdistill.core.errors import UserError
-from segdistill.core.files import read_json
 from segdistill.core.provenance import settings_hash
 from segdistill.formats.curve import COLUMNS, read_curve
 from segdistill.formats.header import read_header
 from segdistill.params.model import Params
 from segdistill.paths import run_metrics
-from segdistill.results.summary import row_key
+from segdistill.results import row as results
+from segdistill.results import summary
+from segdistill.results.row import METRICS, TEACHER, row_key
 from segdistill.tracking.notes import student_note, teacher_note
 from segdistill.tracking.view import run_colour
 
-TEACHER, CURVE = "teacher", "curve"
+CURVE = "curve"
 COLOUR_TAG, NOTE_TAG = "mlflow.runColor", "mlflow.note.content"
 _STEP_IMAGE = re.compile(r"(\d+)_step_(\d+)\.png")
-# What a choice is made by, the most important first: MLflow begins its comparison of runs with the metric logged first.
-# It draws a chart of every metric, so the others are in its artifacts, as files.
-_SCORES = ("mean_iou", "mean_loss", "overall_acc", "mean_acc", "freqw_acc", "teacher_agreement", "parameters")
-_LATENCIES = ("end_to_end_p50_ms", "end_to_end_p95_ms")
+# The group of MLflow's metrics by the source of a declared one; those of a latency are named after the engine.
+_GROUPS = {"finished": "val", "distill": "distilled", "export.float32": "onnx_float32", "export.int8": "onnx_int8"}
+# Other units and sums of the latencies that are logged: MLflow draws a chart of every metric.
+_NOT_LOGGED = ("s_per_image", "torch_total_ms", "onnx_total_ms")
 
 
 class Point(NamedTuple):
@@ -67,48 +67,49 @@ class Row(NamedTuple):
 
 
 def rows_on_disk(params: Params, metrics: Path) -> list[Row]:
-    """Return a row for the teacher and for every run of `params` that has been distilled, with its metrics."""
-    names = [name for name in (TEACHER, *params.runs) if result_files(metrics, name)[0].is_file()]
-    return [row_on_disk(params, metrics, name) for name in names]
+    """Return a row for the teacher and for every run of `params` that has been distilled, with its metrics.
+
+    Results of other settings than those of `params` are left out: MLflow would keep metrics with the wrong settings.
+    """
+    return [_row(params, metrics, result) for result in summary.rows_on_disk(params, metrics) if not result.is_stale]
 
 
-def result_files(metrics: Path, name: str) -> list[Path]:
-    """Return the metrics files of the trainings of `name`, the first one first."""
-    if name == TEACHER:
-        return [metrics / "teacher.json"]
-    return [run_metrics(name, metrics) / f"{phase}.json" for phase in ("distill", "finetune")]
-
-
-def row_on_disk(params: Params, metrics: Path, name: str) -> Row:
-    """Return the row of `name` with all that `metrics` holds of it."""
-    first, *further = (_read(path) for path in result_files(metrics, name))
-    row = row_of(params, name, first.get("data_fingerprint", ""))
-    benchmark = _read(metrics / "benchmark.json")
-    if name == TEACHER:
+def _row(params: Params, metrics: Path, result: results.Row) -> Row:
+    first = result.files["finished" if result.run == TEACHER else "distill"]
+    row = row_of(params, result.run, first.get("data_fingerprint", ""))
+    logged = {_logged_name(one): getattr(result, one.name) for one in METRICS if one.sources}
+    # Six digits of what is no count: MLflow's table cuts longer ones, and the file has them all.
+    numbers = {
+        name: float(f"{value:.6g}") if isinstance(value, float) else float(value)
+        for name, value in (logged | {"val/gain_over_vanilla": result.gain_over_vanilla}).items()
+        if name is not None and value is not None
+    }
+    row = row._replace(metrics=numbers, is_finished=result.is_finished)
+    models = metrics.parent / "models"
+    if result.run == TEACHER:
         row = with_phase(row, metrics / "teacher_curve.csv", metrics / "teacher_images")
-        revision = _revision(metrics.parent / "models" / "teacher" / "teacher.safetensors")
         return row._replace(
-            tags=row.tags | revision,
-            metrics=_scores(first) | _latencies(benchmark, TEACHER),
+            tags=row.tags | _revision(models / "teacher" / "teacher.safetensors"),
             files=_artifacts(metrics, metrics / "images", metrics / "teacher.json"),
             ended_s=_mtime(metrics / "teacher.json"),
-            is_finished=True,
         )
-    folder, (finetuned,) = run_metrics(name, metrics), further
-    for phase, offset_steps in phases(params, name).items():
+    folder = run_metrics(result.run, metrics)
+    for phase, offset_steps in phases(params, result.run).items():
         row = with_phase(row, folder / f"{phase}_curve.csv", folder / f"{phase}_images", offset_steps)
-    export = _read(folder / "export.json")
     return row._replace(
-        tags=row.tags | _revision(metrics.parent / "models" / "runs" / name / "distilled.safetensors"),
-        metrics=_scores(finetuned)
-        | _numbers(first, ("mean_iou",), "distilled")
-        | _exported(export, finetuned)
-        | _latencies(benchmark, name, int8=bool(export.get("int8")))
-        | _gain(metrics, row),
+        tags=row.tags | _revision(models / "runs" / result.run / "distilled.safetensors"),
         files=_artifacts(metrics, folder / "images", *sorted(folder.glob("*.json"))),
         ended_s=_mtime(folder / "finetune.json") or _mtime(folder / "distill.json"),
-        is_finished=bool(finetuned),
     )
+
+
+def _logged_name(metric: results.Metric) -> str | None:
+    """Return the name of a declared metric in MLflow, GROUP/NAME after its source; None for one that is not logged."""
+    place, _, name = metric.sources[0].rpartition(".")
+    if metric.name in _NOT_LOGGED:
+        return None
+    name = "mb" if name == "bytes" else name.removeprefix("end_to_end_")
+    return f"{_GROUPS.get(place) or place.rpartition('.')[2]}/{name}"
 
 
 def phases(params: Params, run: str) -> dict[str, int]:
@@ -193,56 +194,6 @@ def _teacher_params(params: Params) -> dict:
     return named | {"teacher_arch": teacher.described, "crop": teacher.crop_px, "seed": params.seed}
 
 
-def _numbers(metrics: dict, names: Iterable[str], group: str) -> dict[str, float]:
-    """Return those of `names` that `metrics` has a number of, as GROUP/NAME.
-
-    Six digits of what is no count: MLflow's table cuts longer ones, and the file has them all.
-    """
-    found = {name: metrics[name] for name in names if isinstance(metrics.get(name), int | float)}
-    return {
-        f"{group}/{name}": float(f"{value:.6g}") if isinstance(value, float) else float(value)
-        for name, value in found.items()
-    }
-
-
-def _scores(metrics: dict) -> dict[str, float]:
-    return _numbers(metrics, _SCORES, "val")
-
-
-def _exported(export: dict, finetuned: dict) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for kind in ("float32", "int8"):
-        if metrics := export.get(kind):
-            found |= _numbers(metrics, ("mean_iou",), f"onnx_{kind}")
-            found[f"onnx_{kind}/mb"] = round(metrics["bytes"] / 1e6, 3)
-    # A control meets the teacher only when it is exported, so take from there what finetune did not measure.
-    if finetuned and "teacher_agreement" not in finetuned:
-        found |= _numbers(export.get("torch") or {}, ("teacher_agreement",), "val")
-    return found
-
-
-def _gain(metrics: Path, row: Row) -> dict[str, float]:
-    """Return the gain of the run over its control, if the summary on disk is of this very row."""
-    summarised = (_read(metrics / "summary.json").get("runs") or {}).get(row.run) or {}
-    gain = summarised.get("gain_over_vanilla")
-    return {"val/gain_over_vanilla": float(gain)} if gain is not None and summarised.get("row_key") == row.key else {}
-
-
-def _latencies(benchmark: dict, model: str, int8: bool = True) -> dict[str, float]:
-    """Return the latencies of `model`, end to end, as ENGINE/p50_ms and ENGINE/p95_ms.
-
-    Latencies are of an architecture: without `int8` another run's int8 file was timed, not one of this run.
-    """
-    network = (benchmark.get("models") or {}).get(model)
-    engines = (benchmark.get("networks") or {}).get(network) or {}
-    return {
-        name.replace("end_to_end_", ""): value
-        for engine, metrics in engines.items()
-        if metrics and (int8 or engine != "onnx_int8")
-        for name, value in _numbers(metrics, _LATENCIES, engine).items()
-    }
-
-
 def _revision(weights: Path) -> dict[str, str]:
     """Return the commit that weights were trained by, as tags: code may change without the row becoming another one."""
     try:
@@ -262,10 +213,6 @@ def _artifacts(metrics: Path, images: Path, *files: Path) -> tuple[tuple[str, Pa
 
 def _mtime(path: Path) -> float | None:
     return path.stat().st_mtime if path.exists() else None
-
-
-def _read(path: Path) -> dict:
-    return read_json(path) if path.exists() else {}
 
 
 def _text(value: object) -> str:

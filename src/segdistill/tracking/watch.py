@@ -13,9 +13,8 @@ from segdistill.core.log import logger
 from segdistill.params.model import Params
 from segdistill.params.read import load_params
 from segdistill.paths import METRICS, PARAMS, PREPARED, SCRATCH
-from segdistill.results.stale import changed_runs
 from segdistill.tracking.mlflow import Experiment, with_retries
-from segdistill.tracking.rows import TEACHER, Row, phases, result_files, row_of, row_on_disk, with_phase
+from segdistill.tracking.rows import TEACHER, Row, phases, row_of, rows_on_disk, with_phase
 from segdistill.tracking.store import Store, cause, check_reachable, configure_mlflow, find_store, locked
 
 if TYPE_CHECKING:
@@ -91,14 +90,9 @@ class Watcher:
             self._monitor(store, {self._run_ids[row.key] for row in rows if row.is_training})
 
     def _rows(self, params: Params, running: list[RunningTraining]) -> list[Row]:
-        rows, by_name = [], {training.name: training for training in running}
-        for name in (TEACHER, *params.runs):
-            if name in by_name:
-                if row := self._running_row(params, by_name[name]):
-                    rows.append(row)
-            # MLflow would keep a row of metrics with settings that they are not of.
-            elif result_files(METRICS, name)[0].is_file() and not changed_runs(params, METRICS, [name]):
-                rows.append(row_on_disk(params, METRICS, name))
+        by_name = {training.name: training for training in running}
+        rows = [row for row in rows_on_disk(params, METRICS) if row.run not in by_name]
+        rows += [row for training in running if (row := self._running_row(params, training))]
         keys = {row.key for row in rows}
         stopped = [row for row in self._done.values() if row.is_training and row.key not in keys]
         return rows + [row._replace(is_training=False) for row in stopped]

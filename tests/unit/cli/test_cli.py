@@ -111,6 +111,7 @@ def test_metrics_of_other_settings_are_marked_and_not_tracked(tmp_path, monkeypa
         done = call(*arguments)
         assert done.exit_code == 0, done.output
         assert "of a03 were computed" in done.stderr
+        assert arguments[0] == "compare" or "a03 (stale)" in done.stdout
     assert "warning" not in call("compare", "vanilla", "light").stderr
     done = call("track")
     assert done.exit_code == 1
@@ -140,6 +141,18 @@ def test_headers_of_weights_reveal_metrics_of_other_settings_before_any_report(t
         assert done.exit_code == 1
         assert "of a03 were computed" in done.stderr
     assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_show_sorts_cuts_and_groups(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_metrics(tmp_path / "metrics")
+    write_sweep_params(tmp_path)
+    best = call("show", "--markdown", "--sort", "mean_iou", "--top", "2").output.splitlines()
+    assert [line.split("|")[1].strip() for line in best[2:5] if line.startswith("|")] == ["teacher", "a03"]
+    assert call("show", "--group").output.split()[:2] == ["setting", "seeds"]
+    refused = call("show", "--sort", "beauty")
+    assert refused.exit_code == 1
+    assert "--sort: found 'beauty'; allowed are " in refused.stderr
 
 
 def camvid(folder: Path, classes: int = 11) -> None:

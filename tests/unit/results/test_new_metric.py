@@ -21,7 +21,8 @@ from segdistill.compare.runs import compare_runs
 from segdistill.compare.tables import markdown as compared
 from segdistill.report.page import write_report
 from segdistill.report.terminal import markdown
-from segdistill.results.summary import rows_on_disk, summarise, write_summary
+from segdistill.results.summary import summarise, write_summary
+from segdistill.tracking.rows import rows_on_disk
 from support.fake_metrics import sweep_params
 
 params, metrics = sweep_params(), Path("metrics")
@@ -30,7 +31,7 @@ write_summary(summary, metrics)
 write_report(summary, metrics, Path("index.html"))
 Path("show.md").write_text(markdown(summary))
 Path("compare.md").write_text(compared(compare_runs(params, metrics, ["vanilla", "a03"])))
-Path("logged").write_text(str({row.run: row.metrics().get("ece") for row in rows_on_disk(params, metrics)}))
+Path("logged").write_text(str({row.run: row.metrics.get("val/ece") for row in rows_on_disk(params, metrics)}))
 """
 
 

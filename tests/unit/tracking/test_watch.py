@@ -14,6 +14,7 @@ import pytest
 
 from segdistill.formats.curve import append_point, write_curve
 from segdistill.params.read import load_params
+from segdistill.results.row import SETTINGS
 from segdistill.tracking.mlflow import track
 from segdistill.tracking.watch import Watcher, running_trainings
 from support.sweep_on_disk import (
@@ -136,7 +137,8 @@ def test_a_training_of_params_that_were_edited_since_is_left_out(project, caplog
 
 
 def test_metrics_of_other_settings_are_left_out(project):
-    write(Path("metrics/summary.json"), {"runs": {"vanilla": {"row_key": "of other settings"}}})
+    written = dict.fromkeys(SETTINGS) | {"row_key": "of other settings"}
+    write(Path("metrics/summary.json"), {"runs": {"vanilla": written}})
     Watcher().update()
     assert runs_in().keys() == {"teacher"}
 
