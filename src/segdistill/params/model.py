@@ -270,7 +270,7 @@ class Params(Section):
     distill: DistillParams
     finetune: FinetuneParams
     export: ExportParams
-    report: ReportParams = ReportParams(min_mean_iou=0.0)
+    report: ReportParams
     benchmark: BenchmarkParams
     tracking: TrackingParams
     runs: Annotated[dict[str, RunParams], Field(min_length=1)]
