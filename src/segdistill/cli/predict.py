@@ -27,7 +27,7 @@ segdistill predict leftImg8bit/val --benchmark --threads 1"""
 _LARGE, _SPEED = "Large frames", "Speed"
 _Inputs = Annotated[
     list[str],
-    typer.Argument(metavar="INPUT", help="pictures (JPEG, PNG), folders of them, videos, or globs in quotes"),
+    typer.Argument(metavar="INPUT", help="images (JPEG, PNG), folders of them, videos, or globs in quotes"),
 ]
 _ModelFile = Annotated[
     Path | None,
@@ -36,7 +36,7 @@ _ModelFile = Annotated[
 _Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="where the outputs go")]
 _Write = Annotated[str, typer.Option("--write", metavar="KINDS", help="what to write, with commas between")]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace outputs that are there already")]
-_Frames = Annotated[bool, typer.Option("--frames", help="write the frames of a video as pictures")]
+_Frames = Annotated[bool, typer.Option("--frames", help="write the frames of a video as images")]
 _Tile = Annotated[
     str | None, typer.Option("--tile", metavar="HxW", help="predict in tiles of so many pixels", rich_help_panel=_LARGE)
 ]
@@ -55,7 +55,7 @@ _Threads = Annotated[
     int, typer.Option("--threads", metavar="N", min=0, help="CPU threads; 0 takes all cores", rich_help_panel=_SPEED)
 ]
 _Benchmark = Annotated[
-    bool, typer.Option("--benchmark", help="time the model on the pictures; nothing is written", rich_help_panel=_SPEED)
+    bool, typer.Option("--benchmark", help="time the model on the images; nothing is written", rich_help_panel=_SPEED)
 ]
 
 
@@ -71,9 +71,9 @@ def predict(
     threads: _Threads = 0,
     benchmark: _Benchmark = False,
 ) -> None:
-    """Predict the classes of pictures and videos.
+    """Predict the classes of images and videos.
 
-    overlay: the picture half covered by the colours of its classes, or an MP4.
+    overlay: the image half covered by the colours of its classes, or an MP4.
     color: the colours alone, as PNG.
     label-ids: the label id of each pixel as PNG, with the names that the
     Cityscapes evaluation server asks for.
@@ -85,7 +85,7 @@ def predict(
 
         sources = find_sources(inputs, out)
         if benchmark and any(source.is_video for source in sources):
-            raise UserError("--benchmark: found a video; it takes pictures")
+            raise UserError("--benchmark: found a video; it takes images")
         jobs = [] if benchmark else plan(sources, out, kinds, frames=frames, overwrite=overwrite)
 
         # These load torch: not before it is known that there is something to do.

@@ -1,4 +1,4 @@
-"""Pictures as they come from cameras, disks and the web: JPEG and PNG, as upright RGB."""
+"""Images as they come from cameras, disks and the web: JPEG and PNG, as upright RGB."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _MAX_INFLATED = 1032  # bytes that deflate, in which the pixels of a PNG lie, ma
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)  # what Pillow raises
 
 
-def read_picture(path: str | Path, *, any_size: bool = False) -> Image.Image:
+def read_image(path: str | Path, *, any_size: bool = False) -> Image.Image:
     """A JPEG or PNG file as upright RGB of 8 bits: EXIF rotation applied, transparency dropped.
 
     Args:
         any_size: read also what Pillow takes for an attack by its number of pixels.
 
     Raises:
-        UserError: no such picture, a damaged one, or one of more than 8 bits a channel.
+        UserError: no such image, a damaged one, or one of more than 8 bits a channel.
     """
     try:
         if Path(path).is_fifo():  # it would be waited for
@@ -44,7 +44,7 @@ def read_picture(path: str | Path, *, any_size: bool = False) -> Image.Image:
         raise UserError(f"{path}: no readable PNG or JPEG") from None
     except Image.DecompressionBombError:
         limit = 2 * Image.MAX_IMAGE_PIXELS
-        raise UserError(f"{path}: more than {limit:,} pixels; pictures of that size are read with --tile") from None
+        raise UserError(f"{path}: more than {limit:,} pixels; images of that size are read with --tile") from None
     except _DAMAGED as error:
         raise UserError(f"{path}: {getattr(error, 'strerror', None) or f'damaged ({error})'}") from None
 
@@ -69,7 +69,7 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
 def _pixel_limit(any_size: bool) -> Iterator[None]:
     limit = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
-        # Of large pictures below the limit, and of transparency that is dropped.
+        # Of large images below the limit, and of transparency that is dropped.
         warnings.simplefilter("ignore")
         Image.MAX_IMAGE_PIXELS = None if any_size else limit
         try:
@@ -78,6 +78,6 @@ def _pixel_limit(any_size: bool) -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def pixels(picture: Image.Image, rows: slice, columns: slice) -> np.ndarray:
-    """A part of a picture, uint8 (h, w, 3), without a copy of the rest."""
-    return np.asarray(picture.crop((columns.start, rows.start, columns.stop, rows.stop)))
+def pixels(image: Image.Image, rows: slice, columns: slice) -> np.ndarray:
+    """A part of an image, uint8 (h, w, 3), without a copy of the rest."""
+    return np.asarray(image.crop((columns.start, rows.start, columns.stop, rows.stop)))
