@@ -1,7 +1,6 @@
-"""Weights and ONNX files that do not fit: each stage that reads them names the file and writes nothing.
+"""Weights and ONNX files that do not fit or are broken: each stage names the file, and writes nothing.
 
-The tests of the readers, tests/unit/nets and tests/unit/export, have every kind of broken file; here is what the user
-of a stage sees.
+The unit tests of `nets/weights` and `export/onnx_file` cover each kind of broken file; here is what the stage prints.
 """
 
 from __future__ import annotations
@@ -73,11 +72,11 @@ SAVED: dict[str, tuple[str, Callable[[State], object], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", SAVED)
-def test_teacher_that_does_not_fit_is_refused(project, refused, state, name):
-    file, content, message = SAVED[name]
+def test_a_teacher_that_does_not_fit_is_refused(project, refused, state, name):
+    file, content, told = SAVED[name]
     torch.save(content(state), project.path(file))
     project.set_params(teacher__checkpoint=file)
-    refused("teacher_check", message)
+    refused("teacher_check", told)
 
 
 BYTES = {
@@ -90,15 +89,15 @@ BYTES = {
 
 
 @pytest.mark.parametrize("name", BYTES)
-def test_teacher_that_is_no_weights_file_is_refused(project, refused, name):
-    file, content, message = BYTES[name]
+def test_a_teacher_that_is_no_weights_file_is_refused(project, refused, name):
+    file, content, told = BYTES[name]
     project.write(file, content)
     project.set_params(teacher__checkpoint=file)
-    refused("teacher_check", message)
+    refused("teacher_check", told)
 
 
 @pytest.mark.parametrize("file", ["best.pth", "best.safetensors"])
-def test_truncated_teacher_is_refused(project, refused, state, file):
+def test_a_teacher_that_was_cut_short_is_refused(project, refused, state, file):
     if file.endswith(".pth"):
         torch.save(state, project.path(file))
     else:
@@ -108,12 +107,12 @@ def test_truncated_teacher_is_refused(project, refused, state, file):
     refused("teacher_check", [f"{file}: no"])
 
 
-def test_missing_teacher_is_refused(project, refused):
+def test_a_teacher_that_is_not_there_is_refused(project, refused):
     project.set_params(teacher__checkpoint="gone.pth")
     refused("teacher_check", ["teacher.checkpoint: found 'gone.pth'; no such file"])
 
 
-def test_initial_weights_that_do_not_fit_are_refused(project, refused, state):
+def test_a_start_that_does_not_fit_is_refused(project, refused, state):
     save_file(state, project.path("start.safetensors"))
     project.set_params(runs__taught__init="start.safetensors")
     refused("distill --run taught", ["start.safetensors: the weights do not fit the network", "unexpected"])
@@ -125,7 +124,7 @@ def replaced_by_5_classes(project: Project, name: str) -> None:
 
 
 def with_stranger_weights(project: Project, name: str) -> None:
-    """Add a weight and keep the header."""
+    """The header as it was, a weight too many."""
     length = int.from_bytes(project.path(name).read_bytes()[:8], "little")
     metadata = json.loads(project.path(name).read_bytes()[8 : 8 + length])["__metadata__"]
     state = load_file(project.path(name)) | {"aux.weight": torch.zeros(1)}
@@ -167,7 +166,7 @@ HANDED_ON = {
         lambda project: replaced_by_5_classes(project, FINETUNED),
         [f"{FINETUNED}: classes is 5 there, 19 is needed"],
     ),
-    "a safetensors file of another project": (
+    "a safetensors file of somebody else": (
         "export_onnx --run vanilla",
         lambda project: project.write(FINETUNED, b"\x02\0\0\0\0\0\0\0{}"),
         [f"{FINETUNED}: its header does not say which network it holds"],
@@ -201,10 +200,10 @@ HANDED_ON = {
 
 
 @pytest.mark.parametrize("name", HANDED_ON)
-def test_outputs_of_an_earlier_stage_that_do_not_fit_are_refused(project, refused, name):
-    call, change, message = HANDED_ON[name]
+def test_weights_handed_on_that_do_not_fit_are_refused(project, refused, name):
+    call, change, told = HANDED_ON[name]
     change(project)
-    refused(call, message)
+    refused(call, told)
 
 
 def of_other_names(project: Project, name: str) -> None:
@@ -230,7 +229,7 @@ ONNX_FILES = {
 
 
 @pytest.mark.parametrize("name", ONNX_FILES)
-def test_benchmark_refuses_other_onnx_files(project, refused, name):
-    change, message = ONNX_FILES[name]
+def test_onnx_files_that_are_none_of_ours_are_refused(project, refused, name):
+    change, told = ONNX_FILES[name]
     change(project)
-    refused("benchmark", message)
+    refused("benchmark", told)

@@ -1,4 +1,4 @@
-"""Weights of other projects: they are loaded if they fit, mismatches are named, and no code in a file runs."""
+"""Weights from elsewhere: what fits is loaded, what does not is named, and nothing in a file runs."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def state():
 
 @pytest.mark.parametrize("wrapper", [None, "model_state", "state_dict", "model"])
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_load_state_accepts_the_public_forms(state, wrapper, prefix):
+def test_load_state_takes_the_public_forms(state, wrapper, prefix):
     torch.manual_seed(2)
     net = Tiny()
     saved = {f"{prefix}{key}": value for key, value in state.items()}
@@ -65,7 +65,7 @@ def test_load_state_accepts_the_public_forms(state, wrapper, prefix):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "told"),
     [
         (lambda s: s.pop("backbone.weight"), "1 missing: backbone.weight"),
         (lambda s: s.update({"aux.weight": torch.ones(1)}), "1 unexpected: aux.weight"),
@@ -77,18 +77,18 @@ def test_load_state_accepts_the_public_forms(state, wrapper, prefix):
         (lambda s: s.clear(), "holds nothing"),
     ],
 )
-def test_load_state_names_mismatches(state, change, message):
+def test_load_state_names_what_does_not_fit(state, change, told):
     net = Tiny()
     before = {key: value.clone() for key, value in net.state_dict().items()}
     change(state)
-    with pytest.raises(UserError, match=rf"(?s)^teacher\.pth: .*{message}") as caught:
+    with pytest.raises(UserError, match=rf"(?s)^teacher\.pth: .*{told}") as caught:
         load_state(net, state, source="teacher.pth")
     assert "hint" not in str(caught.value)
     assert_same_state(net.state_dict(), before)
 
 
 @pytest.mark.parametrize("odd", [torch.nan, -torch.inf, 1j])
-def test_weights_that_are_not_finite_real_numbers_are_named(state, odd):
+def test_values_that_are_no_finite_real_numbers_are_named(state, odd):
     check_values(state, "teacher.pth")
     state["backbone.weight"] = state["backbone.weight"] + odd
     with pytest.raises(UserError, match=r"^teacher\.pth: the weights are no finite .*\n  1 spoilt: backbone\.weight$"):
@@ -124,7 +124,7 @@ def test_checkpoint_files_are_read(tmp_path, state, suffix, wrapper):
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_public_checkpoint_with_training_state_and_numpy_scores(tmp_path, state, zipped):
-    """As DeepLabV3Plus-PyTorch saves it: optimizer, scheduler and a numpy score next to the weights."""
+    """As DeepLabV3Plus-PyTorch saves it: optimizer, scheduler and a numpy score beside the weights."""
     net = Tiny()
     net.load_state_dict(state)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
@@ -248,5 +248,5 @@ def test_imagenet_weights_of_an_unknown_network():
 def test_imagenet_weights_exist_for_every_backbone():
     from torchvision.models import get_weight
 
-    for weights in IMAGENET.values():
-        assert get_weight(".".join(weights)).url.startswith("https://download.pytorch.org/")
+    for arch in ARCHS:
+        assert get_weight(".".join(IMAGENET[network_module(arch).IMAGENET_BACKBONE])).url.startswith("https://download.pytorch.org/")
