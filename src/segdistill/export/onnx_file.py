@@ -1,4 +1,4 @@
-"""ONNX files of ours: written, checked and run.
+"""Write, check and run the ONNX files of students.
 
 A file is one graph for shipping and for checking: input `image` uint8 (N, H, W, 3) RGB, outputs `classes` uint8
 (N, H, W) and `logits` float32 (N, C, h, w) on the net's own grid. Normalisation, upsampling and argmax are in
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from segdistill.core.errors import UserError
 from segdistill.core.files import atomic_file
 from segdistill.export.argmax_graph import add_classes
-from segdistill.export.quantize import normalising, quantised
+from segdistill.export.quantize import normalizing_nodes, quantize
 from segdistill.export.wrapper import ExportWrapper
 from segdistill.formats.header import KEY, MEAN, STD, Header
 from segdistill.nets.onnx_session import INPUT, OUTPUTS, open_session
@@ -40,7 +40,7 @@ def write_float32(path: str | Path, net: nn.Module, header: Header, opset: int, 
 def write_int8(path: str | Path, net: nn.Module, header: Header, opset: int, images: np.ndarray) -> None:
     """Write `net` statically quantised to int8, ranges calibrated on `images` uint8 (N, H, W, 3); else as float32."""
     traced = _traced(ExportWrapper(net, from_bytes=True), opset, images.shape[1:3])
-    _write(path, quantised(traced, images), header.with_history(quantised="int8"))
+    _write(path, quantize(traced, images), header.with_history(quantised="int8"))
 
 
 def _traced(net: ExportWrapper, opset: int, size_px: tuple[int, int]) -> onnx.ModelProto:
@@ -121,7 +121,7 @@ class ForwardSession:
 
     def __init__(self, path: str | Path, threads: int) -> None:
         model = onnx.load(path)
-        chain = normalising(model.graph)
+        chain = normalizing_nodes(model.graph)
         self._start = chain[-1].output[0] if chain else INPUT
         typed = onnx.shape_inference.infer_shapes(model)
         cut = onnx.utils.Extractor(typed).extract_model([self._start], [OUTPUTS[1]])

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import shutil
+import subprocess
+import sys
+
 import numpy as np
 import onnx
 import pytest
@@ -160,6 +166,56 @@ def test_int8_is_a_fraction_of_the_size(lite, int8):
 def test_int8_has_quantised_weights(int8):
     weights = [tensor for tensor in onnx.load(int8).graph.initializer if len(tensor.dims) == 4]
     assert {tensor.data_type for tensor in weights} == {TensorProto.INT8}
+
+
+def test_no_sum_of_two_int8_products_exceeds_16_bits(int8):
+    """Processors without VNNI add two products of an unsigned and a signed byte in 16 bits, and saturate."""
+    weights = int8_weights(onnx.load(int8).graph)
+    assert len(weights) > 40
+    for name, rows in weights.items():
+        largest_two = np.sort(np.abs(rows.astype(int)), axis=1)[:, -2:].sum(axis=1)
+        assert 255 * largest_two.max() <= np.iinfo(np.int16).max, name
+
+
+def int8_weights(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
+    """The int8 weights (output channels, inputs of each) by name."""
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    quantised_of = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    found = {}
+    for node in graph.node:
+        if node.op_type in {"Conv", "MatMul", "Gemm"}:
+            name = quantised_of[node.input[1]]
+            if name in constants and constants[name].dtype == np.int8:
+                outputs_first = constants[name] if node.op_type == "Conv" else constants[name].T
+                if any(entry.name == "transB" and entry.i for entry in node.attribute):
+                    outputs_first = constants[name]
+                found[name] = outputs_first.reshape(len(outputs_first), -1)
+    return found
+
+
+EMULATED = """
+import sys
+sys.path[:] = {path!r}
+import numpy as np
+from segdistill.nets.onnx_session import open_session
+images = np.load(sys.argv[2])
+np.save(sys.argv[3], open_session(sys.argv[1], 1).run(["classes"], {{"image": images}})[0])
+"""
+
+
+@pytest.mark.slow
+def test_int8_names_the_same_classes_on_a_processor_without_vnni(lite, int8, tmp_path):
+    """qemu's user mode emulates a Haswell, which has AVX2 and no VNNI."""
+    qemu = shutil.which("qemu-x86_64-static")
+    if qemu is None or platform.machine() != "x86_64":
+        pytest.skip("qemu-x86_64-static is not installed (Debian: qemu-user-static), or this is no x86-64 machine")
+    images = frames(1, 64, 96, seed=30)
+    np.save(tmp_path / "images.npy", images)
+    (tmp_path / "emulated.py").write_text(EMULATED.format(path=sys.path))
+    files = [str(tmp_path / name) for name in ("emulated.py", "images.npy", "classes.npy")]
+    command = [qemu, "-cpu", "Haswell", os.path.realpath(sys.executable), files[0], str(int8), *files[1:]]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    assert np.array_equal(np.load(files[2]), OnnxPredictor(int8, 1).classes(images))
 
 
 @pytest.mark.parametrize("size_px", [TRACED_PX, (96, 72)])
