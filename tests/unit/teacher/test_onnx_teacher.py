@@ -77,6 +77,33 @@ def test_number_of_classes_is_checked_where_the_graph_does_not_say_it(tmp_path):
         opened(tmp_path / "t.onnx", classes=4).logits(IMAGES)
 
 
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    return torch.log_softmax(torch.from_numpy(logits), dim=1).numpy()
+
+
+def test_probabilities_are_turned_into_logits_with_a_warning(tmp_path, capsys):
+    teacher = opened(write_model(tmp_path / "t.onnx", WEIGHTS, kind="probabilities"))
+    found = teacher.logits(IMAGES)
+    teacher.logits(IMAGES)
+    expected = log_softmax(cell_logits((IMAGES / 255 - MEAN) / STD, WEIGHTS))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    assert capsys.readouterr().err.count("t.onnx: output out holds probabilities, not logits") == 1
+
+
+def test_probabilities_rounded_to_zero_give_finite_logits(tmp_path):
+    found = opened(write_model(tmp_path / "t.onnx", 1000 * WEIGHTS, kind="probabilities")).logits(IMAGES)
+    assert found.isfinite().all()
+    assert torch.equal(found.argmax(1), torch.from_numpy(cell_logits((IMAGES / 255 - MEAN) / STD, WEIGHTS)).argmax(1))
+
+
+def test_logits_between_0_and_1_stay_logits(tmp_path, capsys):
+    small = np.abs(WEIGHTS) / 2000
+    found = opened(write_model(tmp_path / "t.onnx", small, dtype="uint8")).logits(IMAGES)
+    np.testing.assert_allclose(found, cell_logits(IMAGES, small), rtol=1e-3)
+    assert 0 <= found.min() and found.max() <= 1
+    assert "probabilities" not in capsys.readouterr().err
+
+
 REFUSED = {
     "grey": (
         {"weights_C344": WEIGHTS[:, :1], "shape": ("n", 1, "h", "w")},
