@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(ValueError):
@@ -35,7 +35,7 @@ def exit_on_user_error() -> Iterator[None]:
         message = str(error)
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
-        remedy = "; free some space and run it again: what was finished is kept" if error.errno in _NO_SPACE else ""
+        remedy = "; free some space and run it again: what was finished is kept" if error.errno in NO_SPACE else ""
         message = f"{name}{error.strerror or error}{remedy}"
     else:
         return

@@ -1,4 +1,4 @@
-"""What is to be predicted: images, folders of images, globs and videos, each with a name for its outputs."""
+"""Find the inputs: images, folders of images, globs and videos, each with a name for its outputs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _IMAGES, _VIDEOS = ", ".join(SUFFIXES), ", ".join(VIDEO_SUFFIXES)
 
 
 class Source(NamedTuple):
-    """An image or a video; `name` is its place below the folder that was given, without its suffix."""
+    """An image or a video; `name` is its path within the folder that was given, without its suffix."""
 
     path: Path
     name: PurePath
@@ -28,13 +28,13 @@ class Source(NamedTuple):
 
 
 def find_sources(inputs: Sequence[str], out: Path) -> list[Source]:
-    """Everything that `inputs` names, sorted within each, none twice.
+    """Return every image and video that `inputs` names, sorted within each, none twice.
 
-    Folders are searched with all that is below them, for images only, and but for `out` and what is hidden. Where
-    `out` is such a folder itself, what was written to it is left out.
+    Folders are searched with all sub-folders, for images only, without hidden files and without `out`. Where `out` is
+    such a folder itself, the outputs in it are left out.
 
     Raises:
-        UserError: an input that is not there, holds no image, or is neither an image nor a video; all of them.
+        UserError: inputs that do not exist, hold no image, or are neither an image nor a video; all in one message.
     """
     errors: list[str] = []
     found: dict[Path, Source] = {}

@@ -1,13 +1,14 @@
-"""Which files come out of an image or a video, and how a class map is written as each kind of them.
+"""The output files of an image or a video, and how a class map is written as each kind of them.
 
-Each kind has a folder of its own: the official evaluator takes any PNG that begins with a frame's name for its result,
-so a colour map beside the label ids would be a second one.
+Each kind has its own folder: the official evaluator takes any PNG whose name begins with that of a frame for its
+result, so a colour map in the same folder as the label ids would be a second one.
 
 Shapes: H/W frame in pixels.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import NamedTuple
@@ -29,7 +30,7 @@ _STRIP_PX = 256
 
 
 class Job(NamedTuple):
-    """A source, and where its outputs go by kind: files, or folders where it is a video that is written as frames."""
+    """A source, and where its outputs go by kind: files, or folders for a video that is written as frames."""
 
     source: Source
     targets: dict[str, Path]
@@ -37,14 +38,14 @@ class Job(NamedTuple):
 
 
 def plan(sources: Sequence[Source], out: Path, kinds: Sequence[str], *, frames: bool, overwrite: bool) -> list[Job]:
-    """The outputs of every source.
+    """Return the outputs of every source.
 
     Args:
-        kinds: of KINDS; a video of which no frames are asked for has an overlay at most.
+        kinds: of KINDS; without `frames`, a video has an overlay only.
         frames: write the frames of videos as images.
 
     Raises:
-        UserError: two sources would be written to one place, or outputs are there already and are not to be replaced.
+        UserError: two sources have the same output, or outputs exist and `overwrite` is False.
     """
     jobs = [Job(source, _targets(source, out, kinds, frames), source.is_video and frames) for source in sources]
     owners: dict[Path, Path] = {}
@@ -53,11 +54,11 @@ def plan(sources: Sequence[Source], out: Path, kinds: Sequence[str], *, frames: 
         for target in job.targets.values():
             owner = owners.setdefault(target, job.source.path)
             if owner != job.source.path:
-                clashes.append(f"{target}: of both {owner} and {job.source.path}")
-            elif target.exists() and not overwrite:
+                clashes.append(f"{target}: the output of both {owner} and {job.source.path}")
+            elif not overwrite and os.path.exists(target):  # noqa: PTH110 - a Path raises where a name is too long
                 existing.append(str(target))
-    raise_all(clashes, "some inputs would be written to one place; predict them into different folders (--out)")
-    raise_all(existing, "outputs are there already; --overwrite replaces them, --out names another folder")
+    raise_all(clashes, "some inputs have the same output; predict them into different folders (--out)")
+    raise_all(existing, "outputs exist already; --overwrite replaces them, --out names another folder")
     return jobs
 
 
@@ -72,12 +73,12 @@ def _targets(source: Source, out: Path, kinds: Sequence[str], frames: bool) -> d
 
 
 def image_path(folder: Path, name: PurePath, kind: str) -> Path:
-    """Where the output of `kind` of the frame `name` goes: as the evaluation server wants its results named."""
+    """Return where the output of `kind` of the frame `name` goes, named as the evaluation server requires."""
     return folder / name.with_name(name.name.removesuffix(_PHOTOGRAPH) + SUFFIXES[kind])
 
 
 def write_image(targets: dict[str, Path], image: Image.Image, classes_HW: np.ndarray, table: ClassTable) -> None:
-    """Write the outputs of one frame, each atomically. `image` is used up by its overlay.
+    """Write the outputs of one frame, each atomically. The overlay is drawn into `image`.
 
     Raises:
         UserError: an overlay of more pixels a side than JPEG allows.
@@ -102,7 +103,7 @@ def _save(target: Path, image: Image.Image, form: str, **options: int) -> None:
 
 
 def _blend(image: Image.Image, classes_HW: np.ndarray, table: ClassTable) -> None:
-    """Colour an image by its classes in place, a strip at a time: no second copy of a huge one."""
+    """Colour an image by its classes in place, a strip at a time, so that a huge one is not copied."""
     for top in range(0, image.height, _STRIP_PX):
         box = (0, top, image.width, min(top + _STRIP_PX, image.height))
         mixed = blended(np.asarray(image.crop(box)), classes_HW[top : box[3]], table)
@@ -110,6 +111,6 @@ def _blend(image: Image.Image, classes_HW: np.ndarray, table: ClassTable) -> Non
 
 
 def blended(image_HW3: np.ndarray, classes_HW: np.ndarray, table: ClassTable) -> np.ndarray:
-    """Half image, half colours of its classes: uint8 (H, W, 3)."""
+    """Return the mean of an image and the colours of its classes: uint8 (H, W, 3)."""
     total = image_HW3.astype(np.uint16) + table.palette[classes_HW]
     return ((total + 1) // 2).astype(np.uint8)

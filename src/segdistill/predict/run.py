@@ -1,4 +1,4 @@
-"""Predict images and videos into files; what cannot be read is told at the end, and keeps nothing from the others."""
+"""Predict images and videos into files. Errors of single inputs are reported at the end, after all others are done."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image
 
-from segdistill.core.errors import UserError, raise_all
+from segdistill.core.errors import NO_SPACE, UserError, raise_all
 from segdistill.core.progress import Progress
 from segdistill.predict.model import Model
 from segdistill.predict.outputs import Job, write_image
@@ -18,7 +18,7 @@ from segdistill.predict.video import ClassesOf, write_frames, write_overlay
 
 
 def class_map(classes_of: ClassesOf, image: Image.Image, tiling: Tiling | None = None) -> np.ndarray:
-    """The class map uint8 (H, W) of an image in RGB, whole or in tiles; `classes_of` is that of a Model."""
+    """Return the class map uint8 (H, W) of an image in RGB, whole or in tiles; `classes_of` is that of a Model."""
     if tiling is None:
         return classes_of(np.asarray(image))
     size_px = (image.height, image.width)
@@ -29,29 +29,31 @@ def predict_files(model: Model, jobs: Sequence[Job], tiling: Tiling | None = Non
     """Predict every source of `jobs` and write its outputs.
 
     Raises:
-        UserError: sources that could not be read; the outputs of all others are written by then.
+        UserError: sources that could not be read or written; the outputs of all others are written by then.
+        OSError: the disk is full.
     """
     errors: list[str] = []
     images = [job for job in jobs if not job.source.is_video]
     if tiling is not None and len(images) == 1:
-        with _told_later(errors, images[0]):
+        with _collect(errors, images[0]):
             _predict_large_image(model, images[0], tiling)
     elif images:
         with Progress("predict", len(images), unit="image") as progress:
             for job in images:
-                with _told_later(errors, job):
+                with _collect(errors, job):
                     image = read_image(job.source.path, any_size=tiling is not None)
                     write_image(job.targets, image, class_map(model.classes, image, tiling), model.table)
                 progress.advance()
     for job in jobs:
         if job.source.is_video:
-            with _told_later(errors, job):
+            with _collect(errors, job):
                 _predict_video(model, job, tiling)
     raise_all(errors, f"{len(jobs) - len(errors)} of {len(jobs)} inputs were predicted; the others were not")
 
 
 @contextmanager
-def _told_later(errors: list[str], job: Job) -> Iterator[None]:
+def _collect(errors: list[str], job: Job) -> Iterator[None]:
+    """Add what goes wrong with `job` to `errors`; a full disk ends the command, since no other output would fit."""
     try:
         yield
     except UserError as error:
@@ -59,10 +61,14 @@ def _told_later(errors: list[str], job: Job) -> Iterator[None]:
         errors.append(str(error) if named else f"{job.source.path}: {error}")
     except MemoryError:
         errors.append(f"{job.source.path}: not enough memory for an input of that size")
+    except OSError as error:  # a name that is too long, a folder in the place of a file, no permission
+        if error.errno in NO_SPACE:
+            raise
+        errors.append(f"{job.source.path}: {error.strerror or error}: {error.filename or ''}".removesuffix(": "))
 
 
 def _predict_large_image(model: Model, job: Job, tiling: Tiling) -> None:
-    """One image that may take minutes: its tiles are the progress."""
+    """Predict one image that may take minutes, with a progress bar of its tiles."""
     image = read_image(job.source.path, any_size=True)
     tiles = count_tiles((image.height, image.width), tiling)
     with Progress(f"predict {job.source.path.name}", tiles, unit="tile") as progress:

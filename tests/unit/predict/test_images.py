@@ -1,4 +1,4 @@
-"""Images as people have them: read upright, as RGB, or refused by name."""
+"""Image files are read upright, as RGB; files that cannot be read are named."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def saved(path, image: Image.Image, **options):
     return path
 
 
-def test_rgb_png_is_read_as_it_is(tmp_path):
+def test_rgb_png_is_read_to_the_pixel(tmp_path):
     assert np.array_equal(read_image(saved(tmp_path / "a.png", Image.fromarray(FRAME))), FRAME)
 
 
-def test_greyscale_is_three_times_the_same(tmp_path):
+def test_greyscale_becomes_three_equal_channels(tmp_path):
     found = np.asarray(read_image(saved(tmp_path / "a.png", Image.fromarray(FRAME[..., 0]))))
     assert np.array_equal(found, np.repeat(FRAME[..., :1], 3, axis=2))
 
@@ -57,14 +57,42 @@ UPRIGHT = {
 
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
-@pytest.mark.parametrize("suffix", [".png", ".jpg"])
-def test_exif_rotation_is_honoured(orientation, suffix, tmp_path):
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
+def test_exif_rotation_is_applied(orientation, suffix, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = Image.fromarray(np.repeat(np.repeat(FRAME, 8, 0), 8, 1))
     path = saved(tmp_path / f"a{suffix}", stored, exif=exif)
     plain = saved(tmp_path / f"plain{suffix}", stored)
     assert np.array_equal(read_image(path), UPRIGHT[orientation](np.asarray(Image.open(plain))))
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".tif", ".tiff", ".webp"])
+def test_lossless_formats_are_read_to_the_pixel(suffix, tmp_path):
+    options = {"lossless": True} if suffix == ".webp" else {}
+    assert np.array_equal(read_image(saved(tmp_path / f"a{suffix}", Image.fromarray(FRAME), **options)), FRAME)
+
+
+def test_first_image_of_several_is_read(tmp_path):
+    other = Image.fromarray(255 - FRAME)
+    path = saved(tmp_path / "a.tif", Image.fromarray(FRAME), save_all=True, append_images=[other])
+    assert np.array_equal(read_image(path), FRAME)
+
+
+def test_image_with_a_broken_exif_rational_is_turned_upright(tmp_path):
+    """The resolution is -1 / 0 as an unsigned rational: some cameras write that, and viewers ignore it."""
+    entries = struct.pack("<HHII", 0x112, 3, 1, 6) + struct.pack("<HHII", 0x11A, 10, 1, 38)
+    exif = b"II*\0\x08\0\0\0" + struct.pack("<H", 2) + entries + bytes(4) + struct.pack("<ii", -1, 0)
+    stored = Image.fromarray(np.repeat(np.repeat(FRAME, 8, 0), 8, 1))
+    path, plain = saved(tmp_path / "a.jpg", stored, exif=b"Exif\0\0" + exif), saved(tmp_path / "plain.jpg", stored)
+    assert np.array_equal(read_image(path), np.rot90(np.asarray(Image.open(plain)), -1))
+
+
+@pytest.mark.parametrize("exif", [b"", b"II*\0\x08", b"no EXIF data", b"II*\0" + bytes([255] * 4)])
+def test_exif_that_cannot_be_read_is_ignored(exif, tmp_path):
+    stored = Image.fromarray(FRAME)
+    path, plain = saved(tmp_path / "a.jpg", stored, exif=b"Exif\0\0" + exif), saved(tmp_path / "plain.jpg", stored)
+    assert np.array_equal(read_image(path), np.asarray(Image.open(plain)))
 
 
 def test_jpeg_of_cmyk_becomes_rgb(tmp_path):
@@ -97,16 +125,16 @@ def cut_png() -> bytes:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "no readable PNG or JPEG"),
-        (b"text", "no readable PNG or JPEG"),
+        (b"", "no readable PNG, JPEG, WebP, BMP or TIFF"),
+        (b"text", "no readable PNG, JPEG, WebP, BMP or TIFF"),
         (cut_png(), "damaged"),
         (png_header(4, 4), "damaged"),
         (png_header(60000, 60000), "--tile"),
-        (b"GIF89a" + bytes(99), "no readable PNG or JPEG"),
+        (b"GIF89a" + bytes(99), "no readable PNG, JPEG, WebP, BMP or TIFF"),
     ],
     ids=["empty", "text", "cut", "hollow", "huge", "gif"],
 )
-def test_what_is_no_image_is_refused_by_name(content, reason, tmp_path):
+def test_file_that_is_no_image_is_named(content, reason, tmp_path):
     (tmp_path / "bad.png").write_bytes(content)
     with pytest.raises(UserError) as error:
         read_image(tmp_path / "bad.png")
@@ -115,14 +143,14 @@ def test_what_is_no_image_is_refused_by_name(content, reason, tmp_path):
 
 
 @pytest.mark.parametrize("size", [(60000, 60000), (2**31 - 1, 2**31 - 1)])
-def test_a_header_that_cannot_be_true_is_refused_at_any_size(size, tmp_path):
+def test_impossible_size_in_a_header_is_refused(size, tmp_path):
     (tmp_path / "bad.png").write_bytes(png_header(*size))
     with pytest.raises(UserError, match=rf"bad\.png: truncated: \d+ bytes for {size[1]} x {size[0]} pixels"):
         read_image(tmp_path / "bad.png", any_size=True)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGB", "RGBA"])
-def test_what_compresses_best_is_read_all_the_same(mode, tmp_path):
+def test_images_of_one_colour_are_not_taken_for_truncated(mode, tmp_path):
     path = saved(tmp_path / "flat.png", Image.new(mode, (3000, 2000)), compress_level=9)
     assert read_image(path).size == (3000, 2000)
 
@@ -139,7 +167,7 @@ def test_a_pipe_named_like_a_image_is_not_waited_for(tmp_path):
         read_image(tmp_path / "a.png")
 
 
-def test_the_limit_of_pixels_is_lifted_when_asked_and_set_again(tmp_path, monkeypatch):
+def test_pixel_limit_is_lifted_for_one_image_only(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     path = saved(tmp_path / "a.png", Image.fromarray(FRAME))
     with pytest.raises(UserError, match="more than 20 pixels"):

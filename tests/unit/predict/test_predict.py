@@ -147,6 +147,16 @@ def test_without_a_model_the_one_to_ship_is_taken(files, street):
     assert written(street / "by-summary") == written(street / "by-name")
 
 
+def test_run_stands_for_its_int8_file_else_its_float32_file(files, street):
+    folder = street / "models/runs/light"
+    folder.mkdir(parents=True)
+    shutil.copy(files.float32, folder / "student.onnx")
+    assert "model: models/runs/light/student.onnx" in done("images/a.png", "--model", "light").output
+    shutil.copy(files.int8, folder / "student.int8.onnx")
+    again = done("images/a.png", "--model", "light", "--overwrite")
+    assert "model: models/runs/light/student.int8.onnx" in again.output
+
+
 def test_a_model_of_other_classes_brings_their_ids_and_colors(street):
     table = ClassTable(("lane", "rest"), (40, 99), ((1, 2, 3), (200, 100, 50)))
     save_net("two.safetensors", random_net(classes=2), Header.of_net("deeplabv3_mobilenet_lite", table, 16))

@@ -1,4 +1,4 @@
-"""What `segdistill predict` refuses: in one line, before anything is written, and nothing half-written is left."""
+"""What `segdistill predict` refuses: one message, no half-written output, and the other inputs are predicted."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def test_a_bad_image_keeps_nothing_from_the_others(files, street):
     result = call("images", "--model", files.float32, "--write", "color")
     assert result.exit_code == 1
     assert "2 of 4 inputs were predicted; the others were not (2):" in result.stderr
-    assert "images/bad.png: no readable PNG or JPEG" in result.stderr
+    assert "images/bad.png: no readable PNG, JPEG, WebP, BMP or TIFF" in result.stderr
     assert "images/worse.jpg" in result.stderr
     assert list(written(street / "predictions")) == ["color/a_color.png", f"color/city/{STEM}_color.png"]
 
 
-def test_a_image_beyond_the_memory_keeps_nothing_from_the_others(files, street, monkeypatch):
+def test_an_image_beyond_the_memory_keeps_nothing_from_the_others(files, street, monkeypatch):
     def beyond(path, **options):
         if path.name == "a.png":
             raise MemoryError
@@ -68,7 +68,32 @@ def test_two_inputs_for_one_output_are_refused(files, street):
     shutil.copy("images/a.png", "a.png")
     result = call("a.png", "images", "--model", files.float32)
     assert result.exit_code == 1
-    assert "predictions/overlay/a_overlay.jpg: of both a.png and images/a.png" in result.stderr
+    assert "predictions/overlay/a_overlay.jpg: the output of both a.png and images/a.png" in result.stderr
+
+
+def test_output_name_that_is_too_long_does_not_stop_the_others(files, street):
+    name = "x" * 250  # allowed as it is, and too long with the suffix of an output
+    shutil.copy("images/a.png", f"images/{name}.png")
+    result = call("images", "--model", files.float32, "--write", "color,label-ids")
+    assert result.exit_code == 1
+    assert "2 of 3 inputs were predicted; the others were not (1):" in result.stderr
+    assert f"images/{name}.png: File name too long" in result.stderr
+    assert len(written(street / "predictions")) == 4
+
+
+def test_folder_in_the_place_of_an_output_does_not_stop_the_others(files, street):
+    (street / "predictions/color/a_color.png/inside").mkdir(parents=True)
+    result = call("images", "--model", files.float32, "--write", "color", "--overwrite")
+    assert result.exit_code == 1
+    assert "1 of 2 inputs were predicted" in result.stderr
+    assert list(written(street / "predictions")) == [f"color/city/{STEM}_color.png"]
+
+
+def test_unknown_run_is_refused_with_the_runs_there_are(street):
+    (street / "models/runs/light").mkdir(parents=True)
+    result = call("images", "--model", "heavy")
+    assert result.exit_code == 1
+    assert "--model: found 'heavy'; no such file, and no such run in models/runs (runs there: light)" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -130,7 +155,6 @@ def test_a_folder_that_cannot_be_written_is_one_line(files, street):
     assert result.exit_code == 1
     assert "out" in result.stderr
     assert "Traceback" not in result.output
-    assert "s left" not in result.stderr, "nothing is known of a pace at which nothing was done"
 
 
 def test_nothing_half_written_is_left_when_the_disk_is_full(files, street, monkeypatch):
