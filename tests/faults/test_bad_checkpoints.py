@@ -223,7 +223,7 @@ ONNX_FILES = {
     "missing": (lambda project: None, [f"{ONNX}: no such file"]),
     "other names": (
         lambda project: of_other_names(project, ONNX),
-        [f"{ONNX}: has inputs ['x'] and outputs ['y']; ours has ['image'] and ['classes', 'logits']"],
+        [f"{ONNX}: has inputs ['x'] and outputs ['y']; a student has ['image'] and ['classes', 'logits']"],
     ),
 }
 
