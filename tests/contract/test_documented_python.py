@@ -75,7 +75,11 @@ def test_python_program_writes_classes_and_an_overlay_with_a_legend(finished):
     # Without this project on the path: the program needs none of it.
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, *arguments, str(finished / "street.jpg")], cwd=app, env=environment, capture_output=True, text=True
+        [sys.executable, *arguments, str(finished / "street.jpg")],
+        cwd=app,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     classes = expected_classes(finished)
@@ -89,7 +93,9 @@ def test_python_program_writes_classes_and_an_overlay_with_a_legend(finished):
     frame = np.asarray(Image.open(finished / "street.jpg")).astype(int)
     mixed = (frame + header.table.palette[classes]) // 2
     assert np.array_equal(overlay[: SIZE_PX[0], : SIZE_PX[1]], mixed)
-    assert "segdistill" not in [line.split()[1] for line in (app / "segment.py").read_text().splitlines() if "import " in line]
+    assert "segdistill" not in [
+        line.split()[1] for line in (app / "segment.py").read_text().splitlines() if "import " in line
+    ]
 
 
 def test_cpp_program_writes_the_same_classes(finished):

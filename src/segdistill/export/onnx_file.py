@@ -48,7 +48,7 @@ def _traced(net: ExportWrapper, opset: int, size_px: tuple[int, int]) -> onnx.Mo
     example = torch.zeros(2, *size_px, 3, dtype=torch.uint8)
     traced = io.BytesIO()
     with warnings.catch_warnings():
-        # The tracing exporter gives the same numbers as the dynamo one, in 0.5 s instead of a minute for these networks.
+        # The tracing exporter gives the same numbers as the dynamo one, in 0.5 s instead of a minute.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             net,
@@ -91,7 +91,9 @@ def _opened(path: str | Path, threads: int) -> onnxruntime.InferenceSession:
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise UserError(f"{path}: no readable ONNX model ({' '.join(str(error).split())[:200]})") from None
     if names != ([INPUT], list(OUTPUTS)) or not described:
-        raise UserError(f"{path}: has inputs {names[0]} and outputs {names[1]}; a student has {[INPUT]} and {list(OUTPUTS)}")
+        raise UserError(
+            f"{path}: has inputs {names[0]} and outputs {names[1]}; a student has {[INPUT]} and {list(OUTPUTS)}"
+        )
     return session
 
 

@@ -3,10 +3,10 @@
 x86 multiplies unsigned by signed bytes in one instruction, and onnxruntime fuses such operators into integer ones.
 
 Weights have 7 bits, -64 to 64. x86 processors without VNNI add two products of a pair in 16 bits, which saturate at
-32767; 255 * (64 + 64) fits. With 8 bits (255 * 254) a trained student named another class there on 12% of the pixels,
-depending on who opened the file (onnxruntime's session option x64quantprecision avoids it, but a server or a C++ program
-does not set it). With 7 bits it names the same classes on both. The price against float32: 2.8 instead of 2.7% of the
-pixels change class, on other students 2.9 instead of 2.2 and 14.2 instead of 12.5; the time is the same.
+32767; 255 * (64 + 64) fits. With 8 bits (255 * 254) a trained student named another class there on 12% of the pixels.
+onnxruntime's session option x64quantprecision avoids that too, but a server or a C++ program does not set it. With 7
+bits the student names the same classes on both. The price against float32: 2.8 instead of 2.7% of the pixels change
+class, on other students 2.9 instead of 2.2 and 14.2 instead of 12.5; the time is the same.
 """
 
 from __future__ import annotations

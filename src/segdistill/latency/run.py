@@ -4,8 +4,8 @@ Latency depends on the network, not on its weights: runs with the same network a
 so that noise does not look like a difference between them.
 
 Before an engine is timed, it runs once untimed. torch's OpenMP threads spin for some milliseconds after a call, on the
-cores that the next engine needs: on 2 cores, whichever of "forward" and "end to end" of an ONNX file came directly after
-torch took 3 to 5 ms longer, so that forward alone could seem slower than end to end.
+cores that the next engine needs: on 2 cores, the call of an ONNX file that came directly after torch, be it forward or
+end to end, took 3 to 5 ms longer, so that forward alone could seem slower than end to end.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ _SETTLE = "settle"  # the untimed call
 def benchmark(params: Params, models: Path = MODELS, out: Path = BENCHMARK) -> None:
     """Time every distinct network of the sweep and the teacher, and write metrics/benchmark.json."""
     load_before = os.getloadavg()
-    frames = _frames(params)
+    data = PreparedData.open()
+    frames = _frames(params, data)
     compute = resolve_device("cpu", params.compute.precision, params.benchmark.threads)
     networks = {name: _network(models, name) for name in ("teacher", *params.runs)}
     first_of = {networks[name]: name for name in reversed(networks)}
@@ -94,17 +95,16 @@ def _weights(models: Path, name: str) -> Path:
     return run_models(name, models) / FINETUNED
 
 
-def _frames(params: Params) -> np.ndarray:
+def _frames(params: Params, data: PreparedData) -> np.ndarray:
     """Return up to 16 val frames uint8 (N, H, W, 3) in memory, at the size that is timed."""
-    val = PreparedData.open().val
-    frames = np.array(val.images[evenly_spaced(len(val), 16)])
+    frames = np.array(data.val.images[evenly_spaced(len(data.val), 16)])
     size_px = params.benchmark.size_px
     if size_px is None or tuple(size_px) == frames.shape[1:3]:
         return frames
     return resize_images(frames, size_px)
 
 
-def _onnx_files(params: Params, name: str, models: Path, scratch: Path, size_px: tuple[int, int]) -> dict[str, Path]:
+def _onnx_files(params: Params, name: str, models: Path, scratch: Path, data: PreparedData) -> dict[str, Path]:
     """Return the exported ONNX files of a student; export those of the teacher into `scratch`."""
     if name != "teacher":
         return {f"onnx_{precision}": run_models(name, models) / file for precision, file in STUDENT_ONNX.items()}
@@ -162,7 +162,7 @@ def _conditions(params: Params, compute: Compute, frames: np.ndarray) -> dict:
         "batch": 1,
         "frames": params.benchmark.frames,
         "warmup_frames": params.benchmark.warmup_frames,
-        "interleaved": "one frame per network, backend and kind of call in every round; each backend runs once untimed first",
+        "interleaved": "a frame per network, backend and kind of call in every round, after an untimed one per backend",
         "versions": package_versions("torch", "onnxruntime", "onnx", "numpy", "segdistill"),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }

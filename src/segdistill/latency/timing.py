@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
+from typing import TypeVar
 
 import numpy as np
 
 # Thread pools spin for a moment after a call, and slow the next one; see also `latency.run`.
 REST_S = 0.002
+Name = TypeVar("Name", bound=Hashable)
 
 
 def interleaved_ms(
-    calls: dict[str, Callable[[int], object]],
+    calls: Mapping[Name, Callable[[int], object]],
     rounds: int,
     warmup: int,
     after_round: Callable[[], object] = lambda: None,
-) -> dict[str, np.ndarray]:
+) -> dict[Name, np.ndarray]:
     """Return the milliseconds of each call in each counted round, float64 (rounds,) by name.
 
     In every round each call runs once, in turn, with the number of the round as its argument. Other load on the machine

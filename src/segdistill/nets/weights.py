@@ -162,7 +162,9 @@ def load_initial(net: nn.Module, arch: str, state_dict: Mapping[str, Any], sourc
         found = {f"backbone.{key}": value for key, value in backbone_state(arch, found).items()}
     fitting = {key: value for key, value in found.items() if key in wanted and value.shape == wanted[key].shape}
     if not any(value.is_floating_point() for value in fitting.values()):
-        raise UserError(f"{source}: no weight fits the network {arch}, by name and shape; the network has {_few(wanted)}")
+        raise UserError(
+            f"{source}: no weight fits the network {arch}, by name and shape; the network has {_few(wanted)}"
+        )
     _copy(net, wanted | fitting, source)
     kept = [key for key in wanted if key not in fitting]
     unused = [key for key in found if key not in fitting and key not in wanted]
@@ -187,7 +189,9 @@ def _renamed(found: dict[str, Tensor], wanted: Mapping[str, Tensor], source: str
         found = {key.removeprefix(prefix): value for key, value in found.items()}
     auxiliary = [key for key in found if key.startswith(AUXILIARY_HEAD) and key not in wanted]
     if auxiliary:
-        logger.info("%s: leaves out the auxiliary head (%d weights), which the network does not have", source, len(auxiliary))
+        logger.info(
+            "%s: leaves out the auxiliary head (%d weights), which the network does not have", source, len(auxiliary)
+        )
         found = {key: value for key, value in found.items() if key not in auxiliary}
     # torch before 0.4.1 and other frameworks do not count the batches of batch norm, and evaluation does not read it.
     for key, value in wanted.items():
@@ -224,7 +228,7 @@ def backbone_state(arch: str, classifier_state: Mapping[str, Tensor]) -> dict[st
 
 
 def _backbone_key(backbone: str, key: str) -> str | None:
-    """Return the backbone's name of a weight of torchvision's classifier; None where the backbone has no such weight."""
+    """Return the backbone's name of a weight of torchvision's classifier; None where the backbone does not have it."""
     if backbone.startswith("resnet"):
         return None if key.startswith("fc.") else key
     match = re.fullmatch(r"features\.([0-9]+)\.(.+)", key)

@@ -74,8 +74,8 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     if image.mode in _WIDE_MODES:
         raise UserError(f"mode {image.mode}; allowed are 8 bits a channel")
     image.load()
-    # ImageOps.exif_transpose also writes the other EXIF data again, and fails on broken ones (a rational with a negative
-    # part). Viewers ignore those, and turn the image all the same.
+    # ImageOps.exif_transpose also writes the other EXIF data again, and fails on broken ones (an unsigned rational that
+    # is negative). Viewers ignore those, and turn the image all the same.
     try:
         orientation = image.getexif().get(_ORIENTATION)
     except Exception:  # noqa: BLE001 - Pillow raises nearly anything for data that are not EXIF

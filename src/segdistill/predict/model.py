@@ -79,7 +79,7 @@ def _open_safetensors(path: Path, threads: int) -> tuple[Header, _Classes]:
 
 
 def model_path(given: str, models: Path) -> Path:
-    """Return the model file that `given` names: a path, or a run, which stands for its int8 file, else its float32 file.
+    """Return the model file that `given` names: a path, or a run, which means its int8 file, else its float32 file.
 
     Raises:
         UserError: there is neither a file nor a run of that name.

@@ -10,9 +10,9 @@ from PIL import Image
 
 from segdistill.core.errors import NO_SPACE, UserError, raise_all
 from segdistill.core.progress import Progress
+from segdistill.predict.images import pixels, read_image
 from segdistill.predict.model import Model
 from segdistill.predict.outputs import Job, write_image
-from segdistill.predict.images import pixels, read_image
 from segdistill.predict.tiles import Tiling, count_tiles, tiled_classes
 from segdistill.predict.video import ClassesOf, write_frames, write_overlay
 

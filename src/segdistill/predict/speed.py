@@ -11,8 +11,8 @@ from PIL import Image
 from segdistill.core.progress import Progress
 from segdistill.core.provenance import package_versions, processor
 from segdistill.latency.timing import interleaved_ms, quantiles
-from segdistill.predict.model import Model
 from segdistill.predict.images import read_image
+from segdistill.predict.model import Model
 from segdistill.predict.run import class_map
 from segdistill.predict.tiles import Tiling
 
@@ -33,9 +33,7 @@ def measure(model: Model, paths: Sequence[Path], tiling: Tiling | None = None) -
 
     images = [read(number) for number in range(len(paths))]
     calls = {
-        "image in memory to class map": lambda number: class_map(
-            model.classes, images[number % len(paths)], tiling
-        ),
+        "image in memory to class map": lambda number: class_map(model.classes, images[number % len(paths)], tiling),
         "image file to class map": lambda number: class_map(model.classes, read(number), tiling),
     }
     with Progress("timing", WARMUP_ROUNDS + ROUNDS, unit="round", timing=True) as progress:

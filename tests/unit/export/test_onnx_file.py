@@ -314,5 +314,7 @@ def test_metadata_that_describe_no_network_are_refused(lite, tmp_path, text):
 
 def test_failed_export_leaves_no_file(tmp_path, lite):
     with pytest.raises(Exception, match="JSON serializable"):
-        write_float32(tmp_path / "net.onnx", lite.net, lite.header.with_history(params={"note": object()}), OPSET, TRACED_PX)
+        write_float32(
+            tmp_path / "net.onnx", lite.net, lite.header.with_history(params={"note": object()}), OPSET, TRACED_PX
+        )
     assert list(tmp_path.iterdir()) == []

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from segdistill.latency.run import _timed
 from segdistill.latency.engines import Engine
+from segdistill.latency.run import _timed
 from segdistill.latency.timing import interleaved_ms, quantiles
 from support.tiny_city import tinier_params
 

@@ -332,4 +332,6 @@ def test_imagenet_weights_exist_for_every_backbone():
     from torchvision.models import get_weight
 
     for arch in ARCHS:
-        assert get_weight(".".join(IMAGENET[network_module(arch).IMAGENET_BACKBONE])).url.startswith("https://download.pytorch.org/")
+        assert get_weight(".".join(IMAGENET[network_module(arch).IMAGENET_BACKBONE])).url.startswith(
+            "https://download.pytorch.org/"
+        )

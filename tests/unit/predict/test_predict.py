@@ -15,8 +15,8 @@ from segdistill.formats.classes import ClassTable
 from segdistill.formats.header import Header
 from segdistill.nets.weights import save_net
 from segdistill.predict import speed
-from segdistill.predict.model import Model
 from segdistill.predict.images import read_image
+from segdistill.predict.model import Model
 from segdistill.predict.run import class_map
 from segdistill.predict.tiles import Tiling
 from segdistill.prepare.cityscapes import LABEL_ID_OF_TRAIN_ID, PALETTE

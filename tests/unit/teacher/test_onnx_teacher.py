@@ -1,4 +1,4 @@
-"""ONNX files of any origin as teachers: every form of input gives the same logits; files that do not fit are refused."""
+"""ONNX teachers of any origin: every form of input gives the same logits; files that do not fit are refused."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_logits_between_0_and_1_stay_logits(tmp_path, capsys):
     small = np.abs(WEIGHTS) / 2000
     found = opened(write_model(tmp_path / "t.onnx", small, dtype="uint8")).logits(IMAGES)
     np.testing.assert_allclose(found, cell_logits(IMAGES, small), rtol=1e-3)
-    assert 0 <= found.min() and found.max() <= 1
+    assert found.min() >= 0 and found.max() <= 1
     assert "probabilities" not in capsys.readouterr().err
 
 
