@@ -1,4 +1,4 @@
-"""What `segdistill predict` writes for val, scored by the official evaluator, is the mIoU that we report."""
+"""The official evaluator gives label ids that `segdistill predict` wrote of val the mIoU of metrics/."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from segdistill.cli import app
-from segdistill.data.prepared import PREPARED, open_split
+from segdistill.data.prepared import PreparedData
 from segdistill.export.onnx_file import OnnxPredictor
+from segdistill.paths import PREPARED
 from segdistill.prepare.cityscapes import CLASSES
 from segdistill.prepare.run import prepare
 from segdistill.prepare.synthetic.render import write_city
@@ -34,16 +35,16 @@ def official_score(truth: Path, results: Path, monkeypatch) -> float:
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])
-def test_the_official_evaluator_reads_our_files_and_gives_our_score(precision, small_models, tmp_path, monkeypatch):
+def test_official_evaluator_gives_the_reported_mean_iou(precision, small_models, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_city(Path("data/raw"), seed=0, train_frames=4, val_frames=3, size_px=(64, 128))
     prepare(tinier_params(data={"source": "cityscapes", "size_px": None}).data, 0, PREPARED, workers=1)
     model = getattr(small_models, precision)
-    figures = evaluate(OnnxPredictor(model, 1), open_split("val"), CLASSES, batch_size=2).figures
+    metrics = evaluate(OnnxPredictor(model, 1), PreparedData.open().val, CLASSES, batch_size=2).metrics
 
     command = ["predict", "data/raw/leftImg8bit/val", "--model", str(model), "--threads", "1"]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     scored = official_score(Path("data/raw/gtFine/val"), Path("predictions/label-ids"), monkeypatch)
-    assert scored == pytest.approx(figures["mean_iou"], abs=1e-9)
+    assert scored == pytest.approx(metrics["mean_iou"], abs=1e-9)
     assert scored > 0

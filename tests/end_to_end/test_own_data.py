@@ -1,4 +1,4 @@
-"""Three classes of one's own and a teacher of two files, from a folder of images to the report."""
+"""A folder of images with three classes and a teacher of two files, through all stages to the report."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 from segdistill.core.files import read_json
-from segdistill.export.onnx_file import OnnxPredictor, read_metadata
+from segdistill.export.onnx_file import OnnxPredictor
 from segdistill.export.run import export_run
-from segdistill.formats.header import Header
+from segdistill.formats.classes import ClassTable
+from segdistill.formats.header import Header, read_header
 from segdistill.latency.run import benchmark
 from segdistill.nets.registry import build
 from segdistill.nets.weights import save_net
@@ -75,19 +76,19 @@ def done(tmp_path_factory):
     return folder, params, summary
 
 
-def test_every_file_that_ships_says_what_its_outputs_are(done):
+def test_every_file_holds_the_class_table(done):
     folder = done[0] / "models" / "runs" / "taught"
-    for facts in (
-        read_facts(folder / "distilled.safetensors"),
-        read_facts(folder / "finetuned.safetensors"),
-        read_metadata(folder / "student.onnx"),
-        read_metadata(folder / "student.int8.onnx"),
+    for header in (
+        read_header(folder / "distilled.safetensors"),
+        read_header(folder / "finetuned.safetensors"),
+        OnnxPredictor(folder / "student.onnx", 1).header,
+        OnnxPredictor(folder / "student.int8.onnx", 1).header,
     ):
-        assert facts["classes"] == 3
-        assert {key: facts[key] for key in TABLE} == TABLE
+        assert header.classes == 3
+        assert header.table == ClassTable.of_facts(TABLE)
 
 
-def test_what_it_predicts_are_these_classes(done):
+def test_student_predicts_the_three_classes(done):
     images = np.array(np.load(done[0] / "data/prepared/val/images.npy"))
     classes = OnnxPredictor(done[0] / "models/runs/taught/student.onnx", 1).classes(images)
     assert classes.shape == images.shape[:3]
@@ -97,10 +98,10 @@ def test_what_it_predicts_are_these_classes(done):
     assert exported["float32"]["class_agreement_with_torch"] > 0.999
 
 
-def test_pictures_and_report_have_these_colors(done):
+def test_images_and_report_use_the_class_colors(done):
     folder, _, summary = done
-    with Image.open(next((folder / "metrics/runs/taught/images").glob("*_student.png"))) as picture:
-        assert np.array(picture.getpalette()).reshape(-1, 3)[:3].tolist() == TABLE["colors"]
+    with Image.open(next((folder / "metrics/runs/taught/images").glob("*_student.png"))) as image:
+        assert np.array(image.getpalette()).reshape(-1, 3)[:3].tolist() == TABLE["colors"]
     assert read_json(folder / "metrics/images/classes.json") == TABLE
     page = (folder / "reports/index.html").read_text(encoding="utf-8")
     assert '<i class="swatch" style="background:rgb(200,180,90)"></i>barn owl' in page
@@ -109,19 +110,18 @@ def test_pictures_and_report_have_these_colors(done):
     assert summary.champion.run in RUNS
 
 
-def test_the_teacher_is_all_of_its_parts_everywhere(done):
+def test_teacher_is_the_whole_ensemble_everywhere(done):
     folder, params, summary = done
     described = "own.safetensors + foreign.onnx, flipped"
     teacher = read_json(folder / "metrics/teacher.json")
     assert (teacher["arch"], teacher["parameters"]) == (described, None)
     manifest = read_json(folder / "data/teacher_logits/views/manifest.json")
     assert manifest["teacher_sha256"] == teacher["weights_sha256"]
-    assert (
-        read_facts(folder / "models/runs/taught/finetuned.safetensors")["teacher_sha256"] == teacher["weights_sha256"]
-    )
+    student = read_header(folder / "models/runs/taught/finetuned.safetensors")
+    assert student.teacher_sha256 == teacher["weights_sha256"]
     timed = read_json(folder / "metrics/benchmark.json")
-    assert list(timed["networks"]["composite_teacher"]) == ["torch"]
-    assert timed["networks"]["composite_teacher"]["torch"]["how"] == described
+    assert list(timed["networks"]["ensemble"]) == ["torch"]
+    assert timed["networks"]["ensemble"]["torch"]["how"] == described
     assert (summary.teacher.arch, summary.teacher.parameters) == (described, None)
     assert summary.teacher.torch_p50_ms > 0
     assert "times as fast as the teacher in PyTorch and ONNX" in markdown(summary)

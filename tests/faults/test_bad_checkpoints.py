@@ -1,7 +1,6 @@
-"""Weights and ONNX files that do not fit: each stage that reads them names the file and writes nothing.
+"""Weights and ONNX files that do not fit or are broken: each stage names the file, and writes nothing.
 
-The tests of the readers, tests/unit/nets and tests/unit/export, have every kind of broken file; here is what the user
-of a stage sees.
+The unit tests of `nets/weights` and `export/onnx_file` cover each kind of broken file; here is what the stage prints.
 """
 
 from __future__ import annotations
@@ -74,10 +73,10 @@ SAVED: dict[str, tuple[str, Callable[[State], object], list[str]]] = {
 
 @pytest.mark.parametrize("name", SAVED)
 def test_teacher_that_does_not_fit_is_refused(project, refused, state, name):
-    file, content, message = SAVED[name]
+    file, content, expected = SAVED[name]
     torch.save(content(state), project.path(file))
     project.set_params(teacher__checkpoint=file)
-    refused("teacher_check", message)
+    refused("teacher_check", expected)
 
 
 BYTES = {
@@ -91,14 +90,14 @@ BYTES = {
 
 @pytest.mark.parametrize("name", BYTES)
 def test_teacher_that_is_no_weights_file_is_refused(project, refused, name):
-    file, content, message = BYTES[name]
+    file, content, expected = BYTES[name]
     project.write(file, content)
     project.set_params(teacher__checkpoint=file)
-    refused("teacher_check", message)
+    refused("teacher_check", expected)
 
 
 @pytest.mark.parametrize("file", ["best.pth", "best.safetensors"])
-def test_truncated_teacher_is_refused(project, refused, state, file):
+def test_teacher_that_was_cut_short_is_refused(project, refused, state, file):
     if file.endswith(".pth"):
         torch.save(state, project.path(file))
     else:
@@ -108,15 +107,15 @@ def test_truncated_teacher_is_refused(project, refused, state, file):
     refused("teacher_check", [f"{file}: no"])
 
 
-def test_missing_teacher_is_refused(project, refused):
+def test_teacher_that_is_not_there_is_refused(project, refused):
     project.set_params(teacher__checkpoint="gone.pth")
     refused("teacher_check", ["teacher.checkpoint: found 'gone.pth'; no such file"])
 
 
-def test_initial_weights_that_do_not_fit_are_refused(project, refused, state):
-    save_file(state, project.path("start.safetensors"))
+def test_initial_weights_of_which_none_fits_are_refused(project, refused):
+    save_file({"embeddings.weight": torch.zeros(3)}, project.path("start.safetensors"))
     project.set_params(runs__taught__init="start.safetensors")
-    refused("distill --run taught", ["start.safetensors: the weights do not fit the network", "unexpected"])
+    refused("distill --run taught", ["start.safetensors: no weight fits the network deeplabv3plus_mobilenet"])
 
 
 def replaced_by_5_classes(project: Project, name: str) -> None:
@@ -124,8 +123,8 @@ def replaced_by_5_classes(project: Project, name: str) -> None:
     save_net(project.path(name), build_uninitialized(ARCH, 5), Header.of_net(ARCH, 5, 16))
 
 
-def with_stranger_weights(project: Project, name: str) -> None:
-    """Add a weight and keep the header."""
+def with_foreign_weights(project: Project, name: str) -> None:
+    """The header as it was, a weight too many."""
     length = int.from_bytes(project.path(name).read_bytes()[:8], "little")
     metadata = json.loads(project.path(name).read_bytes()[8 : 8 + length])["__metadata__"]
     state = load_file(project.path(name)) | {"aux.weight": torch.zeros(1)}
@@ -136,7 +135,7 @@ def with_stranger_weights(project: Project, name: str) -> None:
 DISTILLED, FINETUNED = (f"models/runs/vanilla/{name}.safetensors" for name in ("distilled", "finetuned"))
 TEACHER = "models/teacher/teacher.safetensors"
 # What a stage finds in place of what the stage before it wrote.
-HANDED_ON = {
+BETWEEN_STAGES = {
     "a student cut short": (
         "steplr_finetune --run vanilla",
         lambda project: project.cut_short(DISTILLED),
@@ -159,7 +158,7 @@ HANDED_ON = {
     ),
     "a student of other weights": (
         "export_onnx --run vanilla",
-        lambda project: with_stranger_weights(project, FINETUNED),
+        lambda project: with_foreign_weights(project, FINETUNED),
         [f"{FINETUNED}: the weights do not fit the network", "unexpected: aux.weight"],
     ),
     "a student of other classes, to be exported": (
@@ -167,7 +166,7 @@ HANDED_ON = {
         lambda project: replaced_by_5_classes(project, FINETUNED),
         [f"{FINETUNED}: classes is 5 there, 19 is needed"],
     ),
-    "a safetensors file of another project": (
+    "a safetensors file of somebody else": (
         "export_onnx --run vanilla",
         lambda project: project.write(FINETUNED, b"\x02\0\0\0\0\0\0\0{}"),
         [f"{FINETUNED}: its header does not say which network it holds"],
@@ -200,11 +199,11 @@ HANDED_ON = {
 }
 
 
-@pytest.mark.parametrize("name", HANDED_ON)
-def test_outputs_of_an_earlier_stage_that_do_not_fit_are_refused(project, refused, name):
-    call, change, message = HANDED_ON[name]
+@pytest.mark.parametrize("name", BETWEEN_STAGES)
+def test_outputs_of_a_stage_that_do_not_fit_are_refused_by_the_next(project, refused, name):
+    call, change, expected = BETWEEN_STAGES[name]
     change(project)
-    refused(call, message)
+    refused(call, expected)
 
 
 def of_other_names(project: Project, name: str) -> None:
@@ -224,13 +223,13 @@ ONNX_FILES = {
     "missing": (lambda project: None, [f"{ONNX}: no such file"]),
     "other names": (
         lambda project: of_other_names(project, ONNX),
-        [f"{ONNX}: has inputs ['x'] and outputs ['y']; ours has ['image'] and ['classes', 'logits']"],
+        [f"{ONNX}: has inputs ['x'] and outputs ['y']; a student has ['image'] and ['classes', 'logits']"],
     ),
 }
 
 
 @pytest.mark.parametrize("name", ONNX_FILES)
-def test_benchmark_refuses_other_onnx_files(project, refused, name):
-    change, message = ONNX_FILES[name]
+def test_onnx_files_that_are_no_students_are_refused(project, refused, name):
+    change, expected = ONNX_FILES[name]
     change(project)
-    refused("benchmark", message)
+    refused("benchmark", expected)

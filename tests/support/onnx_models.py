@@ -33,7 +33,7 @@ def model(
 ) -> onnx.ModelProto:
     """The model with an input `x` of `shape`; further outputs are the input's own planes, in front of the last one.
 
-    `kind` "classes" gives the class of each cell instead of logits.
+    `kind` "classes" gives the class of each cell instead of logits, "probabilities" their softmax.
     """
     nodes, planes = [], "x"
     if shape[3] == 3:
@@ -45,7 +45,8 @@ def model(
         nodes.append(helper.make_node("ArgMax", ["cells"], [outputs[-1]], axis=1, keepdims=0))
         last = helper.make_tensor_value_info(outputs[-1], TensorProto.INT64, None)
     else:
-        nodes.append(helper.make_node("Identity", ["cells"], [outputs[-1]]))
+        axis = {"axis": 1} if kind == "probabilities" else {}
+        nodes.append(helper.make_node("Softmax" if axis else "Identity", ["cells"], [outputs[-1]], **axis))
         described = (shape[0], len(weights_C344), None, None)
         last = helper.make_tensor_value_info(outputs[-1], TensorProto.FLOAT, described)
     infos = []

@@ -1,4 +1,4 @@
-"""A folder with pictures, and `segdistill predict` called in it."""
+"""A folder with images, and `segdistill predict` called in it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ STEM = "ivyport_000000_000019"
 
 
 def make_street(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Work in the empty `folder`, with pictures/a.png and pictures/city/STEM_leftImg8bit.png."""
+    """Work in the empty `folder`, with images/a.png and images/city/STEM_leftImg8bit.png."""
     monkeypatch.chdir(folder)
-    (folder / "pictures/city").mkdir(parents=True)
+    (folder / "images/city").mkdir(parents=True)
     for name, size_px, seed in (("a.png", (49, 65), 1), (f"city/{STEM}_leftImg8bit.png", (48, 64), 2)):
         Image.fromarray(smooth_frame(size_px, seed)).save(folder / "images" / name)
     return folder

@@ -23,7 +23,7 @@ def files(small_models):
 
 @pytest.fixture
 def street(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with two pictures to predict."""
+    """A folder with two images to predict."""
     from support.predicting import make_street
 
     return make_street(tmp_path, monkeypatch)

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from segdistill.core.errors import UserError, exit_on_user_error
+from segdistill.paths import METRICS, MODELS
 from segdistill.predict import KINDS
 
-METRICS = Path("metrics")
 ALL_KINDS = ",".join(KINDS)
 MIN_TILE_PX, USUAL_OVERLAP_PX = 64, 128
 
@@ -19,7 +19,8 @@ EXAMPLES = """[bold]Examples[/]
 
 segdistill predict street.jpg
 segdistill predict leftImg8bit/val --write label-ids --out results
-segdistill predict "drive/**/*.jpg" --model models/runs/light/student.onnx
+segdistill predict "drive/**/*.jpg" --model light
+segdistill predict street.jpg --model models/runs/light/student.onnx
 segdistill predict drive.mp4 --out overlays
 segdistill predict aerial.png --tile 1024x2048 --overlap 256
 segdistill predict leftImg8bit/val --benchmark --threads 1"""
@@ -27,11 +28,13 @@ segdistill predict leftImg8bit/val --benchmark --threads 1"""
 _LARGE, _SPEED = "Large frames", "Speed"
 _Inputs = Annotated[
     list[str],
-    typer.Argument(metavar="INPUT", help="images (JPEG, PNG), folders of them, videos, or globs in quotes"),
+    typer.Argument(metavar="INPUT", help="images, folders of images, videos, or globs in quotes"),
 ]
-_ModelFile = Annotated[
-    Path | None,
-    typer.Option("--model", metavar="FILE", help="ONNX or safetensors of a run", show_default="the student to ship"),
+_Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model", metavar="RUN|FILE", help="a run, or an ONNX or safetensors file", show_default="the student to ship"
+    ),
 ]
 _Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="folder of the outputs")]
 _Write = Annotated[str, typer.Option("--write", metavar="KINDS", help="what to write, separated by commas")]
@@ -61,7 +64,7 @@ _Benchmark = Annotated[
 
 def predict(
     inputs: _Inputs,
-    model_file: _ModelFile = None,
+    model_name: _Model = None,
     out: _Out = Path("predictions"),
     write: _Write = ALL_KINDS,
     overwrite: _Overwrite = False,
@@ -89,17 +92,17 @@ def predict(
         jobs = [] if benchmark else plan(sources, out, kinds, frames=frames, overwrite=overwrite)
 
         # These load torch, so import them after the checks above.
-        from segdistill.predict.model import Model, champion_path
+        from segdistill.predict.model import Model, champion_path, model_path
         from segdistill.predict.run import predict_files
         from segdistill.predict.speed import measure
         from segdistill.predict.tiles import Tiling
 
-        model = Model(model_file or champion_path(METRICS), threads)
+        model = Model(model_path(model_name, MODELS) if model_name else champion_path(METRICS), threads)
         tiling = Tiling(*tiled) if tiled else None
         if benchmark:
             print("\n".join(measure(model, [source.path for source in sources], tiling)))
             return
-        print(f"model: {model.path}{'' if model_file else ', the student to ship by metrics/summary.json'}", flush=True)
+        print(f"model: {model.path}{'' if model_name else ', the student to ship by metrics/summary.json'}", flush=True)
         predict_files(model, jobs, tiling)
     folders = sorted({str(out / kind) for job in jobs for kind in job.targets})
     print(f"{len(jobs)} predicted: {', '.join(folders)}")

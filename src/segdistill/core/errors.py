@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from segdistill.core.log import logger
 
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(ValueError):
@@ -37,7 +37,7 @@ def exit_on_user_error() -> Iterator[None]:
         message = str(error)
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
-        remedy = "; free some space and run it again: what was finished is kept" if error.errno in _NO_SPACE else ""
+        remedy = "; free some space and run it again: what was finished is kept" if error.errno in NO_SPACE else ""
         message = f"{name}{error.strerror or error}{remedy}"
     else:
         return

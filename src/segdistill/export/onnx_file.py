@@ -1,4 +1,4 @@
-"""ONNX files of ours: written, checked and run.
+"""Write, check and run the ONNX files of students.
 
 A file is one graph for shipping and for checking: input `image` uint8 (N, H, W, 3) RGB, outputs `classes` uint8
 (N, H, W) and `logits` float32 (N, C, h, w) on the net's own grid. Normalisation, upsampling and argmax are in
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from segdistill.core.errors import UserError
 from segdistill.core.files import atomic_file
 from segdistill.export.argmax_graph import add_classes
-from segdistill.export.quantize import normalising, quantised
+from segdistill.export.quantize import normalizing_nodes, quantize
 from segdistill.export.wrapper import ExportWrapper
 from segdistill.formats.header import KEY, MEAN, STD, Header
 from segdistill.nets.onnx_session import INPUT, OUTPUTS, open_session
@@ -40,15 +40,15 @@ def write_float32(path: str | Path, net: nn.Module, header: Header, opset: int, 
 def write_int8(path: str | Path, net: nn.Module, header: Header, opset: int, images: np.ndarray) -> None:
     """Write `net` statically quantised to int8, ranges calibrated on `images` uint8 (N, H, W, 3); else as float32."""
     traced = _traced(ExportWrapper(net, from_bytes=True), opset, images.shape[1:3])
-    _write(path, quantised(traced, images), header.with_history(quantised="int8"))
+    _write(path, quantize(traced, images), header.with_history(quantised="int8"))
 
 
 def _traced(net: ExportWrapper, opset: int, size_px: tuple[int, int]) -> onnx.ModelProto:
-    """The model of `net`, from frames to logits."""
+    """Return the model of `net`, from frames to logits."""
     example = torch.zeros(2, *size_px, 3, dtype=torch.uint8)
     traced = io.BytesIO()
     with warnings.catch_warnings():
-        # The tracing exporter: the same numbers as the dynamo one, in 0.5 s instead of a minute for these nets.
+        # The tracing exporter gives the same numbers as the dynamo one, in 0.5 s instead of a minute.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             net,
@@ -69,6 +69,10 @@ def _traced(net: ExportWrapper, opset: int, size_px: tuple[int, int]) -> onnx.Mo
 def _write(path: str | Path, model: onnx.ModelProto, header: Header) -> None:
     """Complete a model from frames to logits, check it and save it."""
     add_classes(model, native_stride(header.arch, header.output_stride))
+    # The quantiser also names operator sets that no node uses. onnxruntime before 1.18 refuses some of them.
+    used = [entry for entry in model.opset_import if entry.domain in {"", *(node.domain for node in model.graph.node)}]
+    del model.opset_import[:]
+    model.opset_import.extend(used)
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, {KEY: header.text()})
     model.producer_name, model.doc_string = "segdistill", ""
@@ -84,10 +88,12 @@ def _opened(path: str | Path, threads: int) -> onnxruntime.InferenceSession:
         session = open_session(str(path), threads)
         names = [value.name for value in session.get_inputs()], [value.name for value in session.get_outputs()]
         described = KEY in session.get_modelmeta().custom_metadata_map
-    except Exception as error:  # onnxruntime's own exceptions share no base class, and its texts may be no Unicode
+    except Exception as error:  # onnxruntime's exceptions share no base class
         raise UserError(f"{path}: no readable ONNX model ({' '.join(str(error).split())[:200]})") from None
     if names != ([INPUT], list(OUTPUTS)) or not described:
-        raise UserError(f"{path}: has inputs {names[0]} and outputs {names[1]}; ours has {[INPUT]} and {list(OUTPUTS)}")
+        raise UserError(
+            f"{path}: has inputs {names[0]} and outputs {names[1]}; a student has {[INPUT]} and {list(OUTPUTS)}"
+        )
     return session
 
 
@@ -114,14 +120,14 @@ class OnnxPredictor:
 
 
 class ForwardSession:
-    """The net alone of an ONNX file of ours: normalised pixels (N, 3, H, W) to logits, cut from the graph in memory.
+    """Run the network alone, from normalised pixels (N, 3, H, W) to logits: a part of an exported file's graph.
 
-    Where the file normalises in its first convolution, as int8 files do, the net starts from bytes.
+    Where the file normalises in its first convolution, as int8 files do, the network starts from bytes.
     """
 
     def __init__(self, path: str | Path, threads: int) -> None:
         model = onnx.load(path)
-        chain = normalising(model.graph)
+        chain = normalizing_nodes(model.graph)
         self._start = chain[-1].output[0] if chain else INPUT
         typed = onnx.shape_inference.infer_shapes(model)
         cut = onnx.utils.Extractor(typed).extract_model([self._start], [OUTPUTS[1]])
@@ -129,7 +135,7 @@ class ForwardSession:
         self._pixels: dict[tuple, np.ndarray] = {}
 
     def run(self, image_NHW3: np.ndarray) -> np.ndarray:
-        """Logits of frames whose normalised pixels are made once per shape, outside of what is timed."""
+        """Return the logits of frames; the first call for a size keeps their normalised pixels for later calls."""
         if self._start == INPUT:
             return self.session.run([OUTPUTS[1]], {INPUT: image_NHW3})[0]
         if image_NHW3.shape not in self._pixels:

@@ -1,4 +1,4 @@
-"""A net on the engines it can be run by, each as two calls: forward only, and end to end.
+"""A network on each engine, as two calls: forward only, and end to end.
 
 forward: normalised float32 pixels (1, 3, H, W) already in place -> logits. end_to_end: a uint8 frame (1, H, W, 3) in ->
 its class map uint8 (1, H, W) out, in main memory. Shapes: H/W frame in pixels.
@@ -27,7 +27,7 @@ Argmax = Callable[[torch.Tensor, tuple[int, int]], torch.Tensor]  # logits (1, C
 
 
 class Engine(NamedTuple):
-    """A net on one engine; `how` says in words what was done to it."""
+    """A network on one engine; `how` describes the engine and its settings."""
 
     forward: Call
     end_to_end: Call
@@ -35,16 +35,16 @@ class Engine(NamedTuple):
 
 
 def full_size_argmax(logits_1Chw: torch.Tensor, size_px: tuple[int, int]) -> torch.Tensor:
-    """Classes uint8 (1, H, W) the usual way: upsample, then argmax."""
+    """Return classes uint8 (1, H, W) the usual way: upsample, then argmax."""
     return upsample(logits_1Chw, size_px).argmax(1).to(torch.uint8)
 
 
 def torch_engine(
     net: nn.Module, compute: Compute, how: str = "eager float32", argmax: Argmax = full_size_argmax
 ) -> Engine:
-    """A net as torch runs it: `compute` gives device and precision.
+    """Return a network run by torch, on the device and in the precision of `compute`.
 
-    Pixels are channels-last in memory, as frames are. With planar ones eager torch takes longer.
+    Pixels are channels-last in memory, as frames are; eager torch is slower with planar ones.
     """
 
     def finish() -> None:
@@ -76,9 +76,9 @@ def torch_engine(
 
 
 def best_torch_engine(net: nn.Module, compute: Compute, image_1HW3: np.ndarray) -> Engine:
-    """The fastest of what torch offers here without a compiler, found by trying: layouts, folding, bfloat16.
+    """Return the fastest way to run a network in torch without a compiler: it times layouts, folding and bfloat16.
 
-    All of them with classes taken strip by strip, which is faster than at full size.
+    All of them take classes strip by strip, which is faster than at full size.
     """
     plain = compute.in_float32()
     nets = {"channels-last float32": (compute.place(net), plain)}
@@ -102,11 +102,11 @@ def _frozen(net: nn.Module, compute: Compute, image_1HW3: np.ndarray) -> nn.Modu
         warnings.simplefilter("ignore")
         try:
             return torch.jit.optimize_for_inference(torch.jit.trace(net, example, check_trace=False))
-        except RuntimeError:  # a net that cannot be traced simply has one candidate less
+        except RuntimeError:  # a network that cannot be traced has one candidate less
             return None
 
 
 def onnx_engine(path: str | Path, threads: int) -> Engine:
-    """An ONNX file of ours on onnxruntime's CPU provider."""
+    """Return an exported student on onnxruntime's CPU provider."""
     whole, head = OnnxPredictor(path, threads), ForwardSession(path, threads)
     return Engine(head.run, whole.classes, f"onnxruntime CPU, {Path(path).name}")

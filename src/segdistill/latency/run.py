@@ -1,12 +1,17 @@
-"""How fast the teacher and the students are, on every engine, all of them interleaved in one process.
+"""Measure the latency of the teacher and the students on every engine, interleaved in one process.
 
-Latency is a matter of the network, not of its weights: runs that share architecture and output stride share one
-measurement, so that no noise is taken for a difference between them.
+Latency depends on the network, not on its weights: runs with the same network and output stride share one measurement,
+so that noise does not look like a difference between them.
+
+Before an engine is timed, it runs once untimed. torch's OpenMP threads spin for some milliseconds after a call, on the
+cores that the next engine needs: on 2 cores, the call of an ONNX file that came directly after torch, be it forward or
+end to end, took 3 to 5 ms longer, so that forward alone could seem slower than end to end.
 """
 
 from __future__ import annotations
 
 import datetime
+import os
 import tempfile
 from pathlib import Path
 
@@ -14,7 +19,7 @@ import numpy as np
 import torch
 
 from segdistill.core.files import write_json
-from segdistill.core.provenance import package_versions, processor
+from segdistill.core.provenance import package_versions, processor, usable_cores
 from segdistill.data.prepared import PreparedData
 from segdistill.data.teacher_cache import is_ensemble
 from segdistill.export.onnx_file import write_float32, write_int8
@@ -29,11 +34,13 @@ from segdistill.paths import BENCHMARK, FINETUNED, MODELS, STUDENT_ONNX, TEACHER
 from segdistill.scoring.evaluate import classes_of, evenly_spaced
 from segdistill.teacher.model import open_teacher
 
-ENSEMBLE_NETWORK = "ensemble"  # stands where the name of a network does
+ENSEMBLE_NETWORK = "ensemble"  # in place of the name of a network
+_SETTLE = "settle"  # the untimed call
 
 
 def benchmark(params: Params, models: Path = MODELS, out: Path = BENCHMARK) -> None:
     """Time every distinct network of the sweep and the teacher, and write metrics/benchmark.json."""
+    load_before = os.getloadavg()
     data = PreparedData.open()
     frames = _frames(params, data)
     compute = resolve_device("cpu", params.compute.precision, params.benchmark.threads)
@@ -42,7 +49,7 @@ def benchmark(params: Params, models: Path = MODELS, out: Path = BENCHMARK) -> N
     made: dict[str, dict[str, Engine]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         ensemble = _ensemble_engines(models / "teacher", compute)
-        # The students first: a file of theirs that cannot be read is told before the teacher's files are made.
+        # The students first: making the teacher's files takes long, so report an unreadable file of a student before.
         for network, name in sorted(first_of.items(), key=lambda item: item[1] == "teacher"):
             if name == "teacher" and ensemble:
                 made[network] = ensemble
@@ -52,12 +59,17 @@ def benchmark(params: Params, models: Path = MODELS, out: Path = BENCHMARK) -> N
         in_order = dict.fromkeys(networks.values())
         engines = {(network, backend): made[network][backend] for network in in_order for backend in made[network]}
         rows = _timed(engines, frames, params)
-    conditions = _conditions(params, compute, frames)
+    conditions = _conditions(params, compute, frames) | {
+        "cpus": usable_cores(),
+        # Processes that ran or waited for a core, averaged over the minute before; ours count in the second one.
+        "load_1min_before": load_before[0],
+        "load_1min_after": os.getloadavg()[0],
+    }
     write_json(out, {"conditions": conditions, "networks": rows, "models": networks})
 
 
 def _ensemble_engines(folder: Path, compute: Compute) -> dict[str, Engine]:
-    """A teacher of several parts, as `teacher-logits` runs it: no other engine could run it whole. Else nothing."""
+    """Return an ensemble teacher as `teacher-logits` runs it, since no other engine can; empty for a single network."""
     if not is_ensemble(folder):
         return {}
     teacher = open_teacher(folder, compute.in_float32())
@@ -70,7 +82,7 @@ def _ensemble_engines(folder: Path, compute: Compute) -> dict[str, Engine]:
 
 
 def _network(models: Path, name: str) -> str:
-    """What the network of a model is called: its latency is a matter of the network, not of the weights."""
+    """Return the name under which the network of a model is timed."""
     if name == "teacher" and is_ensemble(models / "teacher"):
         return ENSEMBLE_NETWORK
     header = read_header(_weights(models, name))
@@ -84,7 +96,7 @@ def _weights(models: Path, name: str) -> Path:
 
 
 def _frames(params: Params, data: PreparedData) -> np.ndarray:
-    """Up to 16 val frames uint8 (N, H, W, 3) in memory, at the size that is timed."""
+    """Return up to 16 val frames uint8 (N, H, W, 3) in memory, at the size that is timed."""
     frames = np.array(data.val.images[evenly_spaced(len(data.val), 16)])
     size_px = params.benchmark.size_px
     if size_px is None or tuple(size_px) == frames.shape[1:3]:
@@ -93,7 +105,7 @@ def _frames(params: Params, data: PreparedData) -> np.ndarray:
 
 
 def _onnx_files(params: Params, name: str, models: Path, scratch: Path, data: PreparedData) -> dict[str, Path]:
-    """The ONNX files of a student as exported; the teacher's are made here, to be timed and forgotten."""
+    """Return the exported ONNX files of a student; export those of the teacher into `scratch`."""
     if name != "teacher":
         return {f"onnx_{precision}": run_models(name, models) / file for precision, file in STUDENT_ONNX.items()}
     net, header = load_net(_weights(models, name))
@@ -126,11 +138,14 @@ def _timed(engines: dict[tuple[str, str], Engine], frames: np.ndarray, params: P
 
     calls = {}
     for key, engine in engines.items():
+        calls[*key, _SETTLE] = lambda number, call=engine.end_to_end: at(call, number)
         calls[*key, "forward"] = lambda number, call=engine.forward: at(call, number)
         calls[*key, "end_to_end"] = lambda number, call=engine.end_to_end: at(call, number)
     taken_ms = interleaved_ms(calls, params.benchmark.frames, params.benchmark.warmup_frames)
     rows: dict[str, dict] = {}
     for (network, backend, what), taken in taken_ms.items():
+        if what == _SETTLE:
+            continue
         row = rows.setdefault(network, {}).setdefault(backend, {"how": engines[network, backend].how})
         row |= quantiles(taken, what)
         if what == "end_to_end":
@@ -147,7 +162,7 @@ def _conditions(params: Params, compute: Compute, frames: np.ndarray) -> dict:
         "batch": 1,
         "frames": params.benchmark.frames,
         "warmup_frames": params.benchmark.warmup_frames,
-        "interleaved": "one frame per network, backend and kind of call in every round",
+        "interleaved": "a frame per network, backend and kind of call in every round, after an untimed one per backend",
         "versions": package_versions("torch", "onnxruntime", "onnx", "numpy", "segdistill"),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }

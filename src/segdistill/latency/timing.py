@@ -1,27 +1,29 @@
-"""Timing that can be trusted on a shared machine: all of it warm, all of it interleaved, quantiles beside means."""
+"""Interleaved timing: every call once per round, after a warm-up, so that ratios hold on a shared machine."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
+from typing import TypeVar
 
 import numpy as np
 
-# Thread pools go on spinning for a moment after a call; without a rest they would slow whatever is timed next.
+# Thread pools spin for a moment after a call, and slow the next one; see also `latency.run`.
 REST_S = 0.002
+Name = TypeVar("Name", bound=Hashable)
 
 
 def interleaved_ms(
-    calls: dict[str, Callable[[int], object]],
+    calls: Mapping[Name, Callable[[int], object]],
     rounds: int,
     warmup: int,
     after_round: Callable[[], object] = lambda: None,
-) -> dict[str, np.ndarray]:
-    """Milliseconds of each call in each counted round, float64 (rounds,) by name.
+) -> dict[Name, np.ndarray]:
+    """Return the milliseconds of each call in each counted round, float64 (rounds,) by name.
 
-    In every round each call runs once, in turn, and is given the number of the round; whatever slows the machine for a
-    while slows all of them, so that ratios hold. A call returns only when its result is there (it synchronises itself).
-    `after_round` is called between the rounds, those of the warm-up too, and not timed.
+    In every round each call runs once, in turn, with the number of the round as its argument. Other load on the machine
+    slows all of them, so their ratios hold. A call must return only when its result is ready. `after_round` runs after
+    each round, also of the warm-up, and is not timed.
     """
     taken_ms = {name: np.empty(rounds) for name in calls}
     for number in range(-warmup, rounds):
@@ -36,9 +38,16 @@ def interleaved_ms(
 
 
 def quantiles(taken_ms: np.ndarray, prefix: str) -> dict[str, float]:
-    """p50, p95 and mean of timings in milliseconds, as {prefix}_p50_ms and so on."""
+    """Return p50, p95, mean and spread of timings in milliseconds, as {prefix}_p50_ms and so on.
+
+    The spread between rounds is the interquartile range in milliseconds and the ratio of p95 to p50: near 1 where the
+    machine was idle.
+    """
+    p50, p95 = np.quantile(taken_ms, 0.5), np.quantile(taken_ms, 0.95)
     return {
-        f"{prefix}_p50_ms": float(np.quantile(taken_ms, 0.5)),
-        f"{prefix}_p95_ms": float(np.quantile(taken_ms, 0.95)),
+        f"{prefix}_p50_ms": float(p50),
+        f"{prefix}_p95_ms": float(p95),
         f"{prefix}_mean_ms": float(taken_ms.mean()),
+        f"{prefix}_iqr_ms": float(np.quantile(taken_ms, 0.75) - np.quantile(taken_ms, 0.25)),
+        f"{prefix}_p95_to_p50": float(p95 / p50),
     }

@@ -1,11 +1,13 @@
-"""Weights on disk: our safetensors with a header, public checkpoints, torchvision's ImageNet backbones.
+"""Weights on disk: this project's safetensors, checkpoints of other training scripts, torchvision's ImageNet files.
 
-Weights that do not fit are an error. No file can run code: `torch.load` reads tensors and plain containers only.
+A network that is used as it is must find each of its weights in the file (`load_state`). A training may start from a
+file that fits in part (`load_initial`). No file can run code: `torch.load` reads tensors and plain containers only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,17 @@ from torch import Tensor, nn
 
 from segdistill.core.errors import UserError
 from segdistill.core.files import atomic_file
+from segdistill.core.log import logger
 from segdistill.formats.header import KEY, Header, read_header
 from segdistill.nets.registry import build_uninitialized, network_module
 
-WRAPPERS = ("model_state", "state_dict", "model")  # where training scripts put the state dict in what they save
+# Where training scripts put the state dict in what they save, in order of preference: the weights that were trained
+# before their moving average, because the metrics that a script prints are usually those of the former.
+WRAPPERS = ("model_state", "model_state_dict", "state_dict", "model", "net", "weights")
+AVERAGES = ("model_ema", "state_dict_ema", "ema")
+# What wrappers put before every name: DataParallel, torch.compile, Lightning modules and the like.
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
+AUXILIARY_HEAD = "aux_classifier."  # of torchvision's segmentation networks; only its own training uses it
 SHOWN = 5  # keys named in full
 
 # torchvision's enum of weights and the member whose training the public segmentation checkpoints started from.
@@ -37,7 +46,7 @@ def save_net(path: str | Path, net: nn.Module, header: Header) -> None:
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in net.state_dict().items()}
     content = save(state, metadata={KEY: header.text()})
     with atomic_file(path) as temporary:
-        temporary.write_bytes(content)  # the message of safetensors' own writer names no file when the disk is full
+        temporary.write_bytes(content)  # safetensors' own writer does not name the file when the disk is full
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
@@ -74,7 +83,7 @@ def read_weights(file: str | Path, params_path: str) -> dict[str, Tensor]:
 
 
 class _Ignored:
-    """Takes the place of NumPy values in a checkpoint (best scores), so that reading it runs none of NumPy's code."""
+    """Replaces numpy values that a checkpoint also has (best scores), so that reading it runs no code of numpy."""
 
     def __init__(self, *args: object) -> None:
         pass
@@ -94,7 +103,11 @@ _IGNORED_GLOBALS: list[Any] = [
 
 
 def read_torch_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Return the state dict in a .pth or .pt file, alone or among other entries; a UserError if there is none."""
+    """Return the state dict in a file that torch.save wrote, bare or with other things.
+
+    Raises:
+        UserError: there is none to read.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a checkpoint saved with torch.save")
@@ -117,25 +130,82 @@ def check_values(state_dict: Mapping[str, Tensor], source: str) -> None:
 
 
 def load_state(net: nn.Module, state_dict: Mapping[str, Any], source: str) -> None:
-    """Load all weights of `net` from `state_dict`; raise a UserError naming `source` when any does not fit."""
-    found = _state_dict(state_dict, source)
-    if all(key.startswith("module.") for key in found):  # saved from a DataParallel wrapper
-        found = {key.removeprefix("module."): value for key, value in found.items()}
+    """Load all of the weights of `net` from `state_dict`.
+
+    Raises:
+        UserError: a weight is missing, is left over or has another shape; the message names `source`.
+    """
     wanted = net.state_dict()
+    found = _renamed(_state_dict(state_dict, source), wanted, source)
     missing = [key for key in wanted if key not in found]
     unexpected = [key for key in found if key not in wanted]
     misshapen = [key for key in wanted if key in found and found[key].shape != wanted[key].shape]
-    if not (missing or unexpected or misshapen):
-        try:
-            net.load_state_dict(found)
-        except RuntimeError as error:  # of the right shape, but sparse, quantised or without values
-            why = " ".join(str(error).split())[:300]
-            raise UserError(f"{source}: the weights cannot be copied into the network ({why})") from error
-        return
-    shapes = [f"{key} {list(found[key].shape)} instead of {list(wanted[key].shape)}" for key in misshapen]
-    mismatches = [_listed("missing", missing), _listed("unexpected", unexpected), _listed("wrongly shaped", shapes)]
-    hint = _class_count_hint({key: (found[key].shape, wanted[key].shape) for key in misshapen})
-    raise UserError("\n".join([f"{source}: the weights do not fit the network", *filter(None, [*mismatches, hint])]))
+    if missing or unexpected or misshapen:
+        shapes = [f"{key} {list(found[key].shape)} instead of {list(wanted[key].shape)}" for key in misshapen]
+        errors = [_listed("missing", missing), _listed("unexpected", unexpected), _listed("wrongly shaped", shapes)]
+        hint = _class_count_hint({key: (found[key].shape, wanted[key].shape) for key in misshapen})
+        raise UserError("\n".join([f"{source}: the weights do not fit the network", *filter(None, [*errors, hint])]))
+    _copy(net, found, source)
+
+
+def load_initial(net: nn.Module, arch: str, state_dict: Mapping[str, Any], source: str) -> None:
+    """Load those weights of `net`, a network named `arch`, that `state_dict` has, and log which stay as they are.
+
+    So a training can start from a file for other classes, from another head, or from torchvision's ImageNet file.
+
+    Raises:
+        UserError: no weight fits; the message names `source`.
+    """
+    wanted = net.state_dict()
+    found = _renamed(_state_dict(state_dict, source), wanted, source)
+    if not any(key in wanted for key in found):  # a classifier of ImageNet, perhaps
+        found = {f"backbone.{key}": value for key, value in backbone_state(arch, found).items()}
+    fitting = {key: value for key, value in found.items() if key in wanted and value.shape == wanted[key].shape}
+    if not any(value.is_floating_point() for value in fitting.values()):
+        raise UserError(
+            f"{source}: no weight fits the network {arch}, by name and shape; the network has {_few(wanted)}"
+        )
+    _copy(net, wanted | fitting, source)
+    kept = [key for key in wanted if key not in fitting]
+    unused = [key for key in found if key not in fitting and key not in wanted]
+    if kept:
+        shapes = {key: (found[key].shape, wanted[key].shape) for key in kept if key in found}
+        hint = _class_count_hint(shapes)
+        logger.warning(
+            "%s: %d of %d weights fit the network; these start at random: %s%s",
+            *(source, len(fitting), len(wanted), _few(kept), f"\n{hint}" if hint else ""),
+        )
+    if unused:
+        logger.warning("%s: not used, as the network has none of these names: %s", source, _few(unused))
+
+
+def _renamed(found: dict[str, Tensor], wanted: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Return `found` under the names of `wanted`, without what other scripts save with the weights."""
+    if "n_averaged" not in wanted:
+        found.pop("n_averaged", None)  # the counter of torch's AveragedModel
+    while prefix := next((prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in found)), None):
+        if not found or any(key.startswith(prefix) for key in wanted):
+            break
+        found = {key.removeprefix(prefix): value for key, value in found.items()}
+    auxiliary = [key for key in found if key.startswith(AUXILIARY_HEAD) and key not in wanted]
+    if auxiliary:
+        logger.info(
+            "%s: leaves out the auxiliary head (%d weights), which the network does not have", source, len(auxiliary)
+        )
+        found = {key: value for key, value in found.items() if key not in auxiliary}
+    # torch before 0.4.1 and other frameworks do not count the batches of batch norm, and evaluation does not read it.
+    for key, value in wanted.items():
+        if key.endswith(".num_batches_tracked") and f"{key.rpartition('.')[0]}.running_mean" in found:
+            found.setdefault(key, torch.zeros_like(value))
+    return found
+
+
+def _copy(net: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    try:
+        net.load_state_dict(state)
+    except RuntimeError as error:  # of the right shape, but sparse, quantised or without values
+        why = " ".join(str(error).split())[:300]
+        raise UserError(f"{source}: the weights cannot be copied into the network ({why})") from error
 
 
 def imagenet_backbone_state(arch: str) -> dict[str, Tensor]:
@@ -158,12 +228,13 @@ def backbone_state(arch: str, classifier_state: Mapping[str, Tensor]) -> dict[st
 
 
 def _backbone_key(backbone: str, key: str) -> str | None:
-    """Return the name in the backbone of a weight of torchvision's classifier; None if the backbone has none."""
+    """Return the backbone's name of a weight of torchvision's classifier; None where the backbone does not have it."""
     if backbone.startswith("resnet"):
         return None if key.startswith("fc.") else key
-    if not key.startswith("features."):
+    match = re.fullmatch(r"features\.([0-9]+)\.(.+)", key)
+    if match is None:
         return None
-    _, block, rest = key.split(".", 2)
+    block, rest = match.groups()
     if backbone == "mobilenet_v3_large":
         return f"{block}.{rest}"
     if block == "18":  # the 1x1 convolution before ImageNet's pooling
@@ -174,10 +245,15 @@ def _backbone_key(backbone: str, key: str) -> str | None:
 
 
 def _state_dict(content: object, source: str) -> dict[str, Tensor]:
-    """Return the mapping of names to tensors in a file of a training script."""
-    for wrapper in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
+    """Return the names and tensors in what a training script saved."""
+    while isinstance(content, Mapping):
+        wrappers = [name for name in (*WRAPPERS, *AVERAGES) if isinstance(content.get(name), Mapping)]
+        if not wrappers:
+            break
+        unused = [name for name in wrappers[1:] if name in AVERAGES]
+        if unused:
+            logger.info("%s: takes the weights in %s, not their average in %s", source, wrappers[0], ", ".join(unused))
+        content = content[wrappers[0]]
     if not isinstance(content, Mapping) or not content:
         found = "nothing" if isinstance(content, Mapping) else f"a {type(content).__name__}"
         raise UserError(f"{source}: holds {found} instead of a state dict (names and tensors)")
@@ -195,15 +271,20 @@ def _is_spoilt(value: Tensor) -> bool:
 
 
 def _listed(what: str, entries: list[str]) -> str:
-    """Return a line like '  2 missing: a, b', or nothing."""
+    """Return '  2 missing: a, b', or nothing."""
     if not entries:
         return ""
-    more = ", ..." if len(entries) > SHOWN else ""
-    return f"  {len(entries)} {what}: {', '.join(entries[:SHOWN])}{more}"
+    return f"  {len(entries)} {what}: {_few(entries)}"
+
+
+def _few(entries: Iterable[str]) -> str:
+    """Return the first few entries in a line."""
+    entries = list(entries)
+    return ", ".join(entries[:SHOWN]) + (", ..." if len(entries) > SHOWN else "")
 
 
 def _class_count_hint(shapes: dict[str, tuple[torch.Size, torch.Size]]) -> str:
-    """Return a hint when the shapes found and wanted differ only in the number of outputs of the last layer."""
+    """Return a hint where the shapes found and wanted differ only in the number of outputs of the last layer."""
     counts = {(found[:1], wanted[:1]) for found, wanted in shapes.values()}
     only_outputs = all(found[1:] == wanted[1:] for found, wanted in shapes.values())
     if len(counts) != 1 or not only_outputs or not all("classifier" in key for key in shapes):

@@ -1,9 +1,9 @@
-"""Class maps of pictures and videos, by a model file of ours.
+"""Predict class maps of images and videos with a student.
 
-`inputs` finds what is to be predicted, `pictures` reads it, `model` opens the model, `tiles` cuts frames that are too
-large for it, `outputs` says which files come out and writes them, `video` does the same for a video, `speed` takes the
-time, and `run` puts these together.
+`inputs` finds the inputs, `images` reads them, `model` opens the model, `tiles` cuts frames that do not fit into
+memory, `outputs` names and writes the output files, `video` handles videos, `speed` measures the time, and `run` calls
+these.
 """
 
-# What can be written of a frame: the picture half covered by colours, the colours, the official label ids.
+# The outputs of a frame: an overlay of image and class colours, the colours alone, the official label ids.
 KINDS = ("overlay", "color", "label-ids")

@@ -1,4 +1,4 @@
-"""What is to be predicted: pictures, folders of pictures, globs and videos, each with a name for its outputs."""
+"""Find the inputs: images, folders of images, globs and videos, each with a name for its outputs."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 from segdistill.core.errors import raise_all
 from segdistill.predict import KINDS
-from segdistill.predict.pictures import SUFFIXES
+from segdistill.predict.images import SUFFIXES
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
-_PICTURES, _VIDEOS = ", ".join(SUFFIXES), ", ".join(VIDEO_SUFFIXES)
+_IMAGES, _VIDEOS = ", ".join(SUFFIXES), ", ".join(VIDEO_SUFFIXES)
 
 
 class Source(NamedTuple):
-    """A picture or a video; `name` is its place below the folder that was given, without its suffix."""
+    """An image or a video; `name` is its path within the folder that was given, without its suffix."""
 
     path: Path
     name: PurePath
@@ -28,50 +28,50 @@ class Source(NamedTuple):
 
 
 def find_sources(inputs: Sequence[str], out: Path) -> list[Source]:
-    """Everything that `inputs` names, sorted within each, none twice.
+    """Return every image and video that `inputs` names, sorted within each, none twice.
 
-    Folders are searched with all that is below them, for pictures only, and but for `out` and what is hidden. Where
-    `out` is such a folder itself, what was written to it is left out.
+    Folders are searched with all sub-folders, for images only, without hidden files and without `out`. Where `out` is
+    such a folder itself, the outputs in it are left out.
 
     Raises:
-        UserError: an input that is not there, holds no picture, or is neither a picture nor a video; all of them.
+        UserError: inputs that do not exist, hold no image, or are neither an image nor a video; all in one message.
     """
-    faults: list[str] = []
+    errors: list[str] = []
     found: dict[Path, Source] = {}
     for text in inputs:
-        for source in _sources_of(text, out, faults):
+        for source in _sources_of(text, out, errors):
             found.setdefault(source.path.resolve(), source)
-    raise_all(faults, "some inputs cannot be predicted")
+    raise_all(errors, "some inputs cannot be predicted")
     return list(found.values())
 
 
-def _sources_of(text: str, out: Path, faults: list[str]) -> Iterator[Source]:
+def _sources_of(text: str, out: Path, errors: list[str]) -> Iterator[Source]:
     path = Path(text)
     if not path.exists() and glob.has_magic(text):
         matches = sorted(glob.glob(text, recursive=True))  # noqa: PTH207 - a Path takes no absolute pattern
         if not matches:
-            faults.append(f"{text}: matches nothing")
+            errors.append(f"{text}: matches nothing")
         for match in matches:
-            yield from _sources_of_path(Path(match), out, faults)
+            yield from _sources_of_path(Path(match), out, errors)
     else:
-        yield from _sources_of_path(path, out, faults)
+        yield from _sources_of_path(path, out, errors)
 
 
-def _sources_of_path(path: Path, out: Path, faults: list[str]) -> Iterator[Source]:
+def _sources_of_path(path: Path, out: Path, errors: list[str]) -> Iterator[Source]:
     if path.is_dir():
-        below = sorted(_pictures_below(path, out.resolve()))
+        below = sorted(_images_below(path, out.resolve()))
         if not below:
-            faults.append(f"{path}: holds no picture ({_PICTURES})")
+            errors.append(f"{path}: holds no image ({_IMAGES})")
         yield from (Source(file, file.relative_to(path).with_suffix("")) for file in below)
     elif not path.exists():
-        faults.append(f"{path}: no such file or folder")
+        errors.append(f"{path}: no such file or folder")
     elif path.suffix.lower() not in SUFFIXES + VIDEO_SUFFIXES:
-        faults.append(f"{path}: neither a picture ({_PICTURES}) nor a video ({_VIDEOS})")
+        errors.append(f"{path}: neither an image ({_IMAGES}) nor a video ({_VIDEOS})")
     else:
         yield Source(path, PurePath(path.stem))
 
 
-def _pictures_below(folder: Path, out: Path) -> Iterator[Path]:
+def _images_below(folder: Path, out: Path) -> Iterator[Path]:
     written = {out, *(out / kind for kind in KINDS)}
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if name[0] != "." and (Path(parent) / name).resolve() not in written]

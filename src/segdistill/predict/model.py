@@ -1,4 +1,4 @@
-"""A model file of ours, opened to predict frames: ONNX (float32 or int8) or safetensors.
+"""A model file of a student, opened to predict frames: ONNX (float32 or int8) or safetensors.
 
 Shapes: H/W frame in pixels.
 """
@@ -22,34 +22,34 @@ from segdistill.scoring.evaluate import classes_of
 
 
 class Model:
-    """A model file that takes one frame at a time, so that no frame depends on those beside it.
+    """A model that predicts one frame at a time, so the result of a frame does not depend on others.
 
     Args:
-        path: .onnx runs on the CPU; .safetensors on CUDA where there is one.
+        path: a student's file; .onnx runs on the CPU, .safetensors on CUDA where there is one.
         threads: of the CPU; 0 is all cores.
 
     Raises:
-        UserError: no model file of ours.
+        UserError: `path` is no file of a student.
     """
 
     def __init__(self, path: str | Path, threads: int = 0) -> None:
         self.path, self.threads = Path(path), threads or usable_cores()
         opened = {".onnx": _open_onnx, ".safetensors": _open_safetensors}.get(self.path.suffix.lower())
         if opened is None:
-            raise UserError(f"{path}: no model of ours by its name; allowed are .onnx and .safetensors")
+            raise UserError(f"{path}: no file of a student by its name; allowed are .onnx and .safetensors")
         self.header, self._classes_1HW = opened(self.path, self.threads)
         if self.header.table is None:
             raise UserError(f"{path}: its header does not name the classes, so they have no colours and ids")
         self.table = self.header.table
 
     def classes(self, image_HW3: np.ndarray) -> np.ndarray:
-        """The class map uint8 (H, W) of a frame uint8 (H, W, 3) RGB.
+        """Return the class map uint8 (H, W) of a frame uint8 (H, W, 3) RGB.
 
         Raises:
-            UserError: the memory does not suffice for a frame of that size.
+            UserError: there is not enough memory for a frame of that size.
         """
         height, width = image_HW3.shape[:2]
-        if min(height, width) < MIN_PX:  # it is continued by its last row and column
+        if min(height, width) < MIN_PX:  # networks need more: repeat the last row and column
             missing = ((0, max(0, MIN_PX - height)), (0, max(0, MIN_PX - width)), (0, 0))
             image_HW3 = np.pad(image_HW3, missing, mode="edge")
         try:
@@ -78,14 +78,31 @@ def _open_safetensors(path: Path, threads: int) -> tuple[Header, _Classes]:
     return header, classes
 
 
+def model_path(given: str, models: Path) -> Path:
+    """Return the model file that `given` names: a path, or a run, which means its int8 file, else its float32 file.
+
+    Raises:
+        UserError: there is neither a file nor a run of that name.
+    """
+    if Path(given).is_file() or Path(given).suffix or len(Path(given).parts) != 1:
+        return Path(given)  # opening it reports a file that is missing
+    files = [models / "runs" / given / name for name in ("student.int8.onnx", "student.onnx", "finetuned.safetensors")]
+    for file in files:
+        if file.is_file():
+            return file
+    runs = sorted(path.name for path in (models / "runs").glob("*") if path.is_dir())
+    trained = f"runs there: {', '.join(runs)}" if runs else "no run is trained there"
+    raise UserError(f"--model: found {given!r}; no such file, and no such run in {models / 'runs'} ({trained})")
+
+
 def champion_path(metrics: Path) -> Path:
-    """The file to ship, by the summary of the last report.
+    """Return the file to ship, by the summary of the last report.
 
     Raises:
         UserError: there is no summary, it names no file, or the file is not there.
     """
     summary = metrics / "summary.json"
-    otherwise = "name a model with --model, or make one with: dvc repro"
+    otherwise = "name a file or a run with --model, or run: dvc repro"
     try:
         champion = read_json(summary)["champion"]
         path = None if champion is None else Path(champion["path"])

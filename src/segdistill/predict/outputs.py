@@ -1,13 +1,14 @@
-"""Which files come out of a picture or a video, and how a class map is written as each kind of them.
+"""The output files of an image or a video, and how a class map is written as each kind of them.
 
-Each kind has a folder of its own: the official evaluator takes any PNG that begins with a frame's name for its result,
-so a colour map beside the label ids would be a second one.
+Each kind has its own folder: the official evaluator takes any PNG whose name begins with that of a frame for its
+result, so a colour map in the same folder as the label ids would be a second one.
 
 Shapes: H/W frame in pixels.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import NamedTuple
@@ -29,7 +30,7 @@ _STRIP_PX = 256
 
 
 class Job(NamedTuple):
-    """A source, and where its outputs go by kind: files, or folders where it is a video that is written as frames."""
+    """A source, and where its outputs go by kind: files, or folders for a video that is written as frames."""
 
     source: Source
     targets: dict[str, Path]
@@ -37,14 +38,14 @@ class Job(NamedTuple):
 
 
 def plan(sources: Sequence[Source], out: Path, kinds: Sequence[str], *, frames: bool, overwrite: bool) -> list[Job]:
-    """The outputs of every source.
+    """Return the outputs of every source.
 
     Args:
-        kinds: of KINDS; a video of which no frames are asked for has an overlay at most.
-        frames: write the frames of videos as pictures.
+        kinds: of KINDS; without `frames`, a video has an overlay only.
+        frames: write the frames of videos as images.
 
     Raises:
-        UserError: two sources would be written to one place, or outputs are there already and are not to be replaced.
+        UserError: two sources have the same output, or outputs exist and `overwrite` is False.
     """
     jobs = [Job(source, _targets(source, out, kinds, frames), source.is_video and frames) for source in sources]
     owners: dict[Path, Path] = {}
@@ -53,17 +54,17 @@ def plan(sources: Sequence[Source], out: Path, kinds: Sequence[str], *, frames: 
         for target in job.targets.values():
             owner = owners.setdefault(target, job.source.path)
             if owner != job.source.path:
-                clashes.append(f"{target}: of both {owner} and {job.source.path}")
-            elif target.exists() and not overwrite:
+                clashes.append(f"{target}: the output of both {owner} and {job.source.path}")
+            elif not overwrite and os.path.exists(target):  # noqa: PTH110 - a Path raises where a name is too long
                 existing.append(str(target))
-    raise_all(clashes, "some inputs would be written to one place; predict them into different folders (--out)")
-    raise_all(existing, "outputs are there already; --overwrite replaces them, --out names another folder")
+    raise_all(clashes, "some inputs have the same output; predict them into different folders (--out)")
+    raise_all(existing, "outputs exist already; --overwrite replaces them, --out names another folder")
     return jobs
 
 
 def _targets(source: Source, out: Path, kinds: Sequence[str], frames: bool) -> dict[str, Path]:
     if not source.is_video:
-        return {kind: picture_path(out / kind, source.name, kind) for kind in kinds}
+        return {kind: image_path(out / kind, source.name, kind) for kind in kinds}
     if frames:
         return {kind: out / kind / source.name.with_name(f"{source.name.name}_frames") for kind in kinds}
     if "overlay" not in kinds:
@@ -71,23 +72,23 @@ def _targets(source: Source, out: Path, kinds: Sequence[str], frames: bool) -> d
     return {"overlay": out / "overlay" / source.name.with_name(f"{source.name.name}_overlay.mp4")}
 
 
-def picture_path(folder: Path, name: PurePath, kind: str) -> Path:
-    """Where the output of `kind` of the frame `name` goes: as the evaluation server wants its results named."""
+def image_path(folder: Path, name: PurePath, kind: str) -> Path:
+    """Return where the output of `kind` of the frame `name` goes, named as the evaluation server requires."""
     return folder / name.with_name(name.name.removesuffix(_PHOTOGRAPH) + SUFFIXES[kind])
 
 
-def write_picture(targets: dict[str, Path], picture: Image.Image, classes_HW: np.ndarray, table: ClassTable) -> None:
-    """Write the outputs of one frame, each atomically. `picture` is used up by its overlay.
+def write_image(targets: dict[str, Path], image: Image.Image, classes_HW: np.ndarray, table: ClassTable) -> None:
+    """Write the outputs of one frame, each atomically. The overlay is drawn into `image`.
 
     Raises:
         UserError: an overlay of more pixels a side than JPEG allows.
     """
     for kind, target in targets.items():
         if kind == "overlay":
-            if max(picture.size) > _JPEG_MAX_PX:
+            if max(image.size) > _JPEG_MAX_PX:
                 raise UserError(f"{target}: JPEG allows {_JPEG_MAX_PX} pixels a side; use --write color,label-ids")
-            _blend(picture, classes_HW, table)
-            _save(target, picture, "JPEG", quality=_JPEG_QUALITY)
+            _blend(image, classes_HW, table)
+            _save(target, image, "JPEG", quality=_JPEG_QUALITY)
         elif kind == "color":
             coloured = Image.fromarray(classes_HW)
             coloured.putpalette(table.palette.tobytes())
@@ -96,20 +97,20 @@ def write_picture(targets: dict[str, Path], picture: Image.Image, classes_HW: np
             _save(target, Image.fromarray(table.label_id_of_class[classes_HW]), "PNG")
 
 
-def _save(target: Path, picture: Image.Image, form: str, **options: int) -> None:
+def _save(target: Path, image: Image.Image, form: str, **options: int) -> None:
     with atomic_file(target) as temporary:
-        picture.save(temporary, form, **options)
+        image.save(temporary, form, **options)
 
 
-def _blend(picture: Image.Image, classes_HW: np.ndarray, table: ClassTable) -> None:
-    """Colour a picture by its classes in place, a strip at a time: no second copy of a huge one."""
-    for top in range(0, picture.height, _STRIP_PX):
-        box = (0, top, picture.width, min(top + _STRIP_PX, picture.height))
-        mixed = blended(np.asarray(picture.crop(box)), classes_HW[top : box[3]], table)
-        picture.paste(Image.fromarray(mixed), box)
+def _blend(image: Image.Image, classes_HW: np.ndarray, table: ClassTable) -> None:
+    """Colour an image by its classes in place, a strip at a time, so that a huge one is not copied."""
+    for top in range(0, image.height, _STRIP_PX):
+        box = (0, top, image.width, min(top + _STRIP_PX, image.height))
+        mixed = blended(np.asarray(image.crop(box)), classes_HW[top : box[3]], table)
+        image.paste(Image.fromarray(mixed), box)
 
 
 def blended(image_HW3: np.ndarray, classes_HW: np.ndarray, table: ClassTable) -> np.ndarray:
-    """Half picture, half colours of its classes: uint8 (H, W, 3)."""
+    """Return the mean of an image and the colours of its classes: uint8 (H, W, 3)."""
     total = image_HW3.astype(np.uint16) + table.palette[classes_HW]
     return ((total + 1) // 2).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Predict pictures and videos into files; what cannot be read is told at the end, and keeps nothing from the others."""
+"""Predict images and videos into files. Errors of single inputs are reported at the end, after all others are done."""
 
 from __future__ import annotations
 
@@ -8,63 +8,69 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image
 
-from segdistill.core.errors import UserError, raise_all
+from segdistill.core.errors import NO_SPACE, UserError, raise_all
 from segdistill.core.progress import Progress
+from segdistill.predict.images import pixels, read_image
 from segdistill.predict.model import Model
-from segdistill.predict.outputs import Job, write_picture
-from segdistill.predict.pictures import pixels, read_picture
+from segdistill.predict.outputs import Job, write_image
 from segdistill.predict.tiles import Tiling, count_tiles, tiled_classes
 from segdistill.predict.video import ClassesOf, write_frames, write_overlay
 
 
-def class_map(classes_of: ClassesOf, picture: Image.Image, tiling: Tiling | None = None) -> np.ndarray:
-    """The class map uint8 (H, W) of a picture in RGB, whole or in tiles; `classes_of` is that of a Model."""
+def class_map(classes_of: ClassesOf, image: Image.Image, tiling: Tiling | None = None) -> np.ndarray:
+    """Return the class map uint8 (H, W) of an image in RGB, whole or in tiles; `classes_of` is that of a Model."""
     if tiling is None:
-        return classes_of(np.asarray(picture))
-    size_px = (picture.height, picture.width)
-    return tiled_classes(classes_of, lambda rows, columns: pixels(picture, rows, columns), size_px, tiling)
+        return classes_of(np.asarray(image))
+    size_px = (image.height, image.width)
+    return tiled_classes(classes_of, lambda rows, columns: pixels(image, rows, columns), size_px, tiling)
 
 
 def predict_files(model: Model, jobs: Sequence[Job], tiling: Tiling | None = None) -> None:
     """Predict every source of `jobs` and write its outputs.
 
     Raises:
-        UserError: sources that could not be read; the outputs of all others are written by then.
+        UserError: sources that could not be read or written; the outputs of all others are written by then.
+        OSError: the disk is full.
     """
-    faults: list[str] = []
-    pictures = [job for job in jobs if not job.source.is_video]
-    if tiling is not None and len(pictures) == 1:
-        with _told_later(faults, pictures[0]):
-            _predict_large_picture(model, pictures[0], tiling)
-    elif pictures:
-        with Progress("predict", len(pictures), unit="picture") as progress:
-            for job in pictures:
-                with _told_later(faults, job):
-                    picture = read_picture(job.source.path, any_size=tiling is not None)
-                    write_picture(job.targets, picture, class_map(model.classes, picture, tiling), model.table)
+    errors: list[str] = []
+    images = [job for job in jobs if not job.source.is_video]
+    if tiling is not None and len(images) == 1:
+        with _collect(errors, images[0]):
+            _predict_large_image(model, images[0], tiling)
+    elif images:
+        with Progress("predict", len(images), unit="image") as progress:
+            for job in images:
+                with _collect(errors, job):
+                    image = read_image(job.source.path, any_size=tiling is not None)
+                    write_image(job.targets, image, class_map(model.classes, image, tiling), model.table)
                 progress.advance()
     for job in jobs:
         if job.source.is_video:
-            with _told_later(faults, job):
+            with _collect(errors, job):
                 _predict_video(model, job, tiling)
-    raise_all(faults, f"{len(jobs) - len(faults)} of {len(jobs)} inputs were predicted; the others were not")
+    raise_all(errors, f"{len(jobs) - len(errors)} of {len(jobs)} inputs were predicted; the others were not")
 
 
 @contextmanager
-def _told_later(faults: list[str], job: Job) -> Iterator[None]:
+def _collect(errors: list[str], job: Job) -> Iterator[None]:
+    """Add what goes wrong with `job` to `errors`; a full disk ends the command, since no other output would fit."""
     try:
         yield
     except UserError as error:
         named = str(job.source.path) in str(error)
-        faults.append(str(error) if named else f"{job.source.path}: {error}")
+        errors.append(str(error) if named else f"{job.source.path}: {error}")
     except MemoryError:
-        faults.append(f"{job.source.path}: not enough memory for an input of that size")
+        errors.append(f"{job.source.path}: not enough memory for an input of that size")
+    except OSError as error:  # a name that is too long, a folder in the place of a file, no permission
+        if error.errno in NO_SPACE:
+            raise
+        errors.append(f"{job.source.path}: {error.strerror or error}: {error.filename or ''}".removesuffix(": "))
 
 
-def _predict_large_picture(model: Model, job: Job, tiling: Tiling) -> None:
-    """One picture that may take minutes: its tiles are the progress."""
-    picture = read_picture(job.source.path, any_size=True)
-    tiles = count_tiles((picture.height, picture.width), tiling)
+def _predict_large_image(model: Model, job: Job, tiling: Tiling) -> None:
+    """Predict one image that may take minutes, with a progress bar of its tiles."""
+    image = read_image(job.source.path, any_size=True)
+    tiles = count_tiles((image.height, image.width), tiling)
     with Progress(f"predict {job.source.path.name}", tiles, unit="tile") as progress:
 
         def classes_of(tile_HW3: np.ndarray) -> np.ndarray:
@@ -72,8 +78,8 @@ def _predict_large_picture(model: Model, job: Job, tiling: Tiling) -> None:
             progress.advance()
             return classes_HW
 
-        classes_HW = class_map(classes_of, picture, tiling)
-    write_picture(job.targets, picture, classes_HW, model.table)
+        classes_HW = class_map(classes_of, image, tiling)
+    write_image(job.targets, image, classes_HW, model.table)
 
 
 def _predict_video(model: Model, job: Job, tiling: Tiling | None) -> None:

@@ -1,4 +1,4 @@
-"""How fast a model file predicts the pictures at hand on this machine, end to end."""
+"""How fast a model file predicts the images at hand on this machine, end to end."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from PIL import Image
 from segdistill.core.progress import Progress
 from segdistill.core.provenance import package_versions, processor
 from segdistill.latency.timing import interleaved_ms, quantiles
+from segdistill.predict.images import read_image
 from segdistill.predict.model import Model
-from segdistill.predict.pictures import read_picture
 from segdistill.predict.run import class_map
 from segdistill.predict.tiles import Tiling
 
@@ -21,29 +21,27 @@ ROUNDS, WARMUP_ROUNDS = 50, 5
 
 
 def measure(model: Model, paths: Sequence[Path], tiling: Tiling | None = None) -> list[str]:
-    """Time `model` on up to MAX_IMAGES of the pictures, warm and in turn; lines of text.
+    """Time `model` on up to MAX_IMAGES of the images, warm and in turn; lines of text.
 
     Raises:
-        UserError: a picture that cannot be read.
+        UserError: an image that cannot be read.
     """
     paths = paths[:MAX_IMAGES]
 
     def read(number: int) -> Image.Image:
-        return read_picture(paths[number % len(paths)], any_size=tiling is not None)
+        return read_image(paths[number % len(paths)], any_size=tiling is not None)
 
-    pictures = [read(number) for number in range(len(paths))]
+    images = [read(number) for number in range(len(paths))]
     calls = {
-        "picture in memory to class map": lambda number: class_map(
-            model.classes, pictures[number % len(paths)], tiling
-        ),
-        "picture file to class map": lambda number: class_map(model.classes, read(number), tiling),
+        "image in memory to class map": lambda number: class_map(model.classes, images[number % len(paths)], tiling),
+        "image file to class map": lambda number: class_map(model.classes, read(number), tiling),
     }
     with Progress("timing", WARMUP_ROUNDS + ROUNDS, unit="round", timing=True) as progress:
         taken_ms = interleaved_ms(calls, ROUNDS, WARMUP_ROUNDS, progress.advance)
-    sizes = sorted({f"{picture.height}x{picture.width}" for picture in pictures})
+    sizes = sorted({f"{image.height}x{image.width}" for image in images})
     lines = [
         f"{model.path}, threads {model.threads}, batch 1",
-        f"{len(pictures)} picture{'s' if len(pictures) > 1 else ''} of {', '.join(sizes)} pixels{_said(tiling)}",
+        f"{len(images)} image{'s' if len(images) > 1 else ''} of {', '.join(sizes)} pixels{_said(tiling)}",
         f"{ROUNDS} rounds after {WARMUP_ROUNDS} of warm-up that are not counted",
         ", ".join([processor(), *(f"{name} {v}" for name, v in package_versions("onnxruntime", "torch").items())]),
     ]

@@ -18,7 +18,7 @@ from segdistill.core.errors import UserError
 from segdistill.core.files import atomic_directory, atomic_file
 from segdistill.core.progress import Progress
 from segdistill.formats.classes import ClassTable
-from segdistill.predict.outputs import blended, picture_path, write_picture
+from segdistill.predict.outputs import blended, image_path, write_image
 
 # The encoder of a codec's own family; for all other codecs, and where one is missing, the first that is there.
 _ENCODERS = {"hevc": "libx265"}
@@ -68,7 +68,7 @@ def write_overlay(path: Path, target: Path, classes_of: ClassesOf, table: ClassT
 
 
 def write_frames(path: Path, targets: dict[str, Path], classes_of: ClassesOf, table: ClassTable) -> None:
-    """Write the frames of the video at `path` as pictures, numbered from 0, into the folder of each kind in `targets`.
+    """Write the frames of the video at `path` as images, numbered from 0, into the folder of each kind in `targets`.
 
     Raises:
         UserError: no PyAV, no readable video, or a damaged one.
@@ -77,8 +77,8 @@ def write_frames(path: Path, targets: dict[str, Path], classes_of: ClassesOf, ta
         folders = {kind: stack.enter_context(atomic_directory(target)) for kind, target in targets.items()}
         for index, (image_HW3, _) in enumerate(video.frames()):
             name = PurePath(f"{path.stem}_{index:06d}")
-            files = {kind: picture_path(folder, name, kind) for kind, folder in folders.items()}
-            write_picture(files, Image.fromarray(image_HW3), classes_of(image_HW3), table)
+            files = {kind: image_path(folder, name, kind) for kind, folder in folders.items()}
+            write_image(files, Image.fromarray(image_HW3), classes_of(image_HW3), table)
 
 
 class _Video(NamedTuple):

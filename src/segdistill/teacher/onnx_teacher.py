@@ -1,4 +1,4 @@
-"""A teacher in an ONNX file of any origin: read the form of its input from the file, and refuse what does not fit.
+"""A teacher in an ONNX file of any origin: read from the file how it takes images; refuse a file that does not fit.
 
 Shapes: B batch, H/W image in pixels, C classes, h/w the file's own grid.
 """
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from segdistill.core.errors import UserError
+from segdistill.core.log import logger
 from segdistill.formats.header import KEY, Header
 from segdistill.nets.onnx_session import open_session
 
@@ -23,10 +24,10 @@ _LOGITS = "logits"
 
 
 def write_in_one_file(source: str | Path, out: Path) -> None:
-    """Copy an ONNX file, together with weights that its exporter put into other files."""
+    """Copy an ONNX file together with its external weights."""
     try:
         model = onnx.load(source)
-        if model == onnx.load(source, load_external_data=False):  # no weights in other files
+        if model == onnx.load(source, load_external_data=False):  # it has no external weights
             shutil.copyfile(source, out)
         else:
             out.write_bytes(model.SerializeToString())
@@ -35,11 +36,14 @@ def write_in_one_file(source: str | Path, out: Path) -> None:
 
 
 class OnnxTeacher:
-    """Run an ONNX file on uint8 RGB images, on onnxruntime's CPU provider.
+    """Compute logits of uint8 RGB images with an ONNX file, on onnxruntime's CPU provider.
 
-    One input, an image of three planes, first (B, 3, H, W) or last (B, H, W, 3): raw bytes, or floats
-    (RGB in 0..1 - mean) / std. Logits float (B, C, h, w) are the output named "logits", else the first one.
-    `size_px` is the only size (H, W) that the file takes; None where it takes any.
+    The file has one input, an image of three planes, first (B, 3, H, W) or last (B, H, W, 3). It takes bytes, or floats
+    (RGB in 0..1 - mean) / std. Its logits, float (B, C, h, w), are the output named "logits", else the first one. Where
+    that output holds probabilities, because the file ends in Softmax, their logarithm is taken.
+
+    Attributes:
+        size_px: the only size (H, W) that the file takes; None where it takes any.
     """
 
     def __init__(
@@ -48,7 +52,7 @@ class OnnxTeacher:
         """Open and check the file.
 
         Raises:
-            UserError: no such file, no ONNX model, or one with another input or output.
+            UserError: no such file, no ONNX model, or one whose input or output has another form.
         """
         self.name, self.classes = Path(path).name, classes
         if not Path(path).is_file():
@@ -60,7 +64,8 @@ class OnnxTeacher:
         self._mean, self._std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
         self._read_input()
         self._read_output()
-        # Do not compute the class maps that an exported student gives as well.
+        self._gives_probabilities: bool | None = None  # not known before the first image
+        # Exported students also have class maps as an output: do not compute them.
         self._only_logits = onnxruntime.RunOptions()
         self._only_logits.only_execute_path_to_fetches = True
 
@@ -108,14 +113,32 @@ class OnnxTeacher:
             raise self._refuse(found, f"one of {self.classes} classes, as the data has them")
 
     def logits(self, images_BHW3: np.ndarray) -> Tensor:
-        """Return float32 (B, C, h, w) of uint8 images; raise a UserError when the file cannot run at their size."""
+        """Return logits float32 (B, C, h, w) of uint8 images.
+
+        Raises:
+            UserError: the file does not run at their size, or gives values that are not finite.
+        """
         pixels = images_BHW3
         if self._dtype is not None:
             pixels = ((images_BHW3.astype(np.float32) / 255 - self._mean) / self._std).astype(self._dtype)
         if self._planes_first:
             pixels = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
         parts = [pixels[slot : slot + 1] for slot in range(len(pixels))] if self._one_by_one else [pixels]
-        return torch.from_numpy(np.concatenate([self._run(part) for part in parts]).astype(np.float32))
+        logits = np.concatenate([self._run(part) for part in parts])
+        if self._gives_probabilities is None:
+            self._gives_probabilities = _are_probabilities(logits)
+            if self._gives_probabilities:
+                logger.warning(
+                    "teacher.checkpoint: %s: output %s holds probabilities, not logits (its values sum to 1 over the "
+                    "classes, as after Softmax); taking their logarithm",
+                    self.name,
+                    self._output,
+                )
+        if self._gives_probabilities:
+            # Softmax of the logarithm gives the same probabilities again. One that was rounded to 0 counts as the
+            # smallest number of the file's precision.
+            logits = np.log(np.maximum(logits, np.finfo(logits.dtype).smallest_subnormal).astype(np.float32))
+        return torch.from_numpy(logits.astype(np.float32))
 
     def _run(self, pixels: np.ndarray) -> np.ndarray:
         try:
@@ -132,6 +155,15 @@ class OnnxTeacher:
         if not np.isfinite(logits).all():
             raise self._refuse("logits that are not finite", "a file that gives finite ones for every image")
         return logits
+
+
+def _are_probabilities(outputs_BChw: np.ndarray) -> bool:
+    """Return whether outputs are within 0..1 and sum to 1 over the classes, which logits of an image do not."""
+    values = outputs_BChw.astype(np.float32)
+    rounding = 0.01 if outputs_BChw.dtype == np.float16 else 1e-3
+    if values.shape[1] < 2 or values.min() < -rounding or values.max() > 1 + rounding:
+        return False
+    return bool(np.abs(values.sum(axis=1) - 1).max() < rounding)
 
 
 def _gist(error: Exception) -> str:

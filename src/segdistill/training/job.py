@@ -19,7 +19,7 @@ from segdistill.data.sampling import BatchSampler, ViewSpec, generator
 from segdistill.data.teacher_cache import TeacherCache
 from segdistill.nets.device import device_of
 from segdistill.nets.registry import build
-from segdistill.nets.weights import check_values, imagenet_backbone_state, load_state, read_weights
+from segdistill.nets.weights import check_values, imagenet_backbone_state, load_initial, load_state, read_weights
 from segdistill.params.model import Params, TrainingParams, TrainingSettings
 from segdistill.training.batches import CropLoader
 from segdistill.training.checkpoint import Checkpointer
@@ -118,8 +118,8 @@ def initial_net(arch: str, classes: int, settings: TrainingParams, seed: int, pa
         )
     elif settings.init != "random":
         state = read_weights(settings.init, params_path)
-        load_state(net, state, source=settings.init)
         check_values(state, source=settings.init)
+        load_initial(net, arch, state, source=settings.init)
     return net
 
 

@@ -1,4 +1,4 @@
-"""Weights of other projects: they are loaded if they fit, mismatches are named, and no code in a file runs."""
+"""Weights from elsewhere: what fits is loaded, what does not is named, and nothing in a file runs."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from segdistill.nets.weights import (
     backbone_state,
     check_values,
     imagenet_backbone_state,
+    load_initial,
     load_state,
     read_torch_checkpoint,
 )
@@ -54,9 +55,12 @@ def state():
     return Tiny().state_dict()
 
 
-@pytest.mark.parametrize("wrapper", [None, "model_state", "state_dict", "model"])
-@pytest.mark.parametrize("prefix", ["", "module."])
-def test_load_state_accepts_the_public_forms(state, wrapper, prefix):
+WRAPPERS = [None, "model_state", "model_state_dict", "state_dict", "model", "net", "weights", "model_ema", "ema"]
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "model.", "net.", "model.net."])
+def test_load_state_takes_the_forms_of_other_scripts(state, wrapper, prefix):
     torch.manual_seed(2)
     net = Tiny()
     saved = {f"{prefix}{key}": value for key, value in state.items()}
@@ -64,8 +68,87 @@ def test_load_state_accepts_the_public_forms(state, wrapper, prefix):
     assert_same_state(net.state_dict(), state)
 
 
+def test_prefix_that_only_some_names_have_is_kept(state):
+    state["module.backbone.weight"] = state.pop("backbone.weight")
+    with pytest.raises(UserError, match=r"1 missing: backbone\.weight\n  1 unexpected: module\.backbone\.weight"):
+        load_state(Tiny(), state, source="x.pth")
+
+
+def test_plain_weights_are_preferred_to_their_average(state, capsys):
+    net, average = Tiny(), {key: value + 1 for key, value in state.items()}
+    load_state(net, {"model_ema": average, "model": state}, source="x.pth")
+    assert_same_state(net.state_dict(), state)
+    assert "x.pth: takes the weights in model, not their average in model_ema" in capsys.readouterr().err
+
+
+def test_averaged_model_is_loaded_without_its_counter(state):
+    averaged = torch.optim.swa_utils.AveragedModel(Tiny())
+    averaged.module.load_state_dict(state)
+    assert "n_averaged" in averaged.state_dict()
+    net = Tiny()
+    load_state(net, averaged.state_dict(), source="x.pth")
+    assert_same_state(net.state_dict(), state)
+
+
+def test_batch_norm_without_counted_batches_is_loaded(state):
+    net = Tiny()
+    load_state(net, {key: value for key, value in state.items() if "num_batches" not in key}, source="x.pth")
+    assert net.state_dict()["classifier.0.num_batches_tracked"] == 0
+    assert torch.equal(net.backbone.weight, state["backbone.weight"])
+
+
+def test_auxiliary_head_is_left_out_with_a_line(capsys):
+    from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
+
+    with without_values():
+        saved = deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=19, aux_loss=True)
+        net = build("deeplabv3_mobilenet_v3_large", 19)
+        load_state(net, saved.state_dict(), source="tv.pth")
+    assert "tv.pth: leaves out the auxiliary head (8 weights)" in capsys.readouterr().err
+
+
+def test_initial_weights_for_other_classes_load_all_but_the_last_layer(state, capsys):
+    net = Tiny(5)
+    before = net.classifier[1].weight.clone()
+    load_initial(net, "tiny", {"model": state}, source="voc.pth")
+    assert torch.equal(net.backbone.weight, state["backbone.weight"])
+    assert torch.equal(net.classifier[1].weight, before)
+    printed = capsys.readouterr().err
+    assert "voc.pth: 6 of 8 weights fit the network; these start at random: classifier.1.weight, cl" in printed
+    assert "these weights are for 19 classes, the network was built for 5" in printed
+
+
+def test_initial_weights_that_fit_are_loaded_without_a_line(state, capsys):
+    net = Tiny()
+    load_initial(net, "tiny", state, source="x.pth")
+    assert_same_state(net.state_dict(), state)
+    assert capsys.readouterr().err == ""
+
+
+def test_initial_weights_name_what_the_network_has_no_place_for(state, capsys):
+    load_initial(Tiny(), "tiny", state | {"neck.weight": torch.ones(1)}, source="x.pth")
+    assert "x.pth: not used, as the network has none of these names: neck.weight" in capsys.readouterr().err
+
+
+def test_initial_weights_of_which_none_fits_are_refused():
+    with pytest.raises(UserError, match=r"x\.pth: no weight fits the network deeplabv3_mobilenet_lite"):
+        load_initial(Tiny(), "deeplabv3_mobilenet_lite", {"features.a": torch.ones(1)}, source="x.pth")
+
+
+@pytest.mark.parametrize("arch", ["deeplabv3_mobilenet_lite", "deeplabv3plus_resnet50"])
+def test_torchvisions_imagenet_file_loads_the_backbone(arch):
+    from torchvision.models import get_model
+
+    torch.manual_seed(0)
+    classifier = get_model(CLASSIFIERS[network_module(arch).IMAGENET_BACKBONE], weights=None)
+    net = build(arch, 19)
+    load_initial(net, arch, classifier.state_dict(), source="imagenet.pth")
+    expected = backbone_state(arch, classifier.state_dict())
+    assert_same_state(net.backbone.state_dict(), expected)
+
+
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "told"),
     [
         (lambda s: s.pop("backbone.weight"), "1 missing: backbone.weight"),
         (lambda s: s.update({"aux.weight": torch.ones(1)}), "1 unexpected: aux.weight"),
@@ -77,18 +160,18 @@ def test_load_state_accepts_the_public_forms(state, wrapper, prefix):
         (lambda s: s.clear(), "holds nothing"),
     ],
 )
-def test_load_state_names_mismatches(state, change, message):
+def test_load_state_names_what_does_not_fit(state, change, told):
     net = Tiny()
     before = {key: value.clone() for key, value in net.state_dict().items()}
     change(state)
-    with pytest.raises(UserError, match=rf"(?s)^teacher\.pth: .*{message}") as caught:
+    with pytest.raises(UserError, match=rf"(?s)^teacher\.pth: .*{told}") as caught:
         load_state(net, state, source="teacher.pth")
     assert "hint" not in str(caught.value)
     assert_same_state(net.state_dict(), before)
 
 
 @pytest.mark.parametrize("odd", [torch.nan, -torch.inf, 1j])
-def test_weights_that_are_not_finite_real_numbers_are_named(state, odd):
+def test_values_that_are_no_finite_real_numbers_are_named(state, odd):
     check_values(state, "teacher.pth")
     state["backbone.weight"] = state["backbone.weight"] + odd
     with pytest.raises(UserError, match=r"^teacher\.pth: the weights are no finite .*\n  1 spoilt: backbone\.weight$"):
@@ -124,7 +207,7 @@ def test_checkpoint_files_are_read(tmp_path, state, suffix, wrapper):
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_public_checkpoint_with_training_state_and_numpy_scores(tmp_path, state, zipped):
-    """As DeepLabV3Plus-PyTorch saves it: optimizer, scheduler and a numpy score next to the weights."""
+    """As DeepLabV3Plus-PyTorch saves it: optimizer, scheduler and a numpy score beside the weights."""
     net = Tiny()
     net.load_state_dict(state)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
@@ -248,5 +331,7 @@ def test_imagenet_weights_of_an_unknown_network():
 def test_imagenet_weights_exist_for_every_backbone():
     from torchvision.models import get_weight
 
-    for weights in IMAGENET.values():
-        assert get_weight(".".join(weights)).url.startswith("https://download.pytorch.org/")
+    for arch in ARCHS:
+        assert get_weight(".".join(IMAGENET[network_module(arch).IMAGENET_BACKBONE])).url.startswith(
+            "https://download.pytorch.org/"
+        )

@@ -1,4 +1,4 @@
-"""ONNX files of any origin as teachers: every form of input gives the same logits, and other files are refused."""
+"""ONNX teachers of any origin: every form of input gives the same logits; files that do not fit are refused."""
 
 from __future__ import annotations
 
@@ -51,18 +51,18 @@ def test_every_form_of_input_gives_the_same_logits(tmp_path, shape, dtype):
     assert teacher.size_px == ((16, 24) if 16 in shape else None)
 
 
-def test_floats_are_normalised_as_params_say(tmp_path):
+def test_floats_are_normalised_by_mean_and_std_of_params(tmp_path):
     teacher = opened(write_model(tmp_path / "t.onnx", WEIGHTS), mean=(0, 0, 0), std=(1 / 255, 1 / 255, 1 / 255))
     np.testing.assert_allclose(teacher.logits(IMAGES), cell_logits(IMAGES, WEIGHTS), rtol=1e-3, atol=1e-2)
 
 
 @pytest.mark.parametrize("outputs", [("out",), ("aux", "logits")])
-def test_output_named_logits_or_else_the_first_is_used(tmp_path, outputs):
+def test_output_named_logits_is_taken_or_else_the_first(tmp_path, outputs):
     found = opened(write_model(tmp_path / "t.onnx", WEIGHTS, outputs=outputs)).logits(IMAGES)
     np.testing.assert_allclose(found, cell_logits((IMAGES / 255 - MEAN) / STD, WEIGHTS), rtol=1e-3, atol=1e-3)
 
 
-def test_number_of_classes_is_checked_even_if_the_file_does_not_state_it(tmp_path):
+def test_number_of_classes_is_checked_where_the_graph_does_not_say_it(tmp_path):
     untold = model(np.concatenate([WEIGHTS] * 2))
     # As of a graph whose exporter lost track of shapes: half of the classes, by a number that is an input to the graph.
     untold.graph.initializer.append(numpy_helper.from_array(np.array([CLASSES]), "end"))
@@ -75,6 +75,33 @@ def test_number_of_classes_is_checked_even_if_the_file_does_not_state_it(tmp_pat
     assert opened(tmp_path / "t.onnx").logits(IMAGES).shape == (2, CLASSES, 4, 6)
     with pytest.raises(UserError, match=r"t\.onnx: found logits \[2, 3, 4, 6\] of an input \[2, 3, 16, 24\]; allowed"):
         opened(tmp_path / "t.onnx", classes=4).logits(IMAGES)
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    return torch.log_softmax(torch.from_numpy(logits), dim=1).numpy()
+
+
+def test_probabilities_are_turned_into_logits_with_a_warning(tmp_path, capsys):
+    teacher = opened(write_model(tmp_path / "t.onnx", WEIGHTS, kind="probabilities"))
+    found = teacher.logits(IMAGES)
+    teacher.logits(IMAGES)
+    expected = log_softmax(cell_logits((IMAGES / 255 - MEAN) / STD, WEIGHTS))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    assert capsys.readouterr().err.count("t.onnx: output out holds probabilities, not logits") == 1
+
+
+def test_probabilities_rounded_to_zero_give_finite_logits(tmp_path):
+    found = opened(write_model(tmp_path / "t.onnx", 1000 * WEIGHTS, kind="probabilities")).logits(IMAGES)
+    assert found.isfinite().all()
+    assert torch.equal(found.argmax(1), torch.from_numpy(cell_logits((IMAGES / 255 - MEAN) / STD, WEIGHTS)).argmax(1))
+
+
+def test_logits_between_0_and_1_stay_logits(tmp_path, capsys):
+    small = np.abs(WEIGHTS) / 2000
+    found = opened(write_model(tmp_path / "t.onnx", small, dtype="uint8")).logits(IMAGES)
+    np.testing.assert_allclose(found, cell_logits(IMAGES, small), rtol=1e-3)
+    assert found.min() >= 0 and found.max() <= 1
+    assert "probabilities" not in capsys.readouterr().err
 
 
 REFUSED = {
@@ -96,7 +123,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_model_that_does_not_fit_is_refused(tmp_path, case):
+def test_input_or_output_that_does_not_fit_is_refused(tmp_path, case):
     options, said = REFUSED[case]
     write_model(tmp_path / "t.onnx", **({"weights_C344": WEIGHTS} | options))
     with pytest.raises(UserError, match=rf"^teacher\.checkpoint: .*t\.onnx: .*{said}"):
@@ -111,7 +138,7 @@ def test_file_that_is_no_model_is_refused(tmp_path, content, said):
         opened(tmp_path / "t.onnx")
 
 
-def test_image_size_that_the_model_cannot_run_is_reported(tmp_path):
+def test_size_that_the_file_does_not_run_at_is_named(tmp_path):
     fixed = model(WEIGHTS)
     node = helper.make_node("Reshape", ["cells", "shape"], ["out"])
     del fixed.graph.node[-1]
@@ -124,8 +151,8 @@ def test_image_size_that_the_model_cannot_run_is_reported(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def ours(tmp_path_factory):
-    """A network and the ONNX file that this project exports from it."""
+def student(tmp_path_factory):
+    """A network in torch, and its exported file."""
     torch.manual_seed(0)
     net = build("deeplabv3_mobilenet_lite", CLASSES).eval()
     header, folder = Header.of_net("deeplabv3_mobilenet_lite", TABLE, 16), tmp_path_factory.mktemp("ours")
@@ -134,19 +161,20 @@ def ours(tmp_path_factory):
 
 
 @pytest.mark.parametrize("size_px", [(32, 48), (48, 80)])
-def test_exported_file_equals_its_network(ours, size_px):
-    net, file = ours
+def test_exported_student_gives_the_logits_of_its_network(student, size_px):
+    net, file = student
     images = np.random.default_rng(2).integers(0, 256, (2, *size_px, 3), np.uint8)
     expected = TorchPredictor(net, Compute(torch.device("cpu"), torch.float32, 1)).logits(images)
     np.testing.assert_allclose(opened(file).logits(images), expected, atol=1e-4)
 
 
-def test_exported_file_has_a_header_with_its_classes(ours):
-    header = opened(ours[1]).header
-    assert (header.table, header.classes) == (TABLE, CLASSES)
+def test_exported_student_brings_its_class_table(student):
+    header = opened(student[1]).header
+    assert header.table == TABLE
+    assert header.classes == CLASSES
 
 
-def test_copy_includes_weights_in_other_files(tmp_path):
+def test_copy_includes_external_weights(tmp_path):
     large = weights(70)
     onnx.save(model(large), tmp_path / "t.onnx", save_as_external_data=True, size_threshold=0, location="t.onnx.data")
     assert (tmp_path / "t.onnx.data").stat().st_size > 10_000
@@ -160,7 +188,7 @@ def test_copy_includes_weights_in_other_files(tmp_path):
     assert (tmp_path / "kept" / "one.onnx").read_bytes() == (tmp_path / "kept" / "two.onnx").read_bytes()
 
 
-def test_copy_includes_constants_in_other_files(tmp_path):
+def test_copy_includes_external_constants(tmp_path):
     given = model(weights(70))
     constants = [
         onnx.helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in given.graph.initializer
@@ -176,7 +204,7 @@ def test_copy_includes_constants_in_other_files(tmp_path):
     assert torch.equal(opened(tmp_path / "kept" / "t.onnx", classes=70).logits(IMAGES), expected)
 
 
-def test_file_without_its_weights_is_refused(tmp_path):
+def test_file_without_its_external_weights_is_refused(tmp_path):
     onnx.save(model(weights(70)), tmp_path / "t.onnx", save_as_external_data=True, size_threshold=0, location="w.data")
     (tmp_path / "w.data").unlink()
     with pytest.raises(UserError, match=r"t\.onnx: no readable ONNX model"):

@@ -30,7 +30,7 @@ def av():
 
 
 def write_clip(av, path: Path, size_px: tuple[int, int] = (64, 96), codec: str = "libx264") -> None:
-    """A clip that pans over a picture; its last frame stands longer than the others."""
+    """A clip that pans over an image; its last frame stands longer than the others."""
     wide = smooth_frame((size_px[0], size_px[1] + 4 * FRAMES), 1)
     with av.open(str(path), "w") as sink:
         stream = sink.add_stream(codec, rate=RATE)
@@ -74,7 +74,7 @@ def test_an_overlay_keeps_codec_pace_and_size(codec, av, model, tmp_path, monkey
     assert [path.name for path in (tmp_path / "predictions").iterdir()] == ["overlay"]
 
 
-def test_frames_are_those_of_pictures(av, model, tmp_path, monkeypatch):
+def test_frames_are_those_of_images(av, model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_clip(av, tmp_path / "clip.mp4")
     assert call("clip.mp4", "--model", model, "--frames", "--write", "label-ids,color").exit_code == 0

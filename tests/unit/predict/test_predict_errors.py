@@ -1,4 +1,4 @@
-"""What `segdistill predict` refuses: in one line, before anything is written, and nothing half-written is left."""
+"""What `segdistill predict` refuses: one message, no half-written output, and the other inputs are predicted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from segdistill.cli import app
 from segdistill.export.onnx_file import OnnxPredictor
 from segdistill.formats.header import Header
 from segdistill.nets.weights import save_net
-from segdistill.predict.pictures import read_picture
+from segdistill.predict.images import read_image
 from support.model_files import random_net
 from support.predicting import STEM, call, done, written
 
@@ -21,54 +21,79 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_existing_outputs_are_refused_up_front_and_listed(files, street):
-    done("pictures/a.png", "--model", files.float32, "--write", "color")
+    done("images/a.png", "--model", files.float32, "--write", "color")
     before = written(street / "predictions")
-    result = call("pictures", "--model", files.float32)
+    result = call("images", "--model", files.float32)
     assert result.exit_code == 1
     assert "predictions/color/a_color.png" in result.stderr
     assert "--overwrite" in result.stderr
     assert written(street / "predictions") == before
 
 
-def test_a_bad_picture_keeps_nothing_from_the_others(files, street):
-    (street / "pictures/bad.png").write_text("no picture")
-    (street / "pictures/worse.jpg").write_text("")
-    result = call("pictures", "--model", files.float32, "--write", "color")
+def test_a_bad_image_keeps_nothing_from_the_others(files, street):
+    (street / "images/bad.png").write_text("no image")
+    (street / "images/worse.jpg").write_text("")
+    result = call("images", "--model", files.float32, "--write", "color")
     assert result.exit_code == 1
     assert "2 of 4 inputs were predicted; the others were not (2):" in result.stderr
-    assert "pictures/bad.png: no readable PNG or JPEG" in result.stderr
-    assert "pictures/worse.jpg" in result.stderr
+    assert "images/bad.png: no readable PNG, JPEG, WebP, BMP or TIFF" in result.stderr
+    assert "images/worse.jpg" in result.stderr
     assert list(written(street / "predictions")) == ["color/a_color.png", f"color/city/{STEM}_color.png"]
 
 
-def test_a_picture_beyond_the_memory_keeps_nothing_from_the_others(files, street, monkeypatch):
+def test_an_image_beyond_the_memory_keeps_nothing_from_the_others(files, street, monkeypatch):
     def beyond(path, **options):
         if path.name == "a.png":
             raise MemoryError
-        return read_picture(path, **options)
+        return read_image(path, **options)
 
-    monkeypatch.setattr("segdistill.predict.run.read_picture", beyond)
-    result = call("pictures", "--model", files.float32, "--write", "color", "--tile", "64x64")
+    monkeypatch.setattr("segdistill.predict.run.read_image", beyond)
+    result = call("images", "--model", files.float32, "--write", "color", "--tile", "64x64")
     assert result.exit_code == 1
-    assert "pictures/a.png: not enough memory for an input of that size" in result.stderr
+    assert "images/a.png: not enough memory for an input of that size" in result.stderr
     assert list(written(street / "predictions")) == [f"color/city/{STEM}_color.png"]
 
 
 def test_bad_inputs_are_told_together_before_anything_is_written(files, street):
     (street / "empty").mkdir()
     (street / "notes.txt").write_text("")
-    result = call("pictures", "empty", "notes.txt", "none.png", "no/*.png", "--model", files.float32)
+    result = call("images", "empty", "notes.txt", "none.png", "no/*.png", "--model", files.float32)
     assert result.exit_code == 1
-    for told in ("empty: holds no picture", "notes.txt: neither a picture", "none.png: no such", "no/*.png: matches"):
+    for told in ("empty: holds no image", "notes.txt: neither an image", "none.png: no such", "no/*.png: matches"):
         assert told in result.stderr
     assert not (street / "predictions").exists()
 
 
 def test_two_inputs_for_one_output_are_refused(files, street):
-    shutil.copy("pictures/a.png", "a.png")
-    result = call("a.png", "pictures", "--model", files.float32)
+    shutil.copy("images/a.png", "a.png")
+    result = call("a.png", "images", "--model", files.float32)
     assert result.exit_code == 1
-    assert "predictions/overlay/a_overlay.jpg: of both a.png and pictures/a.png" in result.stderr
+    assert "predictions/overlay/a_overlay.jpg: the output of both a.png and images/a.png" in result.stderr
+
+
+def test_output_name_that_is_too_long_does_not_stop_the_others(files, street):
+    name = "x" * 250  # allowed as it is, and too long with the suffix of an output
+    shutil.copy("images/a.png", f"images/{name}.png")
+    result = call("images", "--model", files.float32, "--write", "color,label-ids")
+    assert result.exit_code == 1
+    assert "2 of 3 inputs were predicted; the others were not (1):" in result.stderr
+    assert f"images/{name}.png: File name too long" in result.stderr
+    assert len(written(street / "predictions")) == 4
+
+
+def test_folder_in_the_place_of_an_output_does_not_stop_the_others(files, street):
+    (street / "predictions/color/a_color.png/inside").mkdir(parents=True)
+    result = call("images", "--model", files.float32, "--write", "color", "--overwrite")
+    assert result.exit_code == 1
+    assert "1 of 2 inputs were predicted" in result.stderr
+    assert list(written(street / "predictions")) == [f"color/city/{STEM}_color.png"]
+
+
+def test_unknown_run_is_refused_with_the_runs_there_are(street):
+    (street / "models/runs/light").mkdir(parents=True)
+    result = call("images", "--model", "heavy")
+    assert result.exit_code == 1
+    assert "--model: found 'heavy'; no such file, and no such run in models/runs (runs there: light)" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -84,7 +109,7 @@ def test_without_a_model_and_a_summary_there_is_one_line(summary, told, street):
     if summary is not None:
         (street / "metrics").mkdir()
         (street / "metrics/summary.json").write_text(summary)
-    result = call("pictures")
+    result = call("images")
     assert result.exit_code == 1
     assert told in result.stderr
     assert "--model" in result.stderr
@@ -95,25 +120,17 @@ def test_without_a_model_and_a_summary_there_is_one_line(summary, told, street):
 def test_what_is_no_model_of_ours_is_refused_by_name(name, street):
     if name.startswith("text"):
         (street / name).write_text("no model")
-    result = call("pictures", "--model", name)
+    result = call("images", "--model", name)
     assert result.exit_code == 1
     assert name in result.stderr
     assert not (street / "predictions").exists()
 
 
-def test_a_model_that_does_not_name_its_classes_is_refused(street):
+def test_model_without_a_class_table_is_refused(street):
     save_net("seven.safetensors", random_net(classes=7), Header.of_net("deeplabv3_mobilenet_lite", 7, 16))
-    result = call("pictures", "--model", "seven.safetensors")
+    result = call("images", "--model", "seven.safetensors")
     assert result.exit_code == 1
-    assert "seven.safetensors: gives 7 classes and does not name them; Cityscapes has 19" in result.stderr
-
-
-def test_a_model_that_names_its_classes_and_no_colours_is_refused(street):
-    facts = Header.of_net("deeplabv3_mobilenet_lite", 2, 16) | {"class_names": ["a", "b"]}
-    save_net("two.safetensors", random_net(classes=2), facts)
-    result = call("pictures", "--model", "two.safetensors")
-    assert result.exit_code == 1
-    assert "error: two.safetensors: label_ids: found missing" in result.stderr
+    assert "seven.safetensors: its header does not name the classes" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -127,18 +144,17 @@ def test_a_model_that_names_its_classes_and_no_colours_is_refused(street):
     ],
 )
 def test_wrong_usage_has_its_own_exit_code(arguments, told, street):
-    result = CliRunner().invoke(app, ["predict", "pictures", *arguments], env={"COLUMNS": "200"})
+    result = CliRunner().invoke(app, ["predict", "images", *arguments], env={"COLUMNS": "200"})
     assert result.exit_code == 2
     assert told in result.stderr
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(files, street):
     (street / "out").write_text("a file")
-    result = call("pictures/a.png", "--model", files.float32, "--out", "out")
+    result = call("images/a.png", "--model", files.float32, "--out", "out")
     assert result.exit_code == 1
     assert "out" in result.stderr
     assert "Traceback" not in result.output
-    assert "s left" not in result.stderr, "nothing is known of a pace at which nothing was done"
 
 
 def test_nothing_half_written_is_left_when_the_disk_is_full(files, street, monkeypatch):
@@ -147,7 +163,7 @@ def test_nothing_half_written_is_left_when_the_disk_is_full(files, street, monke
         raise OSError(28, "No space left on device", str(target))
 
     monkeypatch.setattr(Image.Image, "save", full)
-    result = call("pictures/a.png", "--model", files.float32)
+    result = call("images/a.png", "--model", files.float32)
     assert result.exit_code == 1
     assert "No space left on device" in result.stderr
     assert written(street / "predictions") == {}
@@ -158,6 +174,6 @@ def test_a_frame_too_large_for_the_memory_is_told_with_a_remedy(files, street, m
         raise MemoryError
 
     monkeypatch.setattr(OnnxPredictor, "classes", full)
-    result = call("pictures/a.png", "--model", files.float32)
+    result = call("images/a.png", "--model", files.float32)
     assert result.exit_code == 1
-    assert "pictures/a.png: not enough memory for 49x65 pixels at once; try --tile" in result.stderr
+    assert "images/a.png: not enough memory for 49x65 pixels at once; try --tile" in result.stderr
