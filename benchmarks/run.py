@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, help="measure these parts, keep the rows of the others")
     parser.add_argument("--quick", action="store_true", help="a trial of the code: its numbers mean little")
     parser.add_argument("--out", type=Path, default=HERE / "results.json")
-    parser.add_argument("--documents", type=Path, default=HERE.parent, help="folder of README.md and docs/")
+    parser.add_argument("--documents", type=Path, default=HERE.parent, help="folder that has docs/benchmarks.md")
     given = parser.parse_args()
     with exit_on_user_error():
         parts = parts_of(read_json(given.out)) if given.only and given.out.exists() else {}
@@ -103,7 +103,6 @@ def main() -> None:
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
                 parts[part] = process.submit(measured, part, given.quick).result()
             write_json(given.out, gathered(parts))
-        write_table(given.documents / "README.md", gathered(parts), with_target_only=True)
         write_table(given.documents / "docs" / "benchmarks.md", gathered(parts))
 
 

@@ -23,13 +23,9 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def write_table(document: Path, results: dict, with_target_only: bool = False) -> None:
-    """Put the table of `results` between its marks in `document`.
-
-    `with_target_only` leaves out the rows without a target.
-    """
+def write_table(document: Path, results: dict) -> None:
+    """Put the table of `results` between its marks in `document`."""
     rows = [Row(**{key: row[key] for key in Row._fields}) for row in results["rows"]]
-    rows = [row for row in rows if row.target or not with_target_only]
     conditions = results["conditions"]
     versions = ", ".join(f"{name} {version}" for name, version in conditions["versions"].items())
     processor = ", ".join([conditions["processor"], *conditions["instruction_sets"]])

@@ -78,7 +78,7 @@ def test_again_runs_nothing(done):
 
 def test_the_picture_of_the_stages_is_that_of_dvc(done):
     drawn = done.call("dvc", "dag", "--collapse-foreach-matrix", "--mermaid").stdout
-    assert drawn.strip() in (done.folder / "README.md").read_text()
+    assert drawn.strip() in (done.folder / "docs/design.md").read_text()
 
 
 def test_the_control_depends_on_no_teacher(done):

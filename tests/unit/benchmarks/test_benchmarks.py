@@ -71,15 +71,6 @@ def test_table_replaces_only_the_text_between_its_marks(tmp_path):
         assert "old" not in text
 
 
-def test_rows_without_a_target_can_be_left_out(tmp_path):
-    document = tmp_path / "README.md"
-    document.write_text(f"{BEGIN}{END}", encoding="utf-8")
-    kept_and_dropped = [a_row(what="kept")._asdict(), a_row(what="dropped", target=None)._asdict()]
-    table.write_table(document, {"conditions": CONDITIONS, "rows": kept_and_dropped}, with_target_only=True)
-    assert "kept" in document.read_text(encoding="utf-8")
-    assert "dropped" not in document.read_text(encoding="utf-8")
-
-
 def test_document_without_marks_is_refused_and_unchanged(tmp_path):
     document = tmp_path / "README.md"
     document.write_text("nothing here\n", encoding="utf-8")
