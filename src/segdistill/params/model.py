@@ -6,7 +6,7 @@ This is the one description of the parameters; `params.read` reads the file into
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
@@ -20,7 +20,10 @@ Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 SizePx = tuple[Count, Count]
 Triple = tuple[Finite, Finite, Finite]
-Arch = Literal[tuple(ARCHS)]
+if TYPE_CHECKING:  # a type checker cannot run `tuple(ARCHS)`
+    Arch = str
+else:
+    Arch = Literal[tuple(ARCHS)]
 OutputStride = Literal[8, 16]
 Schedule = Literal["constant", "step", "poly"]
 TeacherKind = Literal["views", "frame", "online"]
@@ -243,12 +246,15 @@ class RunBase(Section):
 
 
 # The crop views are drawn once for all students, so their size is the same in all runs.
-_OVERRIDES = {
-    name: (field.annotation | None if not field.metadata else Annotated[field.annotation, *field.metadata] | None, None)
-    for name, field in DistillParams.model_fields.items()
-    if name != "crop_px"
-}
-RunParams = create_model("RunParams", __base__=RunBase, **_OVERRIDES)
+_OVERRIDES: dict[str, Any] = {}
+for _name, _field in DistillParams.model_fields.items():
+    if _name != "crop_px":
+        _kind: Any = Annotated[_field.annotation, *_field.metadata] if _field.metadata else _field.annotation
+        _OVERRIDES[_name] = (_kind | None, None)
+if TYPE_CHECKING:  # a type checker cannot run `create_model`
+    RunParams = RunBase
+else:
+    RunParams = create_model("RunParams", __base__=RunBase, **_OVERRIDES)
 
 
 class StudentSettings(DistillParams, TrainingSettings):

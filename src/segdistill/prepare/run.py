@@ -17,7 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -28,7 +28,10 @@ from segdistill.core.log import logger
 from segdistill.core.progress import Progress
 from segdistill.core.provenance import usable_cores
 from segdistill.formats.classes import IGNORE, ClassTable
-from segdistill.prepare.sources import DataParams, Frame, FrameError, FrameSource, draw_frames, draw_groups
+from segdistill.prepare.sources import Frame, FrameError, FrameSource, draw_frames, draw_groups
+
+if TYPE_CHECKING:  # pydantic takes longer to load than a worker takes for a frame
+    from segdistill.params.model import DataParams
 
 SOURCES = ("synthetic", "cityscapes", "folder")
 CHUNK_FRAMES = 4  # small, so that the last worker at work is not alone for long

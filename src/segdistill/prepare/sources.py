@@ -18,23 +18,6 @@ from segdistill.core.errors import UserError
 from segdistill.formats.classes import ClassTable
 
 
-class SyntheticParams(Protocol):
-    """The part of params.yaml that sizes the synthetic city."""
-
-    train_frames: int
-    val_frames: int
-
-
-class DataParams(Protocol):
-    """The `data` section of params.yaml."""
-
-    source: str  # "synthetic", "cityscapes" or "folder"
-    root: str | None
-    size_px: tuple[int, int] | None  # (H, W); None keeps the size of the files
-    holdout_fraction: float
-    synthetic: SyntheticParams
-
-
 class FrameError(UserError):
     """All errors of one frame, each with its path."""
 

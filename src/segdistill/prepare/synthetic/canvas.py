@@ -21,7 +21,10 @@ NEAREST_M = 1.0
 NOTHING, SEE_THROUGH = 0, 1
 _TILE = 256
 
-Shape = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+# A number, or one value for each point.
+Values = float | np.floating | np.ndarray
+Shape = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, Values]]
+Rgb = Sequence[float] | np.ndarray  # (3,) in 0..1
 
 
 @lru_cache(maxsize=1)
@@ -35,10 +38,10 @@ def _noise_tiles() -> dict[str, np.ndarray]:
     clouds = np.zeros((_TILE, _TILE), np.float32)
     for cell, weight in ((4, 0.5), (8, 0.8), (16, 1.0), (32, 1.0)):
         coarse = rng.standard_normal((_TILE // cell, _TILE // cell), dtype=np.float32)
-        octave = coarse.repeat(cell, axis=0).repeat(cell, axis=1)
+        octave: np.ndarray = coarse.repeat(cell, axis=0).repeat(cell, axis=1)
         for axis in (0, 1):  # two box blurs turn the blocks into smooth hills
             for _ in range(2):
-                octave = sum(np.roll(octave, shift, axis) for shift in range(cell)) / np.float32(cell)
+                octave = np.asarray(sum(np.roll(octave, shift, axis) for shift in range(cell))) / np.float32(cell)
         clouds += np.float32(weight) * octave / octave.std()
     clouds /= clouds.std()
     rough = clouds + np.float32(0.8) * white
@@ -97,7 +100,7 @@ class Look:
     labels: np.ndarray  # (K,) uint8
 
 
-def look(see_through_label: int, parts: Sequence[tuple[int, Sequence[float]]]) -> Look:
+def look(see_through_label: int, parts: Sequence[tuple[int, Rgb]]) -> Look:
     """A look whose parts 2, 3, ... have the given (label id, RGB in 0..1)."""
     colours = np.zeros((3, len(parts) + 2), np.float32)
     labels = np.zeros(len(parts) + 2, np.uint8)
@@ -115,7 +118,7 @@ class Canvas:
         self.rgb = np.zeros((3, camera.height_px, camera.width_px), np.float32)
         self.labels = np.zeros((camera.height_px, camera.width_px), np.uint8)
 
-    def haze(self, z_m: float | np.ndarray) -> float | np.ndarray:
+    def haze(self, z_m: Values) -> Values:
         return 1 - np.exp(-z_m / np.float32(self.light.visibility_m))
 
     def stamp(self, row: int, column: int, parts, shade, finish: Look, z_m, gain: float = 1.0) -> None:

@@ -191,7 +191,7 @@ def add_traffic(scene: Scene, rng: np.random.Generator, city: City, street: Stre
                 add(kind, side * (street.kerb(side).edge_m - 1.0), z_m, oncoming=side < 0)
     if np.isfinite(street.crossing_m[0]) and rng.random() < 0.6:
         kind = rng.choice(heavy) if rng.random() < 0.25 else rng.choice(cars)
-        add(kind, rng.uniform(-9, 9), np.mean(street.crossing_m), bool(rng.random() < 0.5), crossing=True)
+        add(kind, rng.uniform(-9, 9), np.float64(np.mean(street.crossing_m)), bool(rng.random() < 0.5), crossing=True)
 
 
 def add_people(scene: Scene, rng: np.random.Generator, city: City, street: Street, staged: set[str]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from segdistill.prepare.synthetic.canvas import SEE_THROUGH, Canvas, Look, Shape, look, noise
+from segdistill.prepare.synthetic.canvas import SEE_THROUGH, Canvas, Look, Rgb, Shape, look, noise
 from segdistill.prepare.synthetic.shapes import blank, capsule, put
 
 PERSON, RIDER, CAR, TRUCK, BUS, TRAIN, MOTORCYCLE, BICYCLE = 24, 25, 26, 27, 28, 31, 32, 33
@@ -153,7 +153,7 @@ def vehicle(rng: np.random.Generator, kind: str, x_m: float, z_m: float, *, onco
     return paint
 
 
-def _clothes(rng: np.random.Generator, label: int) -> list[tuple[int, np.ndarray]]:
+def _clothes(rng: np.random.Generator, label: int) -> list[tuple[int, Rgb]]:
     """Top, trousers, skin and hair or helmet of one person."""
     skin = rng.uniform(0.25, 0.85) * np.array([1.0, 0.78, 0.64])
     return [(label, rgb) for rgb in (paint_rgb(rng), paint_rgb(rng) * 0.7, skin, paint_rgb(rng) * 0.5)]
