@@ -28,12 +28,8 @@ class _Stderr(logging.StreamHandler):
         pass
 
 
-def _set_up() -> None:
-    handler = _Stderr()
-    handler.setFormatter(_Formatter())
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-
-
-_set_up()
+_handler = _Stderr()
+_handler.setFormatter(_Formatter())
+logger.addHandler(_handler)
+logger.setLevel(logging.INFO)
+logger.propagate = False  # else a root handler of MLflow or a test would print each message again

@@ -23,7 +23,11 @@ def stage_process() -> Iterator[None]:
     A training catches both signals itself, to finish its step and save. Anywhere else they end the stage at once: what
     it was writing is removed, what was finished stays.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
+
+    def interrupt(number: int, _: object) -> None:
+        raise KeyboardInterrupt(number)
+
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         _end_with_dvc()
         with exit_on_user_error():
@@ -31,10 +35,6 @@ def stage_process() -> Iterator[None]:
     except KeyboardInterrupt as request:
         logger.error("stopped; dvc repro continues with what is not finished")
         sys.exit(128 + (request.args[0] if request.args else signal.SIGINT))
-
-
-def _interrupt(number: int, _: object) -> None:
-    raise KeyboardInterrupt(number)
 
 
 def _end_with_dvc() -> None:

@@ -125,14 +125,12 @@ class Manifest:
         if kind != "online":
             if not isinstance(found.get("arrays"), dict):
                 raise UserError(f"{folder}: its manifest describes no arrays; {_REMEDY}")
-            arrays = {name: _array_spec(folder, name, facts) for name, facts in found["arrays"].items()}
+            for name, facts in found["arrays"].items():
+                is_right = isinstance(facts, dict) and facts.keys() == {"dtype", "shape"}
+                if not is_right or not isinstance(facts["shape"], list):
+                    raise UserError(f"{folder}: its manifest says {facts!r:.100} of {name}; {_REMEDY}")
+                arrays[name] = ArraySpec(str(facts["dtype"]), tuple(facts["shape"]))
         return cls(kind, spec, str(found.get("dtype")), found["teacher_sha256"], arrays, found.get("limit_views_to"))
-
-
-def _array_spec(folder: Path, name: str, facts: object) -> ArraySpec:
-    if not isinstance(facts, dict) or facts.keys() != {"dtype", "shape"} or not isinstance(facts["shape"], list):
-        raise UserError(f"{folder}: its manifest says {facts!r:.100} of {name}; {_REMEDY}")
-    return ArraySpec(str(facts["dtype"]), tuple(facts["shape"]))
 
 
 def rows_of(stored: np.ndarray) -> np.ndarray:
@@ -245,14 +243,22 @@ class TeacherCache:
     """
 
     def __init__(self, kind: str, spec: ViewSpec, folder: Path | None = None) -> None:
-        """Open the folder of `kind` and check it against `spec`.
+        """Open the folder of `kind` and check it against `spec`, and against the teacher in models/teacher if any.
 
         Raises:
             UserError: the folder is missing or damaged, or has other inputs; the message says which.
         """
         self.kind, self.spec, self.folder = kind, spec, folder or TEACHER_LOGITS / kind
         self.manifest = Manifest.read(self.folder, kind, spec)
-        self._check_teacher()
+        # DVC keeps teacher and logits together. When stages run one by one they may differ, and then the student would
+        # learn from one teacher and be compared with another.
+        if is_ensemble(TEACHER) or (TEACHER / TEACHER_WEIGHTS).is_file():
+            cached, current = self.manifest.teacher_sha256, teacher_sha256(TEACHER)
+            if current != cached:
+                raise UserError(
+                    f"{self.folder}: teacher_sha256 is {cached!r} there, {TEACHER} has {current!r}; "
+                    f"{_REMEDY}, or dvc checkout for a teacher and logits that belong together"
+                )
         self.stored: StoredLogits | None = None
         if kind != "online":
             self.stored = StoredLogits.open(self.folder, self.manifest)
@@ -261,21 +267,6 @@ class TeacherCache:
             if found != needed:
                 arrays = f"its arrays are of {list(found)} frames and views, {list(needed)} are needed"
                 raise UserError(f"{self.folder}: {arrays}; {_REMEDY}")
-
-    def _check_teacher(self) -> None:
-        """Refuse a cache of another teacher than the one in models/teacher, if there is one.
-
-        DVC keeps the two together. When stages run one by one they may differ, and then the student would learn from
-        one teacher and be compared with another.
-        """
-        if not is_ensemble(TEACHER) and not (TEACHER / TEACHER_WEIGHTS).is_file():
-            return
-        found, expected = self.manifest.teacher_sha256, teacher_sha256(TEACHER)
-        if expected != found:
-            raise UserError(
-                f"{self.folder}: teacher_sha256 is {found!r} there, {TEACHER} has {expected!r}; "
-                f"{_REMEDY}, or dvc checkout for a teacher and logits that belong together"
-            )
 
     def check_holds(self, name: str, batches: BatchSampler, steps: int) -> None:
         """Raise a UserError when `steps` of `batches` of the training `name` draw a view that is not stored."""

@@ -62,8 +62,12 @@ class ClassTable:
         Raises:
             UserError: a part is missing or not valid.
         """
+
+        def is_color(value: object) -> bool:
+            return isinstance(value, list) and len(value) == 3 and all(map(_is_byte, value))
+
         names = class_names_of(facts)
-        for key, is_one in (("label_ids", _is_byte), ("colors", _is_color)):
+        for key, is_one in (("label_ids", _is_byte), ("colors", is_color)):
             values = facts.get(key)
             if not isinstance(values, list) or len(values) != len(names) or not all(map(is_one, values)):
                 what = "missing" if values is None else f"{values!r:.60}"
@@ -87,7 +91,3 @@ def class_names_of(facts: Mapping) -> tuple[str, ...]:
 
 def _is_byte(value: object) -> bool:
     return type(value) is int and 0 <= value <= 255
-
-
-def _is_color(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(map(_is_byte, value))

@@ -57,7 +57,15 @@ def _message(model: type[BaseModel], prefix: str, error: ErrorDetails) -> str:
     if error["type"] == "extra_forbidden":
         if (key := str(error["loc"][-1])) in RENAMED:
             return f"{path}: {RENAMED[key]}"
-        return f"{path}: unknown key; allowed: {', '.join(_allowed_keys(model, error['loc']))}"
+        here: type[BaseModel] = model
+        for part in error["loc"][:-1]:  # down to the section that lacks the key
+            field = here.model_fields.get(part) if isinstance(part, str) else None
+            section = section_of(field.annotation) if field is not None else None
+            if section is not None:
+                here = section
+            elif here is Params or part not in here.model_fields:
+                here = RunParams
+        return f"{path}: unknown key; allowed: {', '.join(sorted(here.model_fields))}"
     if error["type"] == "missing":
         return f"{path}: missing"
     message = error["msg"][0].lower() + error["msg"][1:]
@@ -65,21 +73,18 @@ def _message(model: type[BaseModel], prefix: str, error: ErrorDetails) -> str:
     return f"{path}: found {found[:MAX_SHOWN]}{'...' * (len(found) > MAX_SHOWN)}; {message}"
 
 
-def _allowed_keys(model: type[BaseModel], location: tuple) -> list[str]:
-    here: type[BaseModel] = model
-    for part in location[:-1]:
-        field = here.model_fields.get(part) if isinstance(part, str) else None
-        section = section_of(field.annotation) if field is not None else None
-        if section is not None:
-            here = section
-        elif here is Params or part not in here.model_fields:
-            here = RunParams
-    return sorted(here.model_fields)
-
-
 def _cross_errors(params: Params) -> Iterator[str]:
     yield from _data_errors(params)
-    yield from _teacher_errors(params)
+    teacher = params.teacher
+    for key in ("checkpoint", "scales"):
+        found = getattr(teacher, key)
+        if isinstance(found, tuple) and (not found or len(set(found)) < len(found)):
+            yield f"teacher.{key}: found {list(found)}; allowed are one or more, each once"
+    if "online" in params.teacher_logits.kinds and not teacher.is_one_net:
+        yield (
+            f"teacher_logits.kinds: found online with the teacher {teacher.described}; online runs the teacher in "
+            "every step, and allowed for that is one torch network: no list, no ONNX file, no flip, no scales"
+        )
     yield from _stride_error("teacher", params.teacher.arch, params.teacher.output_stride)
     if not any(run.teacher == "none" for run in params.runs.values()):
         yield "runs: no control; allowed is a sweep with at least one run of alpha 0 and teacher none"
@@ -113,19 +118,6 @@ def _data_errors(params: Params) -> Iterator[str]:
         yield f"teacher_logits.kinds: found {list(params.teacher_logits.kinds)}; each kind at most once"
 
 
-def _teacher_errors(params: Params) -> Iterator[str]:
-    teacher = params.teacher
-    for key in ("checkpoint", "scales"):
-        found = getattr(teacher, key)
-        if isinstance(found, tuple) and (not found or len(set(found)) < len(found)):
-            yield f"teacher.{key}: found {list(found)}; allowed are one or more, each once"
-    if "online" in params.teacher_logits.kinds and not teacher.is_one_net:
-        yield (
-            f"teacher_logits.kinds: found online with the teacher {teacher.described}; online runs the teacher in "
-            "every step, and allowed for that is one torch network: no list, no ONNX file, no flip, no scales"
-        )
-
-
 def _stride_error(path: str, arch: str, output_stride: int) -> Iterator[str]:
     if output_stride not in ARCHS[arch].output_strides:
         allowed = " or ".join(map(str, ARCHS[arch].output_strides))
@@ -148,27 +140,20 @@ def _run_errors(params: Params, name: str) -> Iterator[str]:
     _validated(FinetuneParams, params.finetune.model_dump() | run.finetune, f"{path}.finetune", nested)
     _validated(ExportParams, params.export.model_dump() | run.export, f"{path}.export", nested)
     yield from nested
-    if not nested:
-        yield from _view_limit_errors(params, name, path)
+    stored = params.teacher_logits.limit_views_to
+    if not nested and stored is not None and run.teacher == "views":  # else the logits of all its views are stored
+        first, further = params.distill_settings(name), params.finetune_settings(name)
+        steps = {"distill": first.steps, "finetune": further.steps if further.alpha > 0 else 0}
+        fits = all(steps[phase] <= most for phase, most in stored.steps.items())
+        if not fits or (first.seed, first.batch_size) != (params.seed, stored.batch_size):
+            yield (
+                f"{path}: found {steps} steps with batches of {first.batch_size} and seed {first.seed}; "
+                f"teacher_logits.limit_views_to stores what up to {stored.steps} with batches of {stored.batch_size} "
+                f"and seed {params.seed} draw, and null stores all views"
+            )
     if run.finetune.get("alpha") and run.teacher == "none":
         yield f"{path}.finetune.alpha: found {run.finetune['alpha']}; a control has no teacher to learn from"
     yield from _stride_error(path, run.student, params.distill_settings(name).output_stride)
-
-
-def _view_limit_errors(params: Params, name: str, path: str) -> Iterator[str]:
-    """Yield an error when a run draws views whose logits are not stored."""
-    stored, run = params.teacher_logits.limit_views_to, params.runs[name]
-    if stored is None or run.teacher != "views":
-        return
-    first, further = params.distill_settings(name), params.finetune_settings(name)
-    steps = {"distill": first.steps, "finetune": further.steps if further.alpha > 0 else 0}
-    fits = all(steps[phase] <= most for phase, most in stored.steps.items())
-    if not fits or (first.seed, first.batch_size) != (params.seed, stored.batch_size):
-        yield (
-            f"{path}: found {steps} steps with batches of {first.batch_size} and seed {first.seed}; "
-            f"teacher_logits.limit_views_to stores what up to {stored.steps} with batches of {stored.batch_size} "
-            f"and seed {params.seed} draw, and null stores all views"
-        )
 
 
 def known_run(params: Params, name: str) -> str:

@@ -68,7 +68,7 @@ LABELS = (
     Label("train", 31, 16, "vehicle", (0, 80, 100)),
     Label("motorcycle", 32, 17, "vehicle", (0, 0, 230)),
     Label("bicycle", 33, 18, "vehicle", (119, 11, 32)),
-    # Only in the polygon files: the official label images never hold it, so no pixel value stands for it.
+    # Only in the polygon files: the official label images never hold it, so it has no pixel value.
     Label("license plate", -1, -1, "vehicle", (0, 0, 142)),
 )
 

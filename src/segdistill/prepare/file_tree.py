@@ -35,17 +35,13 @@ def linked_folders(root: Path, names: Iterable[str]) -> Iterator[str]:
 
 def read_file(path: Path) -> bytes:
     """Return the content of `path`, up to a byte more than MAX_FILE_BYTES; raise a UserError for a pipe or a device."""
-    with open(path, "rb", opener=_without_waiting) as file:
+    # O_NONBLOCK: opening a named pipe without a writer would wait for ever.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         facts = os.fstat(file.fileno())
         if not stat.S_ISREG(facts.st_mode):
             raise UserError("no file, but a pipe or a device")
         # Of the file's own size: allocating memory for the largest allowed file takes longer than reading a small one.
         return file.read(min(facts.st_size, MAX_FILE_BYTES) + 1)
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """Open a file without waiting, as a named pipe without a writer would."""
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 class FolderTree:
@@ -93,8 +89,11 @@ class ZipTree:
         except Exception as error:  # a damaged directory of members makes zipfile raise nearly any type
             raise UserError(f"{path}: no readable zip ({error})") from None
         members = self.archive.infolist()
-        outside = (f"{path}: {printable(member.filename)}" for member in members if _is_outside(member))
-        raise_all(outside, "zip members with an absolute path or '..' are refused")
+        posix = {member.filename: PurePosixPath(member.filename.replace("\\", "/")) for member in members}
+        outside = [name for name, inside in posix.items() if inside.is_absolute() or ".." in inside.parts]
+        raise_all(
+            (f"{path}: {printable(name)}" for name in outside), "zip members with an absolute path or '..' are refused"
+        )
         doubled = [name for name, times in Counter(self.archive.namelist()).items() if times > 1]
         raise_all(
             (f"{path}: {printable(name)}" for name in doubled), "zips with several members of one name are refused"
@@ -123,11 +122,6 @@ class ZipTree:
     def read(self, name: str) -> bytes:
         with self.archive.open(f"{self.top}/{name}") as member:
             return member.read(MAX_FILE_BYTES + 1)
-
-
-def _is_outside(member: zipfile.ZipInfo) -> bool:
-    name = PurePosixPath(member.filename.replace("\\", "/"))
-    return name.is_absolute() or ".." in name.parts
 
 
 def _bombs(path: Path, members: list[zipfile.ZipInfo]) -> Iterator[str]:

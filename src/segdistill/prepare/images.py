@@ -43,19 +43,14 @@ def opened_image(content: bytes, formats: tuple[str, ...]) -> Iterator[Image.Ima
             raise UserError(f"no readable {' or '.join(formats)} ({len(content)} bytes)") from None
     with image:
         if image.format == "PNG":
-            _check_header(content, image)
+            # The standard has one header, and it first; Pillow uses the last one, wherever it is.
+            if content[12:16] != b"IHDR" or struct.unpack(">II", content[16:24]) != image.size:
+                raise UserError("no PNG of the standard: its first chunk is not its only header")
+            depth, kind = _depth_and_kind(content)
+            # Checked before a decoder allocates memory for pixels that are not in the file.
+            if image.width * image.height * depth * _CHANNELS.get(kind, 1) > 8 * _MAX_INFLATED * len(content):
+                raise UserError(f"truncated: {len(content)} bytes for {image.height} x {image.width} pixels")
         yield image
-
-
-def _check_header(content: bytes, image: Image.Image) -> None:
-    """Raise a UserError where the header of a PNG contradicts the file."""
-    # The standard has one header, and it first; Pillow uses the last one, wherever it is.
-    if content[12:16] != b"IHDR" or struct.unpack(">II", content[16:24]) != image.size:
-        raise UserError("no PNG of the standard: its first chunk is not its only header")
-    depth, kind = _depth_and_kind(content)
-    # Checked before a decoder allocates memory for pixels that are not in the file.
-    if image.width * image.height * depth * _CHANNELS.get(kind, 1) > 8 * _MAX_INFLATED * len(content):
-        raise UserError(f"truncated: {len(content)} bytes for {image.height} x {image.width} pixels")
 
 
 def _depth_and_kind(content: bytes) -> tuple[int, int]:

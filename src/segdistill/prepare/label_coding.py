@@ -32,7 +32,9 @@ class IdCoding:
         label_ids = label_ids_HW.tobytes()
         if b"\0" in label_ids.translate(self._known.tobytes()):
             unknown = np.setdiff1d(label_ids_HW, np.flatnonzero(self._known))
-            allowed = _in_ranges(np.flatnonzero(self._known))
+            known = np.flatnonzero(self._known)
+            runs = np.split(known, np.flatnonzero(np.diff(known) > 1) + 1)  # 0 1 2 3 7 is shown as "0 to 3, 7"
+            allowed = ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
             raise UserError(f"label ids {_first(unknown)} are not in the table; allowed: {allowed}")
         return np.frombuffer(label_ids.translate(self._classes.tobytes()), np.uint8).reshape(label_ids_HW.shape)
 
@@ -72,9 +74,3 @@ def _packed(colors: np.ndarray) -> np.ndarray:
 def _first(values: Iterable) -> str:
     values = list(values)
     return ", ".join(map(str, values[:SHOWN])) + (f" and {len(values) - SHOWN} more" if len(values) > SHOWN else "")
-
-
-def _in_ranges(numbers: np.ndarray) -> str:
-    """Return 0 1 2 3 7 as "0 to 3, 7"."""
-    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
-    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

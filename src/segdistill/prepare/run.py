@@ -14,7 +14,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -49,8 +49,12 @@ def prepare(data: DataParams, seed: int, out: Path, workers: int | None = None) 
     source = open_source(data, seed)
     frames, errors = _assign_splits(source, data.holdout_fraction, seed)
     listed = [frame for split in frames.values() for frame in split]
-    height_width = data.size_px or _first_size(source, listed)
-    size_px = (height_width[0], height_width[1]) if height_width else None
+    size_px = data.size_px
+    if size_px is None:  # all frames have to have the size of the first one with a readable header
+        for frame in listed:
+            with suppress(FrameError):  # reported when the frame is read
+                size_px = source.size_px(frame)
+                break
     with atomic_directory(out) as folder:
         # Errors known by now already forbid a result; the frames are still read, to report all errors at once.
         keep = folder if size_px and not errors else None
@@ -114,44 +118,30 @@ def _assign_splits(source: FrameSource, holdout_fraction: float, seed: int) -> t
             f"data.holdout_fraction: {holdout_fraction} of 1 train frame ({source.path_of(train[0])}); "
             "at least 2 are needed, one to train on and one to hold out"
         )
-    held_out = _draw_holdout(source, train, holdout_fraction, seed)
+    # Whole groups are held out, because frames of a group look alike.
+    if source.independent_frames:
+        held_out = draw_frames(train, holdout_fraction, seed)
+    else:
+        held_out = draw_groups(train, holdout_fraction, seed)
+        if not held_out and len(train) > 1:
+            held_out = draw_frames(train, holdout_fraction, seed)
+            logger.warning(
+                "data.holdout_fraction: all %d train frames are of one group, '%s'; its last %d are held out, and "
+                "resemble those that are trained on",
+                *(len(train), train[0].city, len(held_out)),
+            )
+        elif len(held_out) > 2 * max(holdout_fraction * len(train), 1):
+            logger.warning(
+                "data.holdout_fraction: %s of %d train frames, but %d are held out: groups are held out whole, and "
+                "none is smaller",
+                *(holdout_fraction, len(train), len(held_out)),
+            )
     splits = {
         "train": [frame for frame in train if frame.name not in held_out],
         "holdout": [frame for frame in train if frame.name in held_out],
         "val": val,
     }
     return splits, errors
-
-
-def _draw_holdout(source: FrameSource, train: list[Frame], fraction: float, seed: int) -> set[str]:
-    """Return the names of the train frames to hold out: whole groups, because frames of a group look alike."""
-    if source.independent_frames:
-        return draw_frames(train, fraction, seed)
-    held_out = draw_groups(train, fraction, seed)
-    if not held_out and len(train) > 1:
-        held_out = draw_frames(train, fraction, seed)
-        logger.warning(
-            "data.holdout_fraction: all %d train frames are of one group, '%s'; its last %d are held out, and resemble "
-            "those that are trained on",
-            *(len(train), train[0].city, len(held_out)),
-        )
-    elif len(held_out) > 2 * max(fraction * len(train), 1):
-        logger.warning(
-            "data.holdout_fraction: %s of %d train frames, but %d are held out: groups are held out whole, and none is "
-            "smaller",
-            *(fraction, len(train), len(held_out)),
-        )
-    return held_out
-
-
-def _first_size(source: FrameSource, frames: list[Frame]) -> tuple[int, int] | None:
-    """Return (H, W) that all frames have to have: the size of the first one with a readable header."""
-    for frame in frames:
-        try:
-            return source.size_px(frame)
-        except FrameError:  # reported when the frame is read
-            continue
-    return None
 
 
 def _index(
@@ -210,15 +200,14 @@ def _start_worker(writer: FrameWriter) -> None:
     global _writer
     _writer = writer
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends the others
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    """End this worker with its parent: a killed parent cannot end its workers, which would wait for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    parent.join()
-    os._exit(1)
+
+    def exit_with_parent() -> None:
+        parent.join()
+        os._exit(1)  # a killed parent cannot end its workers, which would wait for ever
+
+    threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
 def _run_chunk(chunk: Chunk) -> list[FrameFacts]:

@@ -13,20 +13,6 @@ from torch import Tensor
 from segdistill.formats.classes import IGNORE
 
 
-def _valid_pixels(labels_BHW: Tensor) -> Tensor:
-    return (labels_BHW != IGNORE).sum().clamp(min=1)
-
-
-def _nll(logits_BCHW: Tensor, labels_BHW: Tensor) -> Tensor:
-    """Return -log softmax of each pixel's class, 0 where it is void, (P,).
-
-    Pixels are rows, as channels-last memory has them: a softmax over the second of four dimensions copies the logits
-    there and back. The caller sums, because on a GPU the kernel sums in no fixed order.
-    """
-    rows_PC = logits_BCHW.float().permute(0, 2, 3, 1).flatten(0, 2)
-    return F.cross_entropy(rows_PC, labels_BHW.flatten(), ignore_index=IGNORE, reduction="none")
-
-
 def label_loss_sum(kind: str, nll: Tensor, focal_gamma: float) -> Tensor:
     """Return the label loss that params name, cross_entropy or focal, summed over the pixels.
 
@@ -41,4 +27,8 @@ def label_loss_sum(kind: str, nll: Tensor, focal_gamma: float) -> Tensor:
 
 def label_loss(kind: str, logits_BCHW: Tensor, labels_BHW: Tensor, focal_gamma: float) -> Tensor:
     """Return the label loss that params name, mean over valid pixels; 0 (with zero gradient) if all pixels are void."""
-    return label_loss_sum(kind, _nll(logits_BCHW, labels_BHW), focal_gamma) / _valid_pixels(labels_BHW)
+    # Pixels are rows, as channels-last memory has them: a softmax over the second of four dimensions copies the logits
+    # there and back. Summed separately, because on a GPU the kernel of cross_entropy sums in no fixed order.
+    rows_PC = logits_BCHW.float().permute(0, 2, 3, 1).flatten(0, 2)
+    nll_P = F.cross_entropy(rows_PC, labels_BHW.flatten(), ignore_index=IGNORE, reduction="none")
+    return label_loss_sum(kind, nll_P, focal_gamma) / (labels_BHW != IGNORE).sum().clamp(min=1)

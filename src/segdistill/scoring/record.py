@@ -65,7 +65,16 @@ class ValRecorder:
 
     def add_image(self, index: int, kind: str, pixels: np.ndarray) -> None:
         """Add an image of a frame: a class map uint8 (H, W), or a photograph uint8 (H, W, 3)."""
-        self._images[_image_name(index, kind)] = _small(pixels, self.table)
+        image, stream, is_class_map = as_image(pixels, self.table), io.BytesIO(), pixels.ndim == 2
+        if image.width > WIDTH_PX:
+            size = (WIDTH_PX, max(1, round(image.height * WIDTH_PX / image.width)))
+            # Nearest, because class numbers cannot be averaged.
+            image = image.resize(size, Image.Resampling.NEAREST if is_class_map else Image.Resampling.LANCZOS)
+        if is_class_map:
+            image.save(stream, "PNG")
+        else:
+            image.save(stream, "JPEG", quality=85)
+        self._images[_image_name(index, kind)] = stream.getvalue()
 
     def write(self, folder: Path) -> None:
         """Write the record, atomically as a folder."""
@@ -133,19 +142,6 @@ def _group_counts(path: Path) -> dict[str, np.ndarray]:
 
 def _image_name(index: int, kind: str) -> str:
     return f"{index:05d}_{kind}.{'jpg' if kind == 'image' else 'png'}"
-
-
-def _small(pixels: np.ndarray, table: ClassTable) -> bytes:
-    image, stream, is_class_map = as_image(pixels, table), io.BytesIO(), pixels.ndim == 2
-    if image.width > WIDTH_PX:
-        size = (WIDTH_PX, max(1, round(image.height * WIDTH_PX / image.width)))
-        # Nearest, because class numbers cannot be averaged.
-        image = image.resize(size, Image.Resampling.NEAREST if is_class_map else Image.Resampling.LANCZOS)
-    if is_class_map:
-        image.save(stream, "PNG")
-    else:
-        image.save(stream, "JPEG", quality=85)
-    return stream.getvalue()
 
 
 def _write_csv(path: Path, header: list, rows: list[list]) -> None:

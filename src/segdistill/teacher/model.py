@@ -15,7 +15,7 @@ Shapes: B batch, H/W image in pixels, C classes, h/w a grid of logits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -132,18 +132,15 @@ class EnsembleTeacher:
             return sliding_window_logits(self.members[0], images_BHW3).to(self.device)
         grid = _cells(images_BHW3)
         mean = SoftmaxMean()
-        for logits in self._predictions(images_BHW3):
-            mean.add(logits if tuple(logits.shape[-2:]) == grid else upsample(logits, grid))
-        return mean.logits()
-
-    def _predictions(self, images_BHW3: np.ndarray) -> Iterator[Tensor]:
         for scale in self.scales:
             scaled = resized(images_BHW3, scale)
             for member in self.members:
-                yield sliding_window_logits(member, scaled).to(self.device)
-                if self.flip:
-                    mirrored = np.ascontiguousarray(scaled[:, :, ::-1])
-                    yield sliding_window_logits(member, mirrored).to(self.device).flip(-1)
+                for mirror in (False, True) if self.flip else (False,):
+                    seen = np.ascontiguousarray(scaled[:, :, ::-1]) if mirror else scaled
+                    logits = sliding_window_logits(member, seen).to(self.device)
+                    logits = logits.flip(-1) if mirror else logits
+                    mean.add(logits if tuple(logits.shape[-2:]) == grid else upsample(logits, grid))
+        return mean.logits()
 
 
 class SoftmaxMean:
@@ -194,7 +191,7 @@ def sliding_window_logits(member: Member, images_BHW3: np.ndarray) -> Tensor:
             f"teacher.checkpoint: {name}: takes images of {list(size_px)} pixels only, and got {found}; allowed "
             f"are sides of at least its own, which are to be multiples of {CELL_PX} (distill.crop_px, teacher.scales)"
         )
-    rows, columns = (-side % CELL_PX for side in found)  # windows lie on whole cells
+    rows, columns = (-side % CELL_PX for side in found)  # windows start and end on whole cells
     padded = np.pad(images_BHW3, ((0, 0), (0, rows), (0, columns), (0, 0)), "edge")
     (high, wide), window = _cells(padded), tuple(side // CELL_PX for side in size_px)
     sums, counts = torch.zeros(()), torch.zeros(())

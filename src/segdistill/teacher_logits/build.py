@@ -92,7 +92,14 @@ def build_cache(
             shape = stored_shape(kind, spec, teacher.classes, stored)
             rows = None if stored is None else rows_of(stored)
             with LogitsWriter(folder, params.dtype, shape, rows) as writer:
-                _run_teacher(teacher.predict, crops, writer, split.names)
+                *lead, height, width, _ = shape
+                with Progress("teacher-logits", math.prod(lead), unit="crop") as progress:
+                    for frames, images in crops:
+                        finite = writer.append(logits_on_grid(teacher.predict, images, (height, width)))
+                        if not finite.all():
+                            bad = f"a logit of frame {split.names[frames[finite.argmin()]]} is not finite"
+                            raise UserError(f"teacher: {bad} as {params.dtype}; no cache written")
+                        progress.advance(len(images))
             arrays = writer.arrays
         shutil.copyfile(TEACHER / VAL_CLASSES, folder / VAL_CLASSES)
         limit_facts = None if limit is None else limit.model_dump()
@@ -116,18 +123,6 @@ def stored_shape(kind: str, spec: ViewSpec, classes: int, stored: np.ndarray | N
     if kind != "views":
         return (spec.frames, *grid, classes)
     return (*((spec.frames, spec.views) if stored is None else (int(stored.sum()),)), *grid, classes)
-
-
-def _run_teacher(teacher: LogitsOf, crops: Iterator[Crops], writer: LogitsWriter, names: tuple[str, ...]) -> None:
-    """Write the logits of all `crops` of the frames `names`."""
-    *lead, height, width, _ = writer.shape
-    with Progress("teacher-logits", math.prod(lead), unit="crop") as progress:
-        for frames, images in crops:
-            finite = writer.append(logits_on_grid(teacher, images, (height, width)))
-            if not finite.all():
-                frame = names[frames[finite.argmin()]]
-                raise UserError(f"teacher: a logit of frame {frame} is not finite as {writer.dtype}; no cache written")
-            progress.advance(len(images))
 
 
 def _view_crops(split: Split, spec: ViewSpec, stored: np.ndarray | None, batch_size: int) -> Iterator[Crops]:

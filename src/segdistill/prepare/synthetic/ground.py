@@ -43,7 +43,7 @@ class Street:
     crossing_m: tuple[float, float]  # a side street runs from here to there; (inf, inf) for none
     lane_lines_m: tuple[float, ...]
     rails_m: float  # centre of a tram track, nan for none
-    own_bed: bool  # the track lies in gravel of its own (void to the benchmark), else in the road
+    own_bed: bool  # the track has its own gravel bed (void to the benchmark), else in the road
     zebra: bool
     road_rgb: np.ndarray
     walk_rgb: np.ndarray

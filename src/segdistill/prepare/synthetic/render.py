@@ -4,7 +4,7 @@ It stands in for Cityscapes where there is none, with the same folders, names an
 runs and can be tested anywhere. Every frame is a pure function of (seed, split, index, size): frames may be drawn in
 any order, by any number of processes, and come out with the same bytes. Train and val are different cities.
 
-`city.py` draws up a city, its weather and its streets, `scene.py` decides what stands where,
+`city.py` draws up a city, its weather and its streets, `scene.py` places things,
 `shapes.py`, `traffic.py` and `ground.py` say what it looks like, and
 `canvas.py` puts it into perspective.
 """
@@ -54,13 +54,6 @@ def frame_name(split: str, index: int) -> tuple[str, str]:
     return name, f"{name}_{sequence:06d}_{frame:06d}"
 
 
-def _staged(seed: int, split: str, index: int) -> set[str]:
-    """The rare things to place in this frame: each has one random frame of every block, so none are tied together."""
-    block, turn = divmod(index, scenes.STAGED_EVERY)
-    turns = _rng(seed, split, "staged", block).integers(scenes.STAGED_EVERY, size=len(scenes.STAGED))
-    return {name for name, its_turn in zip(scenes.STAGED, turns, strict=True) if its_turn == turn}
-
-
 def render_frame(seed: int, split: str, index: int, size_px: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Image uint8 (H, W, 3) RGB and Cityscapes label ids uint8 (H, W) of one frame; `size_px` is (H, W)."""
     number, sequence, _ = _place(split, index)
@@ -68,7 +61,10 @@ def render_frame(seed: int, split: str, index: int, size_px: tuple[int, int]) ->
     drive = _rng(seed, split, "drive", number, sequence)
     light, camera = sample_light(drive), sample_camera(drive, size_px)
     rng = _rng(seed, split, "frame", index)
-    staged = _staged(seed, split, index)
+    # Each rare thing is in one random frame of every block, drawn for itself, so that none are tied together.
+    block, turn = divmod(index, scenes.STAGED_EVERY)
+    turns = _rng(seed, split, "staged", block).integers(scenes.STAGED_EVERY, size=len(scenes.STAGED))
+    staged = {name for name, its_turn in zip(scenes.STAGED, turns, strict=True) if its_turn == turn}
 
     street = sample_street(rng, city, staged)
     scene = scenes.Scene()
@@ -94,9 +90,9 @@ def _develop(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
     before, after = slice(None, -1), slice(1, None)
     for low, high in (((..., before, slice(None)), (..., after, slice(None))), ((..., before), (..., after))):
         blurred = rgb * np.float32(1 - 2 * soft)
-        beside = rgb * np.float32(soft)
-        blurred[low] += beside[high]
-        blurred[high] += beside[low]
+        neighbour = rgb * np.float32(soft)
+        blurred[low] += neighbour[high]
+        blurred[high] += neighbour[low]
         rgb = blurred
     rgb *= (np.float32(255 * light.exposure) * light.cast_rgb)[:, None, None]
     grain = np.float32(light.grain) * rng.standard_normal(rgb.shape[1:], dtype=np.float32)

@@ -1,4 +1,4 @@
-"""What stands where in a synthetic street: houses, furniture, traffic and people, to be painted from far to near."""
+"""Place the things of a synthetic street: houses, furniture, traffic and people, to be painted from far to near."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Scene:
         self.add(z_m, lambda canvas: canvas.front(x_m, y_m, width_m, height_m, z_m, *drawn, gain))
 
     def side(self, x_m, near_m, far_m, height_m, drawn: shapes.Drawn) -> None:
-        # Ordered by its far end, for whatever stands along it is nearer to the middle of the street.
+        # Ordered by its far end, for all things along it are nearer to the middle of the street.
         self.add(far_m, lambda canvas: canvas.side(x_m, 0, near_m, far_m, height_m, *drawn))
 
     def paint(self, canvas: Canvas) -> None:
@@ -53,7 +53,7 @@ def _add_tree(scene: Scene, rng: np.random.Generator, city: City, x_m: float, z_
 def _add_plot(
     scene: Scene, rng, city: City, light: Light, side: int, x_m: float, near_m: float, far_m: float, kind: str
 ):
-    """One plot of land beside the street: a house, or a wall, fence or hedge with something behind, or trees."""
+    """One plot of land along the street: a house, or a wall, fence or hedge with something behind, or trees."""
     rgb = city.facade_rgb[rng.integers(5)]
     if kind == "house":
         height_m = 3.6 + 3.1 * int(rng.integers(city.storeys[0], city.storeys[1] + 1))
@@ -87,7 +87,7 @@ def add_plots(
     """Both sides of the street, plot by plot, and what closes the view at its end."""
     kinds = np.array(["house", "wall", "fence", "hedge", "trees"])
     for side in (-1, 1):
-        # What is staged stands where it is seen: a plot that begins within the picture.
+        # Place staged plots where they are seen: in a plot that begins within the image.
         planned = [kind for kind in ("wall", "fence") if kind in staged and (kind == "wall") == (side < 0)]
         z_m = 1.5
         while z_m < FAR_M:
@@ -159,7 +159,7 @@ def add_traffic_light(scene: Scene, rng: np.random.Generator, x_m: float, z_m: f
 
 
 def add_traffic(scene: Scene, rng: np.random.Generator, city: City, street: Street, staged: set[str]) -> None:
-    """Moving vehicles, one queue per lane, parked ones along the kerbs and whoever crosses in the side street."""
+    """Moving vehicles, one queue per lane, parked ones along the kerbs, and one that crosses in the side street."""
     cars, heavy = ["hatchback", "saloon", "van"], ["box truck", "flatbed", "bus"]
 
     def add(kind: str, x_m: float, z_m: float, oncoming: bool, crossing: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Things that stand still beside a synthetic street: facades, walls, fences, plants, poles, lights and signs.
+"""Things that do not move along a synthetic street: facades, walls, fences, plants, poles, lights and signs.
 
 Each function returns the shape and the look to paint (see canvas.py). Colours are drawn per instance, and
 from overlapping ranges: a wall is plastered like a house, a tree trunk is as thin as a pole, a sign is as red as a car.

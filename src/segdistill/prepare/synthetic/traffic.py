@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from segdistill.prepare.synthetic.canvas import SEE_THROUGH, Canvas, Look, Rgb, Shape, look, noise
+from segdistill.prepare.synthetic.canvas import SEE_THROUGH, Canvas, Rgb, Shape, look, noise
 from segdistill.prepare.synthetic.shapes import blank, capsule, put
 
 PERSON, RIDER, CAR, TRUCK, BUS, TRAIN, MOTORCYCLE, BICYCLE = 24, 25, 26, 27, 28, 31, 32, 33
@@ -65,14 +65,6 @@ def paint_rgb(rng: np.random.Generator) -> np.ndarray:
         return _GREYS[rng.integers(len(_GREYS))] * rng.uniform(0.85, 1.1, 3)
     rgb = _HUES[rng.integers(len(_HUES))] * rng.uniform(0.6, 1.3) + rng.normal(0, 0.04, 3)
     return np.minimum(np.maximum(rgb, 0.03), 0.95)
-
-
-def _vehicle_look(rng: np.random.Generator, label: int) -> Look:
-    body = paint_rgb(rng)
-    trim = body * rng.uniform(0.6, 0.9) if rng.random() < 0.6 else paint_rgb(rng)
-    glass = rng.uniform(0.08, 0.35) * np.array([0.9, 1.0, 1.05])
-    dark, tail, head = np.full(3, rng.uniform(0.03, 0.09)), np.array([0.8, 0.08, 0.06]), np.array([0.95, 0.92, 0.8])
-    return look(label, [(label, rgb) for rgb in (body, glass, dark, trim, tail, head)])
 
 
 def _flank(build: Build, length_m: float, height_m: float, reverse: bool, at: int) -> Shape:
@@ -133,7 +125,11 @@ def vehicle(rng: np.random.Generator, kind: str, x_m: float, z_m: float, *, onco
     """Painter of a vehicle centred at x_m with its near end at z_m; `crossing` shows its whole side to the camera."""
     build = BUILDS[kind]
     length_m, width_m, height_m = (rng.uniform(*span) for span in (build.length_m, build.width_m, build.height_m))
-    at, finish = int(rng.integers(1 << 16)), _vehicle_look(rng, build.label)
+    at, body = int(rng.integers(1 << 16)), paint_rgb(rng)
+    trim = body * rng.uniform(0.6, 0.9) if rng.random() < 0.6 else paint_rgb(rng)
+    glass = rng.uniform(0.08, 0.35) * np.array([0.9, 1.0, 1.05])
+    dark, tail, head = np.full(3, rng.uniform(0.03, 0.09)), np.array([0.8, 0.08, 0.06]), np.array([0.95, 0.92, 0.8])
+    finish = look(build.label, [(build.label, rgb) for rgb in (body, glass, dark, trim, tail, head)])
     end = _end(build, width_m, height_m, oncoming, at)
 
     def paint(canvas: Canvas) -> None:
@@ -160,7 +156,7 @@ def _clothes(rng: np.random.Generator, label: int) -> list[tuple[int, Rgb]]:
 
 
 def person(rng: np.random.Generator, x_m: float, z_m: float):
-    """Painter of someone standing or walking, seen from ahead, behind or the side."""
+    """Painter of someone on foot, seen from ahead, behind or the side."""
     height_m = rng.uniform(1.45, 1.9) if rng.random() < 0.85 else rng.uniform(0.9, 1.3)
     stride, arms, wide = rng.uniform(0, 0.2), rng.uniform(0.1, 0.25), rng.uniform(0.09, 0.14)
     finish = look(PERSON, _clothes(rng, PERSON))
