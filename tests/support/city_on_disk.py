@@ -12,7 +12,7 @@ from segdistill.prepare import cityscapes
 
 
 def image_path(root: Path, split: str, stem: str) -> Path:
-    """Where the photograph of frame `stem`, such as aachen_000000_000019, lies under `root`."""
+    """Where the photograph of frame `stem`, such as aachen_000000_000019, is under `root`."""
     return root / "leftImg8bit" / split / stem.split("_")[0] / f"{stem}_leftImg8bit.png"
 
 

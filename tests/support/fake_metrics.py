@@ -71,7 +71,7 @@ BENCHMARK = {
 }
 
 
-# What the tests count on, whatever the profile comes to say.
+# The tests rely on these values, even when the profile changes.
 FIXED = {
     "seed": 0,
     "distill": {"steps": 10},

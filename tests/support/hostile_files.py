@@ -40,5 +40,5 @@ def zeros_compressed(count: int) -> bytes:
 
 
 def png_of(stream: bytes, width_px: int, height_px: int, kind: int, *extra: bytes) -> bytes:
-    """A PNG that states a size, with `stream` for its pixels whatever that inflates to, and `extra` chunks before."""
+    """A PNG that states a size, with `stream` as its pixels, of any inflated size, and `extra` chunks before."""
     return b"".join((MAGIC, header(width_px, height_px, kind), *extra, chunk(b"IDAT", stream), chunk(b"IEND", b"")))

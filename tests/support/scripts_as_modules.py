@@ -9,7 +9,7 @@ from types import ModuleType
 
 
 def load_script(path: Path) -> ModuleType:
-    """The script at `path`, run under its own name and not as the main one; it finds those that lie beside it."""
+    """The script at `path`, run under its own name and not as the main one; it can import scripts of its own folder."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # which dataclasses look themselves up in

@@ -74,7 +74,24 @@ def _message(model: type[BaseModel], prefix: str, error: ErrorDetails) -> str:
 
 
 def _cross_errors(params: Params) -> Iterator[str]:
-    yield from _data_errors(params)
+    size_px, stride = params.data.size_px, params.teacher_logits.stride
+    if params.data.source != "synthetic" and params.data.root.startswith("~"):
+        full = os.path.expanduser(params.data.root)  # noqa: PTH111 - Path raises for an unknown user
+        yield f"data.root: found {params.data.root!r}; DVC does not expand ~, so write the path in full: {full}"
+    if params.data.source == "synthetic" and size_px is None:
+        yield "data.size_px: found null; the synthetic city needs [height, width]"
+    for section in ("teacher", "distill"):
+        crop_px = getattr(params, section).crop_px
+        if size_px is not None and (crop_px[0] > size_px[0] or crop_px[1] > size_px[1]):
+            yield f"{section}.crop_px: found {list(crop_px)}; at most the frame, data.size_px {list(size_px)}"
+        if min(crop_px) < MIN_PX:
+            yield f"{section}.crop_px: found {list(crop_px)}; at least {MIN_PX} pixels a side"
+    crop_px = params.distill.crop_px
+    if any(side % stride for side in crop_px):
+        nearest = [max(stride, round(side / stride) * stride) for side in crop_px]
+        yield f"distill.crop_px: found {list(crop_px)}; multiples of teacher_logits.stride {stride}, such as {nearest}"
+    if len(set(params.teacher_logits.kinds)) < len(params.teacher_logits.kinds):
+        yield f"teacher_logits.kinds: found {list(params.teacher_logits.kinds)}; each kind at most once"
     teacher = params.teacher
     for key in ("checkpoint", "scales"):
         found = getattr(teacher, key)
@@ -95,27 +112,6 @@ def _cross_errors(params: Params) -> Iterator[str]:
         )
     for name in params.runs:
         yield from _run_errors(params, name)
-
-
-def _data_errors(params: Params) -> Iterator[str]:
-    size_px, stride = params.data.size_px, params.teacher_logits.stride
-    if params.data.source != "synthetic" and params.data.root.startswith("~"):
-        full = os.path.expanduser(params.data.root)  # noqa: PTH111 - Path raises for an unknown user
-        yield f"data.root: found {params.data.root!r}; DVC does not expand ~, so write the path in full: {full}"
-    if params.data.source == "synthetic" and size_px is None:
-        yield "data.size_px: found null; the synthetic city needs [height, width]"
-    for section in ("teacher", "distill"):
-        crop_px = getattr(params, section).crop_px
-        if size_px is not None and (crop_px[0] > size_px[0] or crop_px[1] > size_px[1]):
-            yield f"{section}.crop_px: found {list(crop_px)}; at most the frame, data.size_px {list(size_px)}"
-        if min(crop_px) < MIN_PX:
-            yield f"{section}.crop_px: found {list(crop_px)}; at least {MIN_PX} pixels a side"
-    crop_px = params.distill.crop_px
-    if any(side % stride for side in crop_px):
-        nearest = [max(stride, round(side / stride) * stride) for side in crop_px]
-        yield f"distill.crop_px: found {list(crop_px)}; multiples of teacher_logits.stride {stride}, such as {nearest}"
-    if len(set(params.teacher_logits.kinds)) < len(params.teacher_logits.kinds):
-        yield f"teacher_logits.kinds: found {list(params.teacher_logits.kinds)}; each kind at most once"
 
 
 def _stride_error(path: str, arch: str, output_stride: int) -> Iterator[str]:

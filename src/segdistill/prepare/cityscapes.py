@@ -179,7 +179,7 @@ class CityscapesFrames:
         )
 
     def suspicions(self, pixels_C: np.ndarray) -> Iterator[str]:
-        # Of the ids up to 18 there are six classes, road to pole; a street without vegetation, sky and cars is none.
+        # Of the ids up to 18 there are six classes, road to pole; no street is without vegetation, sky and cars.
         beyond = [number for number, label_id in enumerate(TABLE.label_ids) if label_id >= CLASSES]
         if not pixels_C[beyond].any():
             yield (

@@ -98,7 +98,17 @@ class ZipTree:
         raise_all(
             (f"{path}: {printable(name)}" for name in doubled), "zips with several members of one name are refused"
         )
-        raise_all(_bombs(path, members), "zip bombs are refused")
+        bombs = []
+        for member in members:  # zipfile reads no more of a member than the archive states
+            allowed = min(max(MAX_RATIO * member.compress_size, SMALL_BYTES), MAX_FILE_BYTES)
+            if member.file_size > allowed:
+                packed = f"{member.file_size} bytes packed into {member.compress_size}"
+                bombs.append(f"{path}: {printable(member.filename)}: {packed}; allowed are {allowed}")
+        # Members that share their packed bytes, or very many small ones, are each within the bound.
+        total, archive_bytes = sum(member.file_size for member in members), path.stat().st_size
+        if total > MAX_RATIO * archive_bytes:
+            bombs.append(f"{path}: {total} bytes packed into {archive_bytes}; allowed are {MAX_RATIO * archive_bytes}")
+        raise_all(bombs, "zip bombs are refused")
 
     def __reduce__(self):
         return ZipTree, (self.path, self.top)  # an open archive cannot be shared: each process opens its own
@@ -122,16 +132,3 @@ class ZipTree:
     def read(self, name: str) -> bytes:
         with self.archive.open(f"{self.top}/{name}") as member:
             return member.read(MAX_FILE_BYTES + 1)
-
-
-def _bombs(path: Path, members: list[zipfile.ZipInfo]) -> Iterator[str]:
-    """Yield absurd sizes that the archive states; zipfile reads no more of a member than is stated."""
-    for member in members:
-        allowed = min(max(MAX_RATIO * member.compress_size, SMALL_BYTES), MAX_FILE_BYTES)
-        if member.file_size > allowed:
-            packed = f"{member.file_size} bytes packed into {member.compress_size}"
-            yield f"{path}: {printable(member.filename)}: {packed}; allowed are {allowed}"
-    # Members that share their packed bytes, or very many small ones, are each within the bound.
-    total, archive_bytes = sum(member.file_size for member in members), path.stat().st_size
-    if total > MAX_RATIO * archive_bytes:
-        yield f"{path}: {total} bytes packed into {archive_bytes}; allowed are {MAX_RATIO * archive_bytes}"

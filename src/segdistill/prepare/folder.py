@@ -97,10 +97,11 @@ class FolderFrames:
         return label_px
 
     def read(self, frame: Frame) -> FrameData:
+        decode = decode_label_ids if self.description.labels_are == "ids" else decode_label_colors
         return read_pair(
             *self._parts(frame),
             partial(decode_image, exif=self.description.exif_orientation),
-            self._decode_classes,
+            lambda content: self.description.coding.classes(decode(content)),
             coding=self.description.digest,
         )
 
@@ -113,10 +114,6 @@ class FolderFrames:
         return Part(printable(str(image)), partial(read_file, image)), Part(
             printable(str(label)), partial(read_file, label)
         )
-
-    def _decode_classes(self, content: bytes) -> np.ndarray:
-        decode = decode_label_ids if self.description.labels_are == "ids" else decode_label_colors
-        return self.description.coding.classes(decode(content))
 
 
 FILE_NAME = "classes.yaml"

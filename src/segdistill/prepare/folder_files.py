@@ -80,7 +80,10 @@ def layout_errors(raw: dict) -> Iterator[str]:
         if (_SPLIT in getattr(layout, key)) != by_pattern:
             yield f"{key}: found {getattr(layout, key)!r}; {rule}"
     names = layout.split_names
-    if not isinstance(names, dict) or set(names) != set(SPLITS) or not all(map(_is_name, names.values())):
+    is_pair = isinstance(names, dict) and set(names) == set(SPLITS)
+    if not is_pair or not all(
+        isinstance(name, str) and name not in ("", ".", "..") and "/" not in name for name in names.values()
+    ):
         yield f"splits: found {names!r}; allowed are names of folders for train and val"
     fraction = layout.val_fraction
     if fraction is not None and not (isinstance(fraction, float) and 0 < fraction < 1):
@@ -90,10 +93,6 @@ def layout_errors(raw: dict) -> Iterator[str]:
             re.compile(layout.group)
         except (re.error, TypeError) as error:
             yield f"group: found {layout.group!r}; no regular expression ({error})"
-
-
-def _is_name(found: object) -> bool:
-    return isinstance(found, str) and found not in ("", ".", "..") and "/" not in found
 
 
 def _pattern_error(key: str, pattern: object) -> str | None:
@@ -138,7 +137,7 @@ def list_pairs(root: Path, layout: Layout, split: str) -> tuple[list[Pair], list
     pairs = []
     for key in sorted(wanted):
         name = "_".join(key)
-        # By default the group is the first folder that a star stands for, or else each frame for itself.
+        # By default the group is the first folder that a star matches, or else each frame for itself.
         match = re.search(layout.group, name) if layout.group else None
         if key not in labels:
             errors.append(f"{root / images[key]}: image without a label")

@@ -275,7 +275,17 @@ class FrameWriter:
         facts = []
         for row, frame in enumerate(chunk.frames, chunk.first_row):
             try:
-                image, classes, checksum = self._fitted(frame)
+                image, classes, checksum = self.source.read(frame)
+                assert self.size_px is not None  # a frame is readable, so there is a size
+                if image.shape[:2] != self.size_px:
+                    if not self.resize:
+                        found, first = list(image.shape[:2]), list(self.size_px)
+                        sizes = f"size {found}, but the first frame has {first}; data.size_px can resize all"
+                        raise FrameError([f"{self.source.path_of(frame)}: {sizes}"])
+                    width_height = self.size_px[::-1]
+                    # Pillow widens the bilinear filter when it reduces, so that every pixel of the source counts.
+                    image = np.asarray(Image.fromarray(image).resize(width_height, Image.Resampling.BILINEAR))
+                    classes = np.asarray(Image.fromarray(classes).resize(width_height, Image.Resampling.NEAREST))
             except FrameError as error:
                 facts.append(FrameFacts("", np.zeros(0, int), error.errors))
                 continue
@@ -286,19 +296,3 @@ class FrameWriter:
             counts = Image.fromarray(classes).histogram()[: len(self.source.table)]
             facts.append(FrameFacts(checksum, np.array(counts), []))
         return facts
-
-    def _fitted(self, frame: Frame) -> tuple[np.ndarray, np.ndarray, str]:
-        """Return image, classes and checksum of `frame` at the size to store; raise FrameError."""
-        image, classes, checksum = self.source.read(frame)
-        assert self.size_px is not None
-        if image.shape[:2] == self.size_px:
-            return image, classes, checksum
-        if not self.resize:
-            found, first = list(image.shape[:2]), list(self.size_px)
-            sizes = f"size {found}, but the first frame has {first}; data.size_px can resize all"
-            raise FrameError([f"{self.source.path_of(frame)}: {sizes}"])
-        width_height = self.size_px[::-1]
-        # Pillow widens the bilinear filter when it reduces, so that every pixel of the source counts.
-        image = np.asarray(Image.fromarray(image).resize(width_height, Image.Resampling.BILINEAR))
-        classes = np.asarray(Image.fromarray(classes).resize(width_height, Image.Resampling.NEAREST))
-        return image, classes, checksum

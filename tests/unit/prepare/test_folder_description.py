@@ -142,8 +142,8 @@ def test_description_of_camvid_is_read(tmp_path):
         write_image(tmp_path / "701_StillsRaw_full" / f"{name}.png", colors)
         write_image(tmp_path / "LabeledApproved_full" / f"{name}_L.png", colors)
     source = open_folder(str(tmp_path))
-    (frame, *_), faults = source.list_frames("train")
-    assert faults == []
+    (frame, *_), errors = source.list_frames("train")
+    assert errors == []
     assert frame.city in ("0001TP", "0006R0")
     names = [*source.table.names, *[None] * 245]
     assert [names[number] for number in source.read(frame).classes[0]] == ["road", "pavement", "pavement", None]

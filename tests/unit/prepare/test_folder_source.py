@@ -184,7 +184,7 @@ def test_images_of_any_8_bit_mode_are_read(root, out, mode):
 
 def test_names_join_folder_and_file(root):
     describe(root, images="./*/rgb/{split}/*_i.png", labels="*//mask/{split}/*_m.png")
-    write_image(root / "dawn" / "rgb" / "train" / "_i.png", pixels(0)[0])  # the star stands for something
+    write_image(root / "dawn" / "rgb" / "train" / "_i.png", pixels(0)[0])  # the star matches a text
     for video in ("dawn", "dusk"):
         for split, name in (("train", "0"), ("train", "1"), ("val", "2")):
             image, label_ids = pixels(0)

@@ -42,8 +42,8 @@ def test_another_process_draws_the_same_frame():
         "i, l = render_frame(1, 'val', 2, (96, 160));"
         "print(hashlib.sha256(i.tobytes() + l.tobytes()).hexdigest())"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    assert told == checksum(1, "val", 2, (96, 160))
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert printed == checksum(1, "val", 2, (96, 160))
 
 
 @pytest.mark.parametrize("split", FRAMES)

@@ -153,10 +153,10 @@ def test_state_is_keyed_by_parameter_names():
     assert set(optimizer.state_dict()) == dict(net.named_parameters()).keys()
 
 
-@pytest.mark.parametrize("fault", [{"head.weight": torch.zeros(2)}, {"0.0.bias": torch.zeros(7)}])
-def test_state_of_another_network_is_refused(fault):
-    with pytest.raises(UserError, match=rf"scratch/x: holds optimizer state of '{next(iter(fault))}'"):
-        ours(small_net()).load_state_dict(fault, source="scratch/x")
+@pytest.mark.parametrize("foreign", [{"head.weight": torch.zeros(2)}, {"0.0.bias": torch.zeros(7)}])
+def test_state_of_another_network_is_refused(foreign):
+    with pytest.raises(UserError, match=rf"scratch/x: holds optimizer state of '{next(iter(foreign))}'"):
+        ours(small_net()).load_state_dict(foreign, source="scratch/x")
 
 
 def test_parameter_moves_only_when_it_has_a_gradient():
