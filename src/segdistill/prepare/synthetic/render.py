@@ -1,8 +1,8 @@
 """The synthetic city: street scenes with Cityscapes labels, drawn by a formula.
 
 It replaces Cityscapes where there is no copy of it, with the same folders, names and label ids, so that the whole
-pipeline runs and can be tested anywhere. Every frame is a pure function of (seed, split, index, size): frames may be drawn in
-any order, by any number of processes, and come out with the same bytes. Train and val are different cities.
+pipeline runs and can be tested anywhere. Every frame is a pure function of (seed, split, index, size): frames may
+be drawn in any order, by any number of processes, and come out with the same bytes. Train and val are different cities.
 
 `city.py` draws up a city, its weather and its streets, `scene.py` places things,
 `shapes.py`, `traffic.py` and `ground.py` say what it looks like, and
