@@ -228,7 +228,7 @@ def test_lists_choose_the_frames_of_splits(root):
         ("1\n0\n", "2\n"),
         ("1.png\n0.png\n", "2.PNG\n"),
         ("/1.png\n./0\n", "\ufeff2\r\n"),
-        ("JPEGImages/1.png\nJPEGImages/0.png\n", "/home/me/VOC2012/JPEGImages/2.png\n"),
+        ("JPEGImages/1.png\nJPEGImages/0.png\n", "/srv/VOC2012/JPEGImages/2.png\n"),
         (
             "JPEGImages/1.png SegmentationClass/1.png\n/JPEGImages/0.png\t/SegmentationClass/0.png\n",
             "/JPEGImages/2.png,/SegmentationClass/2.png\n",
