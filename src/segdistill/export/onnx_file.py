@@ -53,7 +53,7 @@ def _traced(net: ExportWrapper, opset: int, size_px: tuple[int, int]) -> onnx.Mo
         torch.onnx.export(
             net,
             (example,),
-            traced,
+            traced,  # type: ignore[arg-type]  # torch's hints leave out file objects, which this exporter writes
             dynamo=False,
             opset_version=opset,
             input_names=[INPUT],
@@ -69,7 +69,8 @@ def _traced(net: ExportWrapper, opset: int, size_px: tuple[int, int]) -> onnx.Mo
 def _write(path: str | Path, model: onnx.ModelProto, header: Header) -> None:
     """Complete a model from frames to logits, check it and save it."""
     add_classes(model, native_stride(header.arch, header.output_stride))
-    # The quantiser also names operator sets that no node uses. onnxruntime before 1.18 refuses some of them.
+    # The quantiser also names operator sets that no node uses. onnxruntime 1.15.1 and 1.17.3 refuse such files; 1.15.1
+    # opens a file that names only the sets it uses.
     used = [entry for entry in model.opset_import if entry.domain in {"", *(node.domain for node in model.graph.node)}]
     del model.opset_import[:]
     model.opset_import.extend(used)
@@ -140,6 +141,6 @@ class ForwardSession:
             return self.session.run([OUTPUTS[1]], {INPUT: image_NHW3})[0]
         if image_NHW3.shape not in self._pixels:
             scaled = image_NHW3.astype(np.float32) / 255
-            pixels = ((scaled - np.float32(MEAN)) / np.float32(STD)).transpose(0, 3, 1, 2)
+            pixels = ((scaled - np.array(MEAN, np.float32)) / np.array(STD, np.float32)).transpose(0, 3, 1, 2)
             self._pixels[image_NHW3.shape] = np.ascontiguousarray(pixels)
         return self.session.run([OUTPUTS[1]], {self._start: self._pixels[image_NHW3.shape]})[0]

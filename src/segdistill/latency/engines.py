@@ -51,12 +51,7 @@ def torch_engine(
         if compute.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def logits(image_1HW3: np.ndarray) -> tuple[torch.Tensor, torch.Size]:
-        inputs = normalize(torch.from_numpy(image_1HW3).to(compute.device))
-        with compute.autocast():
-            return net(inputs).float(), inputs.shape[-2:]
-
-    pixels: dict[tuple, torch.Tensor] = {}
+    pixels: dict[tuple[int, ...], torch.Tensor] = {}  # normalised, by the shape of the frame
 
     @torch.inference_mode()
     def forward(image_1HW3: np.ndarray) -> torch.Tensor:
@@ -69,8 +64,10 @@ def torch_engine(
 
     @torch.inference_mode()
     def end_to_end(image_1HW3: np.ndarray) -> np.ndarray:
-        found, size_px = logits(image_1HW3)
-        return argmax(found, size_px).cpu().numpy()
+        inputs = normalize(torch.from_numpy(image_1HW3).to(compute.device))
+        with compute.autocast():
+            logits = net(inputs).float()
+        return argmax(logits, image_1HW3.shape[1:3]).cpu().numpy()
 
     return Engine(forward, end_to_end, how)
 
@@ -90,8 +87,7 @@ def best_torch_engine(net: nn.Module, compute: Compute, image_1HW3: np.ndarray) 
     candidates = {how: torch_engine(net, compute, how, classes_of) for how, (net, compute) in nets.items()}
     calls = {how: (lambda _, engine=engine: engine.end_to_end(image_1HW3)) for how, engine in candidates.items()}
     medians = {how: float(np.median(taken)) for how, taken in interleaved_ms(calls, rounds=7, warmup=3).items()}
-    best = min(medians, key=medians.get)
-    return candidates[best]
+    return candidates[min(medians, key=lambda how: medians[how])]
 
 
 def _frozen(net: nn.Module, compute: Compute, image_1HW3: np.ndarray) -> nn.Module | None:

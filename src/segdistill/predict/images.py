@@ -56,7 +56,7 @@ def read_image(path: str | Path, *, any_size: bool = False) -> Image.Image:
     except UnidentifiedImageError:
         raise UserError(f"{path}: no readable PNG, JPEG, WebP, BMP or TIFF") from None
     except Image.DecompressionBombError:
-        limit = 2 * Image.MAX_IMAGE_PIXELS
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise UserError(f"{path}: more than {limit:,} pixels; images of that size are read with --tile") from None
     except _DAMAGED as error:
         raise UserError(f"{path}: {getattr(error, 'strerror', None) or f'damaged ({error})'}") from None

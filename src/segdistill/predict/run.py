@@ -83,10 +83,11 @@ def _predict_large_image(model: Model, job: Job, tiling: Tiling) -> None:
 
 
 def _predict_video(model: Model, job: Job, tiling: Tiling | None) -> None:
-    def in_tiles(image_HW3: np.ndarray) -> np.ndarray:
+    def classes_of(image_HW3: np.ndarray) -> np.ndarray:
+        if tiling is None:
+            return model.classes(image_HW3)
         return tiled_classes(model.classes, lambda *part: image_HW3[part], image_HW3.shape[:2], tiling)
 
-    classes_of = model.classes if tiling is None else in_tiles
     if job.as_frames:
         write_frames(job.source.path, job.targets, classes_of, model.table)
     else:

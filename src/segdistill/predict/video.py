@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePath
 from types import ModuleType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 from PIL import Image
@@ -19,6 +19,10 @@ from segdistill.core.files import atomic_directory, atomic_file
 from segdistill.core.progress import Progress
 from segdistill.formats.classes import ClassTable
 from segdistill.predict.outputs import blended, image_path, write_image
+
+if TYPE_CHECKING:  # an extra, which need not be installed
+    from av.container import InputContainer, OutputContainer
+    from av.video.stream import VideoStream
 
 # The encoder of a codec's own family; for all other codecs, and where one is missing, the first that is there.
 _ENCODERS = {"hevc": "libx265"}
@@ -83,10 +87,10 @@ def write_frames(path: Path, targets: dict[str, Path], classes_of: ClassesOf, ta
 
 class _Video(NamedTuple):
     path: Path
-    container: object
-    stream: object
+    container: InputContainer
+    stream: VideoStream
 
-    def frames(self) -> Iterator[tuple[np.ndarray, int]]:
+    def frames(self) -> Iterator[tuple[np.ndarray, int | None]]:
         """Every frame as upright uint8 (H, W, 3) RGB, and its time in the stream's time base."""
         av = pyav()
         with Progress(f"predict {self.path.name}", self._expected_frames(), unit="frame") as progress:
@@ -105,7 +109,7 @@ class _Video(NamedTuple):
     def _expected_frames(self) -> int:
         if self.stream.frames:
             return self.stream.frames
-        length_s = float((self.stream.duration or 0) * self.stream.time_base)
+        length_s = float((self.stream.duration or 0) * (self.stream.time_base or 0))
         return round(length_s * float(self.stream.average_rate or 0))
 
 
@@ -129,13 +133,15 @@ def _even(image_HW3: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.pad(image_HW3, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge"))
 
 
-def _encoder(av: ModuleType, sink: object, stream: object, size_px: tuple[int, int]) -> object:
+def _encoder(av: ModuleType, sink: OutputContainer, stream: VideoStream, size_px: tuple[int, int]) -> VideoStream:
     """The stream of `sink` that takes frames of `size_px`, in the codec of `stream` where it can be had."""
     wanted = [_ENCODERS.get(stream.codec_context.name), *_ANY_ENCODER]
     name = next(name for name in wanted if name and _has_encoder(av, name))
-    encoder = sink.add_stream(name, rate=stream.average_rate, options=_OPTIONS.get(name, {}))
+    added = sink.add_stream(name, rate=stream.average_rate, options=_OPTIONS.get(name, {}))
+    encoder = cast("VideoStream", added)  # the kind of stream follows from the encoder
     encoder.height, encoder.width = size_px
     encoder.pix_fmt = "yuv420p"  # what every player shows
+    assert stream.time_base is not None  # FFmpeg gives one to every stream that it reads
     encoder.codec_context.time_base = stream.time_base
     return encoder
 
