@@ -44,7 +44,7 @@ FILES_PER_IMAGE = 2  # the image and a small copy of it
 
 
 def track(params: Params, metrics: Path, limit_s: float = 300.0, shows_progress: bool = False) -> bool:
-    """Bring every run of `params` that `metrics` holds into MLflow, and set or remove the champion once all are measured.
+    """Bring every run of `params` that `metrics` holds into MLflow, and update the champion once all are measured.
 
     Never raises: where the store cannot be used, log one warning. With `shows_progress`, draw a bar on a terminal.
 

@@ -43,7 +43,7 @@ class Champion(NamedTuple):
 def update_champion(
     client: MlflowClient, params: Params, metrics: Path, runs: Mapping[str, tuple[Run, dict[str, str]]]
 ) -> None:
-    """Set the alias on the file to ship, and add a version of it if there is none; remove the alias if there is no such.
+    """Set the alias on the file to ship, adding a version of it if there is none; without such a file remove the alias.
 
     Do nothing before every run is measured, or with tracking.model null.
 
