@@ -10,8 +10,7 @@ import typer
 
 from segdistill.core.errors import UserError, exit_on_user_error
 from segdistill.core.log import logger
-
-METRICS, RUNS = Path("metrics"), Path("models/runs")
+from segdistill.paths import METRICS, PARAMS, STUDENT_ONNX, run_models
 
 EXAMPLES = """[bold]Examples[/]
 
@@ -32,7 +31,7 @@ def _run_names(context: typer.Context, incomplete: str) -> list[str]:
     import yaml
 
     try:
-        runs = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["runs"]
+        runs = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))["runs"]
         named = context.params.get("runs") or ()
         return [run for run in ("teacher", *runs) if run.startswith(incomplete) and run not in named]
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
@@ -96,12 +95,13 @@ def _differences(runs: list[str], precision: Precision, out: Path | None, thread
         raise UserError("--pixels: found teacher, which is not exported to ONNX; it compares students")
     if out is not None and out.exists():
         raise UserError(f"{out}: is there already; --out takes a new folder")
-    from segdistill.compare.pixels import pixel_differences
+    from segdistill.compare.pixels import ClassesOf, pixel_differences
     from segdistill.core.provenance import usable_cores
     from segdistill.data.prepared import PreparedData
     from segdistill.export.onnx_file import OnnxPredictor
 
-    name = "student.int8.onnx" if precision == Precision.INT8 else "student.onnx"
-    files = {run: RUNS / run / name for run in runs}
-    models = {run: OnnxPredictor(path, threads or usable_cores()).classes for run, path in files.items()}
+    files = {run: run_models(run) / STUDENT_ONNX[precision] for run in runs}
+    models: dict[str, ClassesOf] = {
+        run: OnnxPredictor(path, threads or usable_cores()).classes for run, path in files.items()
+    }
     return pixel_differences(models, PreparedData.open().val, out)

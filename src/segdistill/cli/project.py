@@ -18,7 +18,6 @@ from typing import Annotated
 import typer
 
 from segdistill.core.errors import UserError, exit_on_user_error
-from segdistill.core.log import logger
 from segdistill.paths import METRICS, REPORT
 
 START_S = 180.0  # an MLflow server that is not ready by then is not waited for
@@ -34,7 +33,6 @@ def show(
     """Print every run of the sweep as a table, where to read on, and which student to ship and why."""
     from segdistill.params.read import load_params
     from segdistill.report.terminal import markdown, print_summary
-    from segdistill.results.stale import stale_sentence
     from segdistill.results.summary import summarise
 
     with exit_on_user_error():
@@ -43,8 +41,6 @@ def show(
             print(markdown(summary, sort=sort, top=top, group=group))
         else:
             print_summary(summary, REPORT, sort=sort, top=top, group=group)
-    if changed := stale_sentence([row.run for row in summary.runs if row.is_stale]):
-        logger.warning(changed)
 
 
 def track(

@@ -74,8 +74,19 @@ def source_a(summary: Summary) -> list[Pair]:
     """Return every row of source A with the run of the same network, alpha, rate and schedule."""
     pairs = []
     for published in published_rows(SOURCE_A):
-        row, phase = _fitting(summary, published), published["phase"]
-        given = [published["model"], published["alpha"], published["lr"], _count(published["steps"])]
+        row, phase = None, published["phase"]
+        if phase == TEACHER:
+            teacher = summary.teacher
+            row = teacher if teacher is not None and teacher.arch == published["arch"] else None
+        else:
+            wanted = (published["arch"], float(published["alpha"]), float(published["lr"]), published["schedule"])
+            row = next((row for row in summary.runs if (row.arch, row.alpha, row.lr, row.schedule) == wanted), None)
+        given = [
+            published["model"],
+            published["alpha"],
+            published["lr"],
+            f"{int(published['steps']):,}" if published["steps"] else "",
+        ]
         own, measured, differing = ["", "", "", ""], {}, []
         if row is not None:
             steps = "" if row.steps is None else f"{_steps(row, phase):,}"
@@ -95,8 +106,12 @@ def source_b(summary: Summary) -> list[Pair]:
         arch = published["arch"]
         row = next((row for row in summary.runs if row.arch == arch), None) if arch else summary.teacher
         measured = {} if row is None else {name: getattr(row, name, None) for name in METRICS_B}
-        own = ["", ""] if row is None else [row.run, _count(str(frames or ""))]
-        texts = [_texts(metrics | _ratio(metrics), METRICS_B) for metrics in (published, measured)]
+        own = ["", ""] if row is None else [row.run, f"{frames:,}" if frames else ""]
+        texts = []
+        for metrics in (published, measured):
+            torch_ms, onnx_ms = metrics.get("torch_total_ms"), metrics.get("onnx_total_ms")
+            ratio = float(torch_ms) / float(onnx_ms) if torch_ms and onnx_ms else None
+            texts.append(_texts(metrics | {"ratio": ratio}, METRICS_B))
         given = [published["model"], str(SOURCE_B_FRAMES)]
         differing = ["data", "timing"] if row else []
         pairs.append(Pair("", given, texts[0], row.run if row else None, own, texts[1], differing))
@@ -137,27 +152,10 @@ def differences(published: dict[str, str], row: Row, params: Params | None) -> l
     return found
 
 
-def _fitting(summary: Summary, published: dict[str, str]) -> Row | None:
-    if published["phase"] == TEACHER:
-        teacher = summary.teacher
-        return teacher if teacher is not None and teacher.arch == published["arch"] else None
-    wanted = (published["arch"], float(published["alpha"]), float(published["lr"]), published["schedule"])
-    return next((row for row in summary.runs if (row.arch, row.alpha, row.lr, row.schedule) == wanted), None)
-
-
 def _steps(row: Row, phase: str) -> int:
     return (row.steps or 0) + ((row.finetune_steps or 0) if phase == "finetune" else 0)
-
-
-def _ratio(metrics: dict) -> dict[str, float | None]:
-    torch_ms, onnx_ms = metrics.get("torch_total_ms"), metrics.get("onnx_total_ms")
-    return {"ratio": float(torch_ms) / float(onnx_ms) if torch_ms and onnx_ms else None}
 
 
 def _texts(metrics: dict, columns: dict[str, tuple[str, str]]) -> list[str]:
     values = [(metrics.get(name), form) for name, (_, form) in columns.items()]
     return [MISSING if value in (None, "") else format(float(value), form) for value, form in values]
-
-
-def _count(text: str) -> str:
-    return f"{int(text):,}" if text else ""

@@ -9,12 +9,10 @@ import numpy as np
 import yaml
 
 from segdistill.core.provenance import git_revision
-from segdistill.params.model import DistillParams, Params, TeacherParams
+from segdistill.params.model import DistillParams, TeacherParams
 from segdistill.report.charts import Matrix
 from segdistill.report.words import both_as, file_like, finetuning_lost, signed, teacher_times, with_interval
-from segdistill.results.champion import ModelFile
-from segdistill.results.gains import Setting
-from segdistill.results.row import CONTROL, MISSING, TEACHER, Metric, Row
+from segdistill.results.row import CONTROL, MISSING, TEACHER, Metric
 from segdistill.results.summary import Summary
 
 MAX_MISTAKES = 8
@@ -65,66 +63,64 @@ class Tile(NamedTuple):
 def runs_table(summary: Summary, columns: Sequence[Metric]) -> Table:
     """Return all models with the declared settings and metrics of `columns`."""
     heads = [Cell("Run", "text", title="name in params.yaml")]
-    heads += [Cell(one.label, _kind(one), title=one.meaning) for one in columns]
+    heads += [Cell(one.label, "number" if one.form else "text", title=one.meaning) for one in columns]
     lines = []
     for row in summary.rows:
+        cells = []
+        for one in columns:
+            value, kind, title = getattr(row, one.name), "number" if one.form else "text", ""
+            if one.name == "gain_over_vanilla" and row.control:
+                if row.run == row.control:
+                    value = None  # the difference of a control to itself is no result
+                title = f"against {row.control}"
+                # Coloured only where several seeds tell it from chance.
+                gain = summary.setting_of(row.run).gain
+                kind += {"helped": " gain", "hurt": " loss"}.get(gain.verdict if gain else "", "")
+            if one.name == "mean_iou" and finetuning_lost(row):
+                kind, title = f"{kind} loss", f"finetuning lowered it from {row.distilled_mean_iou:.2%}"
+            if value is None:
+                cells.append(Cell(MISSING, f"{'number' if one.form else 'text'} none"))
+            else:
+                cells.append(Cell(one.text(value), kind, value, title))
         is_picked = summary.champion is not None and row.run == summary.champion.run
-        badges = [row.role] if row.role == CONTROL else []
-        badges += ["ship"] * is_picked + ["stale"] * row.is_stale
-        cells = [_metric_cell(summary, row, one) for one in columns]
+        badges = [CONTROL] * (row.role == CONTROL) + ["ship"] * is_picked + ["stale"] * row.is_stale
         lines.append(Line(row.run, tuple(badges), f"{row.role} {'champion' if is_picked else ''}".strip(), cells))
     return Table(heads, lines)
 
 
-def _kind(one: Metric) -> str:
-    return "number" if one.form else "text"
-
-
-def _metric_cell(summary: Summary, row: Row, one: Metric) -> Cell:
-    value, kind, title = getattr(row, one.name), _kind(one), ""
-    if one.name == "gain_over_vanilla" and row.run == row.control:
-        value = None  # the difference of a control to itself is no result
-    if value is None:
-        return Cell(MISSING, f"{kind} none")
-    if one.name == "gain_over_vanilla" and row.control:
-        title = f"against {row.control}"
-        # Coloured only where several seeds tell it from chance.
-        gain = summary.setting_of(row.run).gain
-        kind += {"helped": " gain", "hurt": " loss"}.get(gain.verdict if gain else "", "")
-    if one.name == "mean_iou" and finetuning_lost(row):
-        kind, title = f"{kind} loss", f"finetuning lowered it from {row.distilled_mean_iou:.2%}"
-    return Cell(one.text(value), kind, value, title)
-
-
 def settings_table(summary: Summary) -> Table:
     """Return a line per setting, its runs over several seeds put together."""
-    heads = ["Setting", "Seeds", "mIoU, mean", "Spread", "Δ control", "95% interval"]
-    meanings = ["runs that differ by seed alone", "", "of the finished models, in PyTorch"]
-    meanings += ["standard deviation over seeds, in points"]
-    meanings += ["points of mIoU above the controls of the same seeds", "over seeds and groups of val frames"]
-    kinds = ["text", *["number"] * 5]
-    shown = [Cell(*each) for each in zip(heads, kinds, [""] * 6, meanings, strict=True)] + [Cell("Distilling")]
-    return Table(shown, [_setting_line(one) for one in summary.settings])
-
-
-def _setting_line(one: Setting) -> Line:
-    gain, blank = one.gain, Cell(MISSING, "number none")
-    cells = [Cell(str(one.seeds), "number", one.seeds)]
-    cells.append(blank if one.mean_iou is None else Cell(f"{one.mean_iou:.2%}", "number", one.mean_iou))
-    cells.append(blank if one.spread is None else Cell(f"{100 * one.spread:.2f}", "number", one.spread))
-    cells.append(blank if gain is None else Cell(signed(gain.mean), "number", gain.mean))
-    if gain is None or gain.low is None or gain.high is None:
-        cells.append(blank)
-    else:
-        cells.append(Cell(f"{signed(gain.low)} to {signed(gain.high)}", "number", gain.low, with_interval(gain)))
-    if one.role == CONTROL:
-        verdict = Cell("control", "text none")
-    elif gain is None:
-        verdict = Cell("no control of its network", "text none")
-    else:
-        verdict = Cell(VERDICTS[gain.verdict], {"helped": "text gain", "hurt": "text loss"}.get(gain.verdict, "text"))
-    members = ", ".join(row.run for row in one.rows)
-    return Line(one.name, (members,) if members != one.name else (), one.role, [*cells, verdict])
+    heads = [
+        Cell("Setting", title="runs that differ by seed alone"),
+        Cell("Seeds", "number"),
+        Cell("mIoU, mean", "number", title="of the finished models, in PyTorch"),
+        Cell("Spread", "number", title="standard deviation over seeds, in points"),
+        Cell("Δ control", "number", title="points of mIoU above the controls of the same seeds"),
+        Cell("95% interval", "number", title="over seeds and groups of val frames"),
+        Cell("Distilling"),
+    ]
+    lines = []
+    for one in summary.settings:
+        mean_iou, spread, gain = one.mean_iou, one.spread, one.gain
+        missing = Cell(MISSING, "number none")
+        cells = [Cell(str(one.seeds), "number", one.seeds)]
+        cells.append(missing if mean_iou is None else Cell(f"{mean_iou:.2%}", "number", mean_iou))
+        cells.append(missing if spread is None else Cell(f"{100 * spread:.2f}", "number", spread))
+        cells.append(missing if gain is None else Cell(signed(gain.mean), "number", gain.mean))
+        if gain is None or gain.low is None or gain.high is None:
+            cells.append(missing)
+        else:
+            cells.append(Cell(f"{signed(gain.low)} to {signed(gain.high)}", "number", gain.low, with_interval(gain)))
+        if one.role == CONTROL:
+            cells.append(Cell("control", "text none"))
+        elif gain is None:
+            cells.append(Cell("no control of its network", "text none"))
+        else:
+            kind = {"helped": "text gain", "hurt": "text loss"}.get(gain.verdict, "text")
+            cells.append(Cell(VERDICTS[gain.verdict], kind))
+        members = ", ".join(row.run for row in one.rows)
+        lines.append(Line(one.name, (members,) if members != one.name else (), one.role, cells))
+    return Table(heads, lines)
 
 
 def networks_table(summary: Summary) -> Table:
@@ -143,80 +139,77 @@ def networks_table(summary: Summary) -> Table:
 
 
 def class_heat(summary: Summary) -> dict[str, Any]:
-    """Return IoU by class and model: names and colours of the classes, and for each model the shares to be coloured.
+    """Return IoU by class and model: name and colour of each class, and for each model the shares to be coloured.
 
-    The best student of a class is marked, unless its IoU rounds to 0.
+    The best student of a class is marked, unless its IoU rounds to 0. Without class maps there are no colours.
     """
-    names = class_names(summary)
+    names: list[str] = next((list(row.class_iou) for row in summary.rows if row.class_iou), [])
     best = {name: max(filter(None, (row.class_iou.get(name) for row in summary.runs)), default=1) for name in names}
     lines = []
     for row in summary.rows:
         ious = [(row.class_iou.get(name), best[name]) for name in names]
         marked = [(iou, row.role != TEACHER and iou is not None and iou == top and iou >= 0.005) for iou, top in ious]
         lines.append({"run": row.run, "role": row.role, "mean": row.mean_iou, "ious": marked})
-    return {"classes": class_colors(summary), "lines": lines}
-
-
-def class_names(summary: Summary) -> list[str]:
-    """Return the class names in their order, as keys of class_iou."""
-    return next((list(row.class_iou) for row in summary.rows if row.class_iou), [])
-
-
-def class_colors(summary: Summary) -> list[dict[str, Any]]:
-    """Return name and colour of every class; no colour where no class map was kept."""
-    return [{"name": spaced(name), "color": summary.class_colors.get(name)} for name in class_names(summary)]
+    classes = [{"name": spaced(name), "color": summary.class_colors.get(name)} for name in names]
+    return {"classes": classes, "lines": lines}
 
 
 def tiles(summary: Summary) -> list[Tile]:
     """Return mIoU, latency, size and distance to the teacher of the champion; what is not known is left out."""
-    champion = summary.champion
+    champion, teacher = summary.champion, summary.teacher
     if champion is None:
         return []
     row = summary.run(champion.run)
-    found = [_accuracy_tile(summary, champion, row), _latency_tile(summary, champion)]
-    if champion.mb is not None:
-        teacher = summary.teacher.parameters if summary.teacher else None
-        share = f"{row.parameters / teacher:.0%} of the teacher's parameters" if row.parameters and teacher else ""
-        found.append(Tile(f"{champion.precision} ONNX file", f"{champion.mb:.1f} MB", share))
-    if summary.teacher is not None and summary.teacher.mean_iou is not None:
-        against = f"which has {summary.teacher.mean_iou:.1%}, not quantized"
-        if row.teacher_agreement is not None:
-            against += f"; the same class on {row.teacher_agreement:.0%} of pixels"
-        points = f"{signed(champion.score - summary.teacher.mean_iou)} points"
-        found.append(Tile("mIoU against the teacher", points, against))
-    return [tile for tile in found if tile is not None]
-
-
-def _accuracy_tile(summary: Summary, champion: ModelFile, row: Row) -> Tile:
     control = file_like(summary, row.control, champion.precision) if row.control else None
     if row.role == CONTROL:
         against = "a control, trained without a teacher"
     elif control is None:
         against = "no control to compare with"
     else:
-        points = signed(champion.score - control.score)
+        points, gain = signed(champion.score - control.score), summary.setting_of(row.run).gain
         against = f"{points} points against {control.run} ({both_as(champion, control)})"
-        gain = summary.setting_of(row.run).gain
         against += "; one seed cannot tell this from chance" if gain is None or gain.low is None else ""
-    return Tile(f"val mIoU, {champion.precision} ONNX", f"{champion.mean_iou:.1%}", against)
+    found = [Tile(f"val mIoU, {champion.precision} ONNX", f"{champion.score:.1%}", against)]
 
+    if champion.p50_ms is not None:
+        timed = summary.benchmark.get("conditions", {})
+        size, threads = timed.get("size_px"), timed.get("threads")
+        name = f"p50 per {size[0]}x{size[1]} frame" if size else "p50 per frame"
+        name += "" if threads is None else f", {threads} thread{'s' if threads != 1 else ''}"
+        times = ", ".join(f"{p50_ms:.1f} ms in {engine}" for engine, p50_ms in teacher_times(summary, champion))
+        against = "end to end" + (f"; the teacher: {times}" if times else "")
+        against = "not reliable: busy machine" if summary.busy else against
+        found.append(Tile(name, f"{champion.p50_ms:.1f} ms", against))
 
-def _latency_tile(summary: Summary, champion: ModelFile) -> Tile | None:
-    if champion.p50_ms is None:
-        return None
-    conditions = summary.benchmark.get("conditions", {})
-    size, threads = conditions.get("size_px"), conditions.get("threads")
-    name = f"p50 per {size[0]}x{size[1]} frame" if size else "p50 per frame"
-    name += "" if threads is None else f", {threads} thread{'s' if threads != 1 else ''}"
-    times = ", ".join(f"{p50_ms:.1f} ms in {engine}" for engine, p50_ms in teacher_times(summary, champion))
-    against = "end to end" + (f"; the teacher: {times}" if times else "")
-    return Tile(name, f"{champion.p50_ms:.1f} ms", "not reliable: busy machine" if summary.busy else against)
+    if champion.mb is not None:
+        share = ""
+        if row.parameters and teacher is not None and teacher.parameters:
+            share = f"{row.parameters / teacher.parameters:.0%} of the teacher's parameters"
+        found.append(Tile(f"{champion.precision} ONNX file", f"{champion.mb:.1f} MB", share))
+
+    if teacher is not None and teacher.mean_iou is not None:
+        against = f"which has {teacher.mean_iou:.1%}, not quantized"
+        if row.teacher_agreement is not None:
+            against += f"; the same class on {row.teacher_agreement:.0%} of pixels"
+        found.append(Tile("mIoU against the teacher", f"{signed(champion.score - teacher.mean_iou)} points", against))
+    return found
 
 
 def conditions(summary: Summary) -> list[tuple[str, str]]:
     """Return what the models were trained and scored on and how latency was measured, as terms and their values."""
+    known: dict[str, object] = {}
+    if summary.params is not None:
+        data, teacher, params = summary.params.data, summary.params.teacher, summary.params
+        given = " + ".join(teacher.checkpoints)
+        trained = f"from {given}" if given else f"trained here: {_steps(teacher)}"
+        further = f"{params.finetune.steps:,} to finetune, where a run says nothing else"
+        known = {
+            "data": data.source,
+            "frames resized to": data.size_px or "not at all",
+            "teacher": f"{teacher.described}, {trained}",
+            "students": f"{_steps(params.distill)}, and {further}",
+        }
     seeds = sorted({row.seed for row in summary.rows if row.seed is not None})
-    known = {} if summary.params is None else _training(summary.params)
     known |= {"seeds": ", ".join(map(str, seeds)) or MISSING, "git revision": git_revision()}
     known |= {_LATENCY_TERMS.get(name, name): value for name, value in summary.benchmark.get("conditions", {}).items()}
     return [(spaced(name), _as_text(value)) for name, value in known.items()]
@@ -226,17 +219,6 @@ def _as_text(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {inner}" for key, inner in value.items())
     return " x ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _training(params: Params) -> dict[str, object]:
-    teacher, distill = params.teacher, params.distill
-    given = " + ".join(teacher.checkpoints)
-    return {
-        "data": params.data.source,
-        "frames resized to": params.data.size_px or "not at all",
-        "teacher": f"{teacher.described}, {f'from {given}' if given else f'trained here: {_steps(teacher)}'}",
-        "students": f"{_steps(distill)}, and {params.finetune.steps:,} to finetune, where a run says nothing else",
-    }
 
 
 def _steps(section: TeacherParams | DistillParams) -> str:

@@ -12,8 +12,7 @@ from rich.text import Text
 
 from segdistill.core.errors import UserError
 from segdistill.report.words import answer, signed
-from segdistill.results.gains import Setting
-from segdistill.results.row import CONTROL, METRICS, MISSING, TERMINAL, Row, shown_in
+from segdistill.results.row import CONTROL, METRICS, MISSING, TEACHER, TERMINAL, shown_in
 from segdistill.results.summary import Summary
 
 # Where there is no terminal (CI, a log file) rich assumes 80 columns and cuts names.
@@ -52,9 +51,11 @@ def markdown(summary: Summary, *, sort: str | None = None, top: int | None = Non
     """Return the same table and answer as Markdown, for a page or a pull request; names cannot become HTML there."""
     heads, lines = table(summary, sort, top, group)
     rows = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
-    rows += ["| " + " | ".join(_plain(cell).replace("|", "\\|") for cell in cells) + " |" for cells, _ in lines]
+    for cells, _ in lines:
+        rows.append("| " + " | ".join(escape(cell, quote=False).replace("|", "\\|") for cell in cells) + " |")
     found = answer(summary)
-    return "\n".join([*rows, "", f"**{_plain(found.headline)}.** {_plain(' '.join(found.reasons))}"])
+    headline, reasons = (escape(text, quote=False) for text in (found.headline, " ".join(found.reasons)))
+    return "\n".join([*rows, "", f"**{headline}.** {reasons}"])
 
 
 def table(summary: Summary, sort: str | None, top: int | None, group: bool) -> tuple[list[str], Lines]:
@@ -73,44 +74,33 @@ def table(summary: Summary, sort: str | None, top: int | None, group: bool) -> t
         sign = -1 if sort is not None and by_name[sort] is max else 1
         return (value is None, value if isinstance(value, str) else sign * (value or 0))
 
+    lines: Lines = []
     if group:
         settings = list(summary.settings)
         if sort == "mean_iou":
             settings.sort(key=lambda one: rank(one.mean_iou))
         elif sort is not None:
             settings.sort(key=lambda one: rank(one.gain and one.gain.mean))
-        heads = ["setting", "seeds", "mIoU", "spread", "Δ control", "95% interval"]
-        return heads, [(_setting_cells(one), "") for one in settings[:top]]
+        for one in settings[:top]:
+            mean = MISSING if one.mean_iou is None else f"{one.mean_iou:.2%}"
+            spread = MISSING if one.spread is None else f"{100 * one.spread:.2f}"
+            gain, interval = "control" if one.role == CONTROL else MISSING, MISSING
+            if one.gain is not None:
+                gain = signed(one.gain.mean)
+                if one.gain.low is not None and one.gain.high is not None:
+                    interval = f"{signed(one.gain.low)} to {signed(one.gain.high)}"
+            lines.append(([one.name, str(one.seeds), mean, spread, gain, interval], ""))
+        return ["setting", "seeds", "mIoU", "spread", "Δ control", "95% interval"], lines
+
     rows = list(summary.rows)
     if sort is not None:
         rows.sort(key=lambda row: rank(getattr(row, sort)))
     columns = shown_in(TERMINAL)
-    lines: Lines = []
     for row in rows[:top]:
-        cells = [_cell(row, one.name, one.text(getattr(row, one.name))) for one in columns]
-        lines.append(([f"{row.run} (stale)" if row.is_stale else row.run, *cells], _style(summary, row)))
-    return ["run", *(one.label for one in columns)], lines
-
-
-def _cell(row: Row, name: str, text: str) -> str:
-    return "control" if name == "gain_over_vanilla" and row.role == CONTROL and row.control == row.run else text
-
-
-def _style(summary: Summary, row: Row) -> str:
-    if summary.champion is not None and row.run == summary.champion.run:
-        return "bold"
-    return "dim" if row.role == "teacher" or row.is_stale else ""
-
-
-def _setting_cells(one: Setting) -> list[str]:
-    mean = MISSING if one.mean_iou is None else f"{one.mean_iou:.2%}"
-    spread = MISSING if one.spread is None else f"{100 * one.spread:.2f}"
-    gain = "control" if one.role == CONTROL else MISSING if one.gain is None else signed(one.gain.mean)
-    interval = MISSING
-    if one.gain is not None and one.gain.low is not None and one.gain.high is not None:
-        interval = f"{signed(one.gain.low)} to {signed(one.gain.high)}"
-    return [one.name, str(one.seeds), mean, spread, gain, interval]
-
-
-def _plain(text: str) -> str:
-    return escape(text, quote=False)
+        texts = {column.name: column.text(getattr(row, column.name)) for column in columns}
+        if row.run == row.control:
+            texts["gain_over_vanilla"] = "control"  # its difference to itself is no result
+        is_champion = summary.champion is not None and row.run == summary.champion.run
+        style = "bold" if is_champion else "dim" if row.role == TEACHER or row.is_stale else ""
+        lines.append(([f"{row.run} (stale)" if row.is_stale else row.run, *texts.values()], style))
+    return ["run", *(column.label for column in columns)], lines

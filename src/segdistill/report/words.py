@@ -22,40 +22,35 @@ class Answer:
 
 def answer(summary: Summary) -> Answer:
     """Return the answer to: which student should we ship, and why that one?"""
-    stale = stale_sentence([row.run for row in summary.runs if row.is_stale])
-    latency = f"Do not rely on the latencies: {summary.busy}." if summary.busy else ""
     champion = summary.champion
     if champion is None:
-        headline, about = "Nothing to ship yet", [_under_the_floor(summary)]
+        headline = "Nothing to ship yet"
+        scored = [file for file in summary.files if file.role != TEACHER and file.mean_iou is not None]
+        if scored:
+            best = max(scored, key=lambda file: file.score)
+            reasons = [
+                f"The best file, {best.path}, has a val mIoU of {best.score:.1%}; a file to ship needs at least "
+                f"{summary.floor.mean_iou:.1%} ({summary.floor.reason}). Train longer, or on more data."
+            ]
+        else:
+            reasons = ["No exported file has a defined val mIoU."]
     else:
         headline, row = f"Ship {champion.run} as {champion.precision} ONNX", summary.run(champion.run)
-        about = [f"{champion.path}: {_facts(champion)}.", _against_control(summary, champion, row)]
+        facts = [f"val mIoU {champion.score:.1%}"]
+        facts += [] if champion.p50_ms is None else [f"{champion.p50_ms:.1f} ms per image (p50, end to end)"]
+        facts += [] if champion.mb is None else [f"{champion.mb:.1f} MB"]
+        reasons = [f"{champion.path}: {', '.join(facts)}.", _against_control(summary, champion, row)]
         if row.role == STUDENT:
-            about.append(claim(summary, summary.setting_of(row.run)))
-        about.append(_against_teacher(summary, champion, row))
-    reasons = [*about, over_all_settings(summary), _finetuning(summary), latency]
+            reasons.append(claim(summary, summary.setting_of(row.run)))
+        reasons.append(_against_teacher(summary, champion, row))
+    reasons += [over_all_settings(summary), _finetuning(summary)]
+    if summary.busy:
+        reasons.append(f"Do not rely on the latencies: {summary.busy}.")
     if champion is not None:
         reasons.append("The pick was made on the val frames that it is scored on, so its mIoU is slightly too high.")
-    reasons.append(f"Stale: {stale}." if stale else "")
+    if stale := stale_sentence([row.run for row in summary.runs if row.is_stale]):
+        reasons.append(f"Stale: {stale}.")
     return Answer(headline, tuple(filter(None, reasons)), summary.rule)
-
-
-def _under_the_floor(summary: Summary) -> str:
-    scored = [file for file in summary.files if file.role != TEACHER and file.mean_iou is not None]
-    if not scored:
-        return "No exported file has a defined val mIoU."
-    best = max(scored, key=lambda file: file.mean_iou or 0.0)
-    return (
-        f"The best file, {best.path}, has a val mIoU of {best.mean_iou:.1%}; a file to ship needs at least "
-        f"{summary.floor.mean_iou:.1%} ({summary.floor.reason}). Train longer, or on more data."
-    )
-
-
-def _facts(file: ModelFile) -> str:
-    facts = [f"val mIoU {file.mean_iou:.1%}"]
-    facts += [] if file.p50_ms is None else [f"{file.p50_ms:.1f} ms per image (p50, end to end)"]
-    facts += [] if file.mb is None else [f"{file.mb:.1f} MB"]
-    return ", ".join(facts)
 
 
 def file_like(summary: Summary, run: str, precision: str) -> ModelFile | None:
@@ -85,7 +80,8 @@ def _against_control(summary: Summary, champion: ModelFile, row: Row) -> str:
     if control is None:
         return "There is no control to compare it with, so nothing shows what the teacher contributed."
     points = 100 * (champion.score - control.score)
-    distance = "It scores the same as" if points == 0 else f"It is {_points(points)} {_side(points)}"
+    size = f"{abs(points):.1f} points" if abs(points) >= 0.1 else f"{abs(points):.2f} points"
+    distance = f"It is {size} {'above' if points > 0 else 'below'}" if points else "It scores the same as"
     other = summary.run(control.run).arch
     network = "" if other == row.arch else f", and another network: {other}"
     picked = " It is picked for its speed, not for its mIoU." if points < 0 else ""
@@ -108,7 +104,17 @@ def claim(summary: Summary, setting: Setting) -> str:
         "hurt": "Distilling hurt:",
         "no difference": "It is not shown that distilling helped:",
     }[gain.verdict]
-    limits = _limits(summary, gain)
+    # What the interval does not cover limits the claim.
+    groups = summary.val_groups
+    if groups.count == 1:
+        limits = "All val frames are of one city or recording, so this says nothing about other places."
+    elif gain.groups < 2:
+        limits = "The interval is over seeds alone: the metrics do not say which val frames belong together."
+    else:
+        limits = f"The interval covers seeds and the {gain.groups} cities or recordings of val."
+    if groups.in_train:
+        of = f"{groups.in_train} of the {groups.count} cities or recordings of val"
+        limits += f" Train has frames of {of}: on new places the gain may be smaller."
     return f"{start} over {gain.seeds} seeds the gain in PyTorch is {with_interval(gain)}. {limits}"
 
 
@@ -117,21 +123,6 @@ def with_interval(gain: Gain) -> str:
     if gain.low is None or gain.high is None:
         return f"{signed(gain.mean)} points"
     return f"{signed(gain.mean)} points, 95% interval {signed(gain.low)} to {signed(gain.high)}"
-
-
-def _limits(summary: Summary, gain: Gain) -> str:
-    """Return what the interval does not cover."""
-    groups, found = summary.val_groups, []
-    if groups.count == 1:
-        found.append("All val frames are of one city or recording, so this says nothing about other places.")
-    elif gain.groups < 2:
-        found.append("The interval is over seeds alone: the metrics do not say which val frames belong together.")
-    else:
-        found.append(f"The interval covers seeds and the {gain.groups} cities or recordings of val.")
-    if groups.in_train:
-        of = f"{groups.in_train} of the {groups.count} cities or recordings of val"
-        found.append(f"Train has frames of {of}: on new places the gain may be smaller.")
-    return " ".join(found)
 
 
 def over_all_settings(summary: Summary) -> str:
@@ -144,8 +135,9 @@ def over_all_settings(summary: Summary) -> str:
         return "No distilled run has a control of its own network, so the sweep cannot tell whether distilling helps."
     if len(gains) == 1:
         (setting,) = (one for one in students if one.gain is not None)
-        is_told = summary.champion is not None and summary.champion.run in [row.run for row in setting.rows]
-        return "" if is_told else f"{setting.name}: {claim(summary, setting)}"
+        # The answer has the claim of the champion's setting already.
+        is_said = summary.champion is not None and summary.champion.run in [row.run for row in setting.rows]
+        return "" if is_said else f"{setting.name}: {claim(summary, setting)}"
     best = max(gains, key=lambda name: gains[name].mean)
     mean = sum(gain.mean for gain in gains.values()) / len(gains)
     ahead = sum(gain.mean > 0 for gain in gains.values())
@@ -153,11 +145,11 @@ def over_all_settings(summary: Summary) -> str:
         f"Of {len(gains)} distilled settings with a control of their network, {ahead} {_are(ahead)} above it in "
         f"PyTorch (best: {best} with {signed(gains[best].mean)} points; mean of all {signed(mean)} points)"
     )
-    told = [gain for gain in gains.values() if gain.low is not None]
-    if not told:
+    repeated = [gain for gain in gains.values() if gain.low is not None]
+    if not repeated:
         return f"{text}; with one seed of each none of this can be told from chance."
-    better, worse = (sum(gain.verdict == verdict for gain in told) for verdict in ("helped", "hurt"))
-    text += f"; beyond chance {better} {_are(better)} above and {worse} below, of {len(told)} with several seeds."
+    better, worse = (sum(gain.verdict == verdict for gain in repeated) for verdict in ("helped", "hurt"))
+    text += f"; beyond chance {better} {_are(better)} above and {worse} below, of {len(repeated)} with several seeds."
     return text + " Each interval is of 95%: of 20 settings without effect one is expected to miss 0."
 
 
@@ -202,15 +194,6 @@ def _finetuning(summary: Summary) -> str:
 def signed(gain: float) -> str:
     """Return a fraction in points with its sign, a true minus among them: +0.3, −1.1."""
     return f"{100 * gain:{'+.1f' if abs(gain) >= 0.0005 or gain == 0 else '+.2f'}}".replace("-", MINUS)
-
-
-def _points(points: float) -> str:
-    size = abs(points)
-    return f"{size:.1f} points" if size >= 0.1 else f"{size:.2f} points"
-
-
-def _side(points: float) -> str:
-    return "above" if points > 0 else "below"
 
 
 def _are(count: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from math import inf
 from statistics import median
 
@@ -138,8 +138,3 @@ def choose_champion(rows: Sequence[Row], floor: Floor | None = None, busy: bool 
     best = max(file.score for file in files)
     close = [file for file in files if file.score >= (best if busy else KEPT_MEAN_IOU * best)]
     return min(close, key=lambda file: (inf if file.p50_ms is None else file.p50_ms, -file.score, file.mb or inf))
-
-
-def champion_facts(champion: ModelFile, rule: str) -> dict:
-    """Return the champion as summary.json has it."""
-    return asdict(champion) | {"path": champion.path, "rule": rule}

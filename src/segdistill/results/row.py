@@ -34,7 +34,6 @@ class Metric:
     times: float = 1.0  # what the value is multiplied by where it is shown
     better: Callable | None = None  # max or min; None where neither is better
     shown: tuple[str, ...] = EVERYWHERE
-    logged: str = ""  # the name in MLflow, where it is another
     name: str = ""  # the field; filled in by METRICS
 
     def value(self, files: Mapping[str, Any]) -> Any:
@@ -132,7 +131,6 @@ class Row:
         "export.float32.mean_iou",
         better=max,
         shown=(RUNS, COMPARE),
-        logged="onnx_float32_mean_iou",
     )
     int8_mean_iou: float | None = metric(
         "mIoU int8",
@@ -140,7 +138,6 @@ class Row:
         "val mIoU of the int8 ONNX file",
         "export.int8.mean_iou",
         better=max,
-        logged="onnx_int8_mean_iou",
     )
     float32_mb: float | None = metric(
         "MB float32",
@@ -150,7 +147,6 @@ class Row:
         per=1e6,
         better=min,
         shown=(RUNS, COMPARE),
-        logged="onnx_float32_mb",
     )
     int8_mb: float | None = metric(
         "MB int8",
@@ -159,7 +155,6 @@ class Row:
         "export.int8.bytes",
         per=1e6,
         better=min,
-        logged="onnx_int8_mb",
     )
     torch_p50_ms: float | None = metric(
         "ms torch", ".2f", "p50 end to end, eager PyTorch", "latency.torch.end_to_end_p50_ms", better=min, shown=(MORE,)
@@ -210,7 +205,6 @@ class Row:
         "latency.onnx_float32.end_to_end_total_ms",
         better=min,
         shown=(MORE,),
-        logged="onnx_float32_total_ms",
     )
     row_key: str | None = None
     # Below are no columns of summary.csv.
@@ -238,38 +232,6 @@ class Row:
     def columns(self) -> dict[str, Any]:
         """Return the line of summary.csv, in the order of COLUMNS."""
         return {name: getattr(self, name) for name in COLUMNS}
-
-    def metrics(self) -> dict[str, float]:
-        """Return every number measured on this model, as MLflow shows it; undefined ones are left out.
-
-        These are the declared metrics, first of all `mean_iou`, because a page that compares runs begins with the first
-        one; then all other numbers of the metrics files, as `distilled_NAME`, `onnx_int8_NAME`,
-        `BACKEND_forward_p50_ms`, and per-class IoU as `class_iou_NAME`.
-        """
-        found: dict[str, Any] = {"mean_iou": self.mean_iou}
-        found |= {
-            one.logged or one.name: getattr(self, one.name)
-            for one in METRICS
-            if one.sources or one.name == "gain_over_vanilla"
-        }
-        distill, export = self.files.get("distill", {}), self.files.get("export", {})
-        others = {f"distilled_{name}": value for name, value in distill.items()}
-        others |= self.files.get("finished", {})
-        for precision in ("float32", "int8"):
-            others |= {f"onnx_{precision}_{name}": value for name, value in export.get(precision, {}).items()}
-        if self.is_finished:
-            others = export.get("torch", {}) | others
-        for backend, timed in self.files.get("latency", {}).items():
-            others |= {f"{backend}_{name.removeprefix('end_to_end_')}": value for name, value in timed.items()}
-        found = others | {name: value for name, value in found.items() if value is not None}
-        found = {"mean_iou": found.get("mean_iou")} | found
-        found |= {f"class_iou_{name}": iou for name, iou in self.class_iou.items()}
-        # Six digits of what is no count: MLflow's table cuts longer ones, and the metrics files have them all.
-        return {
-            name: float(f"{value:.6g}") if isinstance(value, float) else float(value)
-            for name, value in found.items()
-            if isinstance(value, int | float) and not isinstance(value, bool)
-        }
 
     @property
     def is_finished(self) -> bool:

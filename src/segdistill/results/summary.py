@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from segdistill.results.champion import (
     RULE_WHEN_BUSY,
     Floor,
     ModelFile,
-    champion_facts,
     choose_champion,
     floor_of,
     model_files,
@@ -132,10 +131,24 @@ def summarise(params: Params, metrics: Path, *, check_stale: bool = True) -> Sum
             raise UserError(f"metrics/benchmark.json: has no latencies of '{row.run}'; dvc repro benchmark takes them")
     records = {run: _record(metrics / "runs" / run / "val") for run in params.runs}
     counts = {run: record.group_counts for run, record in records.items() if record is not None}
-    found = of_rows(rows, benchmark, params, counts=counts, baseline=_most_frequent_class(_record(metrics / "val")))
+    # The most frequent class predicted for every pixel: a floor, where more than one class occurs.
+    baseline, of_teacher = None, _record(metrics / "val")
+    if of_teacher is not None:
+        truth_C: np.ndarray = of_teacher.counts_CC.sum(1)
+        occurring = np.count_nonzero(truth_C)
+        baseline = float(truth_C.max() / truth_C.sum() / occurring) if occurring > 1 else None
+    found = of_rows(rows, benchmark, params, counts=counts, baseline=baseline)
+
+    colors, legend = {}, metrics / "images" / LEGEND
+    if legend.is_file():
+        try:
+            table = ClassTable.of_facts(read_json(legend))
+        except UserError as error:
+            raise UserError(f"{legend}: {error}; dvc repro writes it anew") from None
+        colors = {class_key(name): color for name, color in zip(table.names, table.colors, strict=True)}
     checked = teacher.files["finished"]
     groups = ValGroups(checked.get("val_groups"), checked.get("val_groups_in_train"))
-    return replace(found, class_colors=_class_colors(metrics / "images" / LEGEND), val_groups=groups)
+    return replace(found, class_colors=colors, val_groups=groups)
 
 
 def rows_on_disk(params: Params, metrics: Path) -> tuple[Row, ...]:
@@ -153,14 +166,23 @@ def rows_on_disk(params: Params, metrics: Path) -> tuple[Row, ...]:
 
 def write_summary(summary: Summary, metrics: Path) -> None:
     """Write summary.json, flat values by run as `dvc metrics diff` compares them, and summary.csv, a line per model."""
-    repeated = [one for one in summary.settings if one.seeds > 1]
-    value = {
-        "champion": champion_facts(summary.champion, summary.rule) if summary.champion else None,
+    champion = summary.champion
+    value: dict[str, Any] = {
+        "champion": champion and asdict(champion) | {"path": champion.path, "rule": summary.rule},
         "teacher": summary.teacher.columns() if summary.teacher else None,
         "runs": {row.run: row.columns() for row in summary.runs},
     }
-    if repeated:
-        value["settings"] = {one.name: _over_seeds(one) for one in repeated}
+    for one in summary.settings:
+        if one.seeds > 1:
+            value.setdefault("settings", {})[one.name] = {
+                "seeds": one.seeds,
+                "mean_iou": one.mean_iou,
+                "spread": one.spread,
+                "gain_over_vanilla": one.gain and one.gain.mean,
+                "gain_low": one.gain and one.gain.low,
+                "gain_high": one.gain and one.gain.high,
+                "val_groups": one.gain and one.gain.groups,
+            }
     write_json(metrics / "summary.json", value)
     with atomic_file(metrics / "summary.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
@@ -169,30 +191,23 @@ def write_summary(summary: Summary, metrics: Path) -> None:
 
 
 def with_gains(rows: Sequence[Row]) -> tuple[Row, ...]:
-    """Return the rows, each run measured against its control."""
+    """Return the rows, each run measured against a control, of its network and its seed where there is one."""
     controls = [row for row in rows if row.role == CONTROL]
-
-    def measured(row: Row) -> Row:
-        if row.role == TEACHER or not controls:
-            return row
-        control = _control_of(row, controls)
-        gain = None
-        if row.mean_iou is not None and control.mean_iou is not None:
-            gain = row.mean_iou - control.mean_iou
-        return replace(row, control=control.run, gain_over_vanilla=gain)
-
-    return tuple(measured(row) for row in rows)
-
-
-def _control_of(row: Row, controls: Sequence[Row]) -> Row:
-    """Return the first control of the same network, or else the first one; a student's has its seed if there is one.
-
-    A seed fixes initial weights and batches, so much of what chance does to a pair of one seed is the same for both.
-    Controls of other seeds are measured against the first one, which shows what chance does.
-    """
-    alike = [control for control in controls if control.arch == row.arch] or list(controls)
-    paired = [control for control in alike if control.seed == row.seed and row.role == STUDENT]
-    return (paired or alike)[0]
+    if not controls:
+        return tuple(rows)
+    found = []
+    for row in rows:
+        if row.role != TEACHER:
+            alike = [control for control in controls if control.arch == row.arch] or controls
+            # A seed fixes initial weights and batches, so much of what chance does to a pair of one seed is the same
+            # for both. Controls of other seeds are measured against the first one, which shows what chance does.
+            paired = [control for control in alike if control.seed == row.seed and row.role == STUDENT]
+            control, gain = (paired or alike)[0], None
+            if row.mean_iou is not None and control.mean_iou is not None:
+                gain = row.mean_iou - control.mean_iou
+            row = replace(row, control=control.run, gain_over_vanilla=gain)
+        found.append(row)
+    return tuple(found)
 
 
 def _teacher_row(params: Params, metrics: Path, benchmark: dict) -> Row:
@@ -261,35 +276,3 @@ def _record(folder: Path) -> ValRecord | None:
         return ValRecord(folder)
     except FileNotFoundError:
         return None
-
-
-def _most_frequent_class(record: ValRecord | None) -> float | None:
-    """Return the val mIoU of predicting the most frequent class for every pixel; None where fewer than two occur."""
-    if record is None:
-        return None
-    truth: np.ndarray = record.counts_CC.sum(1)
-    occurring = np.count_nonzero(truth)
-    return float(truth.max() / truth.sum() / occurring) if occurring > 1 else None
-
-
-def _class_colors(legend: Path) -> dict[str, Color]:
-    if not legend.is_file():
-        return {}
-    try:
-        table = ClassTable.of_facts(read_json(legend))
-    except UserError as error:
-        raise UserError(f"{legend}: {error}; dvc repro writes it anew") from None
-    return {class_key(name): color for name, color in zip(table.names, table.colors, strict=True)}
-
-
-def _over_seeds(setting: Setting) -> dict:
-    gain = setting.gain
-    return {
-        "seeds": setting.seeds,
-        "mean_iou": setting.mean_iou,
-        "spread": setting.spread,
-        "gain_over_vanilla": gain and gain.mean,
-        "gain_low": gain and gain.low,
-        "gain_high": gain and gain.high,
-        "val_groups": gain and gain.groups,
-    }

@@ -25,7 +25,7 @@ from segdistill.core.progress import Progress
 from segdistill.core.provenance import file_sha256, settings_hash
 from segdistill.formats.curve import COLUMNS
 from segdistill.params.model import Params
-from segdistill.tracking.registry import champion_on_disk, register
+from segdistill.tracking.registry import update_champion
 from segdistill.tracking.rows import CURVE, TEACHER, Point, Row, rows_on_disk
 from segdistill.tracking.store import Store, cause, check_reachable, configure_mlflow, find_store, locked, within
 from segdistill.tracking.view import CURRENT_TAG, experiment_tags
@@ -44,7 +44,7 @@ FILES_PER_IMAGE = 2  # the image and a small copy of it
 
 
 def track(params: Params, metrics: Path, limit_s: float = 300.0, shows_progress: bool = False) -> bool:
-    """Bring every run of `params` that `metrics` holds into MLflow, and register the champion once all are measured.
+    """Bring every run of `params` that `metrics` holds into MLflow, and update the champion once all are measured.
 
     Never raises: where the store cannot be used, log one warning. With `shows_progress`, draw a bar on a terminal.
 
@@ -59,10 +59,8 @@ def track(params: Params, metrics: Path, limit_s: float = 300.0, shows_progress:
         configure_mlflow()
         with locked(store, wait_s=limit_s / 2):
             runs = with_retries(lambda: _upsert_shown(store, params, rows, shows_progress))
-            champion = champion_on_disk(params, metrics)
-            for row in rows:
-                if champion is not None and row.run == champion.file.run:
-                    register(connect(store), champion, runs[row.key], row.params)
+            named = {row.run: (runs[row.key], row.params) for row in rows}
+            update_champion(connect(store), params, metrics, named)
 
     try:
         within(limit_s, work)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from segdistill.core.errors import UserError
-from segdistill.core.files import read_json
+from segdistill.core.log import logger
 from segdistill.core.provenance import file_sha256, package_versions
 from segdistill.params.model import Params
 from segdistill.results.champion import RULE, ModelFile
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 ALIAS = "champion"
 FILE_TAG = "file_sha256"
 READY_S = 30  # for a version to become ready; SQL stores have it at once
-EXAMPLE_PX = (32, 64)  # of the input example, which is kept as JSON
+EXAMPLE_PX = (32, 64)  # (H, W) of the input example
 
 
 class Champion(NamedTuple):
@@ -39,36 +40,46 @@ class Champion(NamedTuple):
     weights_sha256: str
 
 
-def champion_on_disk(params: Params, metrics: Path) -> Champion | None:
-    """Return the champion of all runs of `params`; None before every run is measured, or with tracking.model null.
+def update_champion(
+    client: MlflowClient, params: Params, metrics: Path, runs: Mapping[str, tuple[Run, dict[str, str]]]
+) -> None:
+    """Set the alias on the file to ship, adding a version of it if there is none; without such a file remove the alias.
+
+    Do nothing before every run is measured, or with tracking.model null.
+
+    Args:
+        runs: MLflow's run, and its params there, by name.
 
     Raises:
-        UserError: its file is not there.
+        UserError: the file to ship is not there.
     """
     name = params.tracking.model
     if name is None:
-        return None
+        return
     try:
-        file = summarise(params, metrics).champion
+        summary = summarise(params, metrics)
     except UserError:
-        return None
+        return
+    known, file = client.search_registered_models(f"name = '{name}'"), summary.champion
     if file is None:
-        return None
+        # Whoever serves models:/NAME@champion would get a file that the report says not to ship.
+        if known and ALIAS in client.get_registered_model(name).aliases:
+            client.delete_registered_model_alias(name, ALIAS)
+            logger.info("MLflow: there is nothing to ship, so no version of %s is the %s any more", name, ALIAS)
+        return
+    if file.run not in runs:  # its metrics are of other settings
+        return
     path = metrics.parent / file.path
     if not path.is_file():
         raise UserError(f"{file.path}: no such file, so it is not registered; dvc checkout or dvc pull brings it")
-    weights = read_json(metrics / "runs" / file.run / "finetune.json")["weights_sha256"]
-    return Champion(name, file, path, file_sha256(path), weights)
-
-
-def register(client: MlflowClient, champion: Champion, run: Run, params: dict[str, str]) -> None:
-    """Set the alias on `champion`, the file of `run` with `params`; add a version of it if there is none."""
-    name = champion.name
-    if not client.search_registered_models(f"name = '{name}'"):
+    weights_sha256 = summary.run(file.run).files["finished"]["weights_sha256"]
+    champion = Champion(name, file, path, file_sha256(path), weights_sha256)
+    if not known:
         client.create_registered_model(name, description=f"The student to ship: {RULE}.")
+    run, run_params = runs[file.run]
     found = client.search_model_versions(f"name = '{name}' and tags.`{FILE_TAG}` = '{champion.sha256}'")
-    version = found[0] if found else _add_version(client, champion, run, params)
-    for key, value in _tags(champion, params).items():
+    version = found[0] if found else _add_version(client, champion, run, run_params)
+    for key, value in _tags(champion, run_params).items():
         if version.tags.get(key) != value:
             client.set_model_version_tag(name, version.version, key, value)
     if str(client.get_registered_model(name).aliases.get(ALIAS)) != str(version.version):
@@ -137,6 +148,11 @@ def _save(champion: Champion, folder: Path, run_id: str, logged) -> None:
             f"{champion.path}: exported from other weights than those that metrics/ was measured with; run dvc checkout"
         )
     uint8 = np.dtype(np.uint8)
+    # A small frame: the example is kept as JSON, in which a whole one would outweigh the model.
+    height, width = EXAMPLE_PX
+    shades_W = np.linspace(0, 255, width, dtype=np.uint8)
+    example_1HW3 = np.broadcast_to(shades_W[None, None, :, None], (1, height, width, 3)).copy()
+    requirements = package_versions("mlflow", "numpy", "onnx", "onnxruntime")
     mlflow.onnx.save_model(
         onnx_model,
         folder,
@@ -144,22 +160,9 @@ def _save(champion: Champion, folder: Path, run_id: str, logged) -> None:
         signature=ModelSignature(
             Schema([TensorSpec(uint8, (-1, -1, -1, 3), INPUT)]), Schema([TensorSpec(uint8, (-1, -1, -1), OUTPUTS[0])])
         ),
-        input_example={INPUT: _example()},
-        pip_requirements=[f"{name}=={version}" for name, version in _requirements().items()],
+        input_example={INPUT: example_1HW3},
+        pip_requirements=[f"{name}=={version}" for name, version in requirements.items()],
         onnx_execution_providers=["CPUExecutionProvider"],
         metadata={"segdistill": facts},
         save_as_external_data=False,
     )
-
-
-def _requirements() -> dict[str, str]:
-    return package_versions("mlflow", "numpy", "onnx", "onnxruntime")
-
-
-def _example():
-    """Return a small frame, uint8 (1, H, W, 3): as JSON a whole one would outweigh the model."""
-    import numpy as np
-
-    height, width = EXAMPLE_PX
-    shades = np.linspace(0, 255, width, dtype=np.uint8)
-    return np.broadcast_to(shades[None, None, :, None], (1, height, width, 3)).copy()

@@ -137,6 +137,24 @@ def test_the_alias_moves_to_another_champion(here):
     assert versions() == {1: "a03", 2: "vanilla champion"}
 
 
+def test_nothing_to_ship_removes_the_alias_until_a_file_passes_the_floor_again(here):
+    too_high = {"report": {"min_mean_iou": 0.9}}
+    assert track(sweep_params(**too_high), METRICS)
+    assert client().get_registered_model(NAME).aliases == {}
+    assert [one.tags["run"] for one in client().search_model_versions(f"name = '{NAME}'")] == ["a03"]
+    assert track(sweep_params(**too_high), METRICS)
+    assert track(sweep_params(), METRICS)
+    assert versions() == {1: "a03 champion"}
+
+
+def test_nothing_to_ship_registers_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    write_metrics(METRICS)
+    assert track(sweep_params(report={"min_mean_iou": 0.9}), METRICS)
+    assert client().search_registered_models() == []
+
+
 @pytest.mark.parametrize("fault", ["no file", "other weights", "no ONNX"])
 def test_a_file_that_does_not_fit_is_one_warning_and_the_rows_are_there(here, fault, capfd):
     make_vanilla_the_champion()
