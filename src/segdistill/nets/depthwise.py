@@ -1,17 +1,24 @@
 """Depthwise convolution for training on a CPU, around the cases that oneDNN has no fast gradient kernels for.
 
 torch computes a channels-last depthwise convolution with oneDNN. Its kernels for depthwise gradients cover dilation 1,
-kernels of at most 3 columns, and in bfloat16 stride 1. Any other gradient goes to a kernel for grouped convolution,
-which blocks channels by 16 and so computes up to 256 products for one that is needed. That was half of a student's
-step. Each case is rewritten here as convolutions that the fast kernels take (see the functions for how); the result is
-the same up to rounding. Forward and backward, one thread, 4 images, torch's way / this way, in ms:
+kernels of at most 3 columns, and in bfloat16 stride 1. All other gradients go to kernels for grouped convolution, which
+pad each group of one channel to blocks of 16: a quarter of a student's step. Each case is rewritten here as convolutions that
+the depthwise kernels take, equal up to rounding. Forward and backward of 4 images on 2 cores of a Zen 4, torch's way /
+this way in ms (benchmarks/depthwise.py); AVX2 by hiding the other instructions:
 
 | layer | bfloat16, AVX512-BF16 | float32, AVX-512 | float32, AVX2 |
 |---|---|---|---|
-@TABLE@
+| 960 channels, 20x20, 3x3, dilation 2 | 17.1 / 1.7 | 7.2 / 2.4 | 13.9 / 2.7 |
+| 960 channels, 40x40, 3x3, dilation 4 | 66.4 / 6.3 | 29.5 / 11.1 | 210 / 10.9 |
+| 96 channels, 129x129, 3x3, stride 2 | 34.2 / 4.1 | 5.4 | 5.1 |
+| 144 channels, 66x66, 3x3, stride 2 | 13.1 / 1.7 | 1.3 | 1.4 |
+| 72 channels, 64x64, 5x5, stride 2 | 13.9 / 1.9 | 2.3 | 2.7 |
+| 120 channels, 32x32, 5x5 | 6.4 / 1.9 | 2.6 / 1.5 | 3.8 / 3.2 |
+| 960 channels, 16x16, 5x5, dilation 2 | 21.0 / 3.0 | 11.1 / 5.2 | 24.2 / 6.4 |
 
-What gains less than 5% stays torch's: 3x3 of dilation 1 with stride 1, and with stride 2 in float32. The choice follows
-from the layer, the dtype and the processor alone, so that a resumed training computes the same bytes.
+A step of DeepLabV3+ on MobileNetV2 takes 1.38 times less in bfloat16 and 1.04 times less in float32, one of LR-ASPP on
+MobileNetV3 1.66 and 1.08 times. What gains less than 5% stays torch's. The choice follows from the layer, the dtype and
+the processor alone, so that a resumed training computes the same bytes.
 
 Shapes: B batch, C channels, H/W pixels of the input, h/w of the output; K rows and columns of the kernel.
 """
@@ -41,11 +48,14 @@ class DepthwiseConv2d(nn.Conv2d):
         if not (in_training_step and on_cpu and self._is_plain()):
             return super().forward(x_BCHW)
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x_BCHW.dtype
-        # Without bfloat16 instructions torch's own loop is 20 to 40 times slower than float32 and two casts.
-        is_emulated = dtype == torch.bfloat16 and not cpu_has_bfloat16()
+        # Without bfloat16 instructions torch's loop takes 30 times as long as float32 and two casts.
+        computed_in = torch.float32 if dtype == torch.bfloat16 and not cpu_has_bfloat16() else dtype
+        kernel, stride, padding, dilation = self.kernel_size[0], self.stride[0], self.padding[0], self.dilation[0]
+        is_fast = computed_in == dtype and not _is_slow(kernel, stride, dilation, dtype)
+        if is_fast or dtype not in (torch.float32, torch.bfloat16):
+            return super().forward(x_BCHW)
         with torch.autocast("cpu", enabled=False):
-            x_BCHW = x_BCHW.to(torch.float32 if is_emulated else dtype)
-            return depthwise_conv2d(x_BCHW, self.weight, self.stride[0], self.padding[0], self.dilation[0]).to(dtype)
+            return depthwise_conv2d(x_BCHW.to(computed_in), self.weight, stride, padding, dilation).to(dtype)
 
     def _is_plain(self) -> bool:
         """Return whether the layer is one that `depthwise_conv2d` computes: square, zero-padded, without bias."""
@@ -72,12 +82,21 @@ def cpu_has_bfloat16() -> bool:
     return amx or (torch.backends.cpu.get_cpu_capability() == "AVX512" and avx512_bf16)
 
 
+def _is_slow(kernel: int, stride: int, dilation: int, dtype: torch.dtype) -> bool:
+    """Return whether torch leaves a gradient to oneDNN's kernel for grouped convolution and this module does not."""
+    if dilation > 1:
+        return stride == 1
+    if dtype == torch.bfloat16:
+        return kernel > MAX_COLUMNS or stride > 1
+    return kernel > MAX_COLUMNS and stride == 1  # with a stride, in float32, the copies cost what the kernel saves
+
+
 def depthwise_conv2d(x_BCHW: Tensor, weight_C1KK: Tensor, stride: int, padding: int, dilation: int) -> Tensor:
-    """Return out_BChw of x's dtype, in channels-last memory as x is; the weight is cast to that dtype."""
+    """Return out_BChw of x's dtype, to which the weight is cast."""
+    kernel = weight_C1KK.shape[3]
     if dilation > 1 and stride == 1:
         return _dilated(x_BCHW, weight_C1KK, padding, dilation)
-    is_slow = weight_C1KK.shape[3] > MAX_COLUMNS or (stride > 1 and x_BCHW.dtype == torch.bfloat16)
-    if dilation == 1 and is_slow:
+    if _is_slow(kernel, stride, dilation, x_BCHW.dtype):
         return _Undilated.apply(x_BCHW, weight_C1KK, stride, padding)
     return F.conv2d(x_BCHW, weight_C1KK.to(x_BCHW.dtype), None, stride, padding, dilation, groups=x_BCHW.shape[1])
 
@@ -102,15 +121,18 @@ class _Undilated(torch.autograd.Function):
 
 
 def _dilated(x_BCHW: Tensor, weight_C1KK: Tensor, padding: int, dilation: int) -> Tensor:
-    """Pad the image to whole grids (see `_Grids`) and crop what these add to the output."""
-    (height, width), kernel = x_BCHW.shape[2:], weight_C1KK.shape[3]
+    """Pad the image to whole grids (see `_Grids`), convolve them, and crop the output."""
+    (channels, height, width), kernel = x_BCHW.shape[1:], weight_C1KK.shape[3]
+    if dilation >= max(height, width) and padding == (kernel // 2) * dilation:
+        # Every other element of the kernel reads padding only, as in an ASPP over a small crop.
+        return x_BCHW * weight_C1KK[:, 0, kernel // 2, kernel // 2, None, None].to(x_BCHW.dtype)
     # The convolution of the grids pads by itself, except that each row of a grid ends with the padding of its right.
     grid_padding, rest = (padding // dilation, 0) if padding % dilation == 0 else (0, padding)
     right, bottom = rest + grid_padding * dilation, rest
     right += -(rest + width + right) % dilation
     bottom += -(rest + height + bottom) % dilation
-    # oneDNN has no fast weight gradient for fewer rows than the kernel has.
-    bottom += max(0, kernel * dilation - (rest + height + bottom))
+    if (rest + height + bottom) // dilation < kernel:  # oneDNN has no fast weight gradient for so few rows
+        return F.conv2d(x_BCHW, weight_C1KK.to(x_BCHW.dtype), None, 1, padding, dilation, groups=channels)
     if rest or right or bottom:
         x_BCHW = F.pad(x_BCHW, (rest, right, rest, bottom))
     out = _Grids.apply(x_BCHW, weight_C1KK, grid_padding, dilation)
@@ -163,39 +185,40 @@ def _kept(out_BChw: Tensor, dilation: int, segment: int, columns: int) -> Tensor
     return out_BChw.as_strided((batch, rows, dilation, columns, channels), strides)
 
 
-def _gradients(grad_BChw: Tensor, x_BCHW: Tensor, weight_C1KK: Tensor, stride: int, padding: int) -> tuple:
+def _gradients(
+    grad_BChw: Tensor, x_BCHW: Tensor, weight_C1KK: Tensor, stride: int, padding: int
+) -> tuple[Tensor, Tensor]:
     """Return the gradients of x and of the weight of a convolution of dilation 1, all in channels-last memory."""
     kernel = weight_C1KK.shape[3]
     if stride == 1 and kernel <= MAX_COLUMNS:
-        return _torch_gradients(grad_BChw, x_BCHW, weight_C1KK, stride, padding, (True, True))
-    # Of x, with a stride in bfloat16: the gradient of stride 1, with zeros for the outputs that the stride skips.
+        return _torch_gradients((True, True), grad_BChw, x_BCHW, weight_C1KK, stride, (padding, padding))
     spread, x_stride = grad_BChw, stride
     if stride > 1 and x_BCHW.dtype == torch.bfloat16:
+        # The gradient of x is that of stride 1, with zeros for the outputs that the stride skips.
         batch, channels, height, width = x_BCHW.shape
         all_rows, all_columns = (size + 2 * padding - kernel + 1 for size in (height, width))
         spread = grad_BChw.new_zeros(batch, all_rows, all_columns, channels).permute(0, 3, 1, 2)
         rows, columns = ((size - 1) * stride + 1 for size in grad_BChw.shape[2:])
         spread[:, :, :rows:stride, :columns:stride] = grad_BChw
         x_stride = 1
-    grad_x, _ = _torch_gradients(spread, x_BCHW, weight_C1KK, x_stride, padding, (True, False))
-    # Of a wide kernel: at most three of its columns at a time, each with the part of the image that they reach.
+    grad_x, _ = _torch_gradients((True, False), spread, x_BCHW, weight_C1KK, x_stride, (padding, padding))
+    if kernel <= MAX_COLUMNS:
+        return grad_x, _torch_gradients((False, True), grad_BChw, x_BCHW, weight_C1KK, stride, (padding, padding))[1]
+    # The weight gradient of at most three columns at a time, each with the part of the image that they reach.
     grad_columns = []
     for first in range(0, kernel, MAX_COLUMNS):
-        columns = weight_C1KK[..., first : first + MAX_COLUMNS]
+        columns_C1K3 = weight_C1KK[..., first : first + MAX_COLUMNS]
         left = padding - first
-        right = (grad_BChw.shape[3] - 1) * stride + columns.shape[3] - left - x_BCHW.shape[3]
-        reached = F.pad(x_BCHW, (left, right)) if kernel > MAX_COLUMNS else x_BCHW  # a negative padding crops
-        paddings = (padding, 0 if kernel > MAX_COLUMNS else padding)
-        grad_columns.append(_torch_gradients(grad_BChw, reached, columns, stride, paddings, (False, True))[1])
+        right = (grad_BChw.shape[3] - 1) * stride + columns_C1K3.shape[3] - left - x_BCHW.shape[3]
+        reached = F.pad(x_BCHW, (left, right))  # a negative padding crops
+        grads = _torch_gradients((False, True), grad_BChw, reached, columns_C1K3, stride, (padding, 0))
+        grad_columns.append(grads[1])
     return grad_x, torch.cat(grad_columns, dim=3)
 
 
 def _torch_gradients(
-    grad_BChw: Tensor, x_BCHW: Tensor, weight: Tensor, stride: int, padding: int | tuple[int, int], wanted: tuple
+    wanted: tuple[bool, bool], grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
     """Return torch's gradients of x and of the weight, None where not wanted."""
-    paddings = list(padding) if isinstance(padding, tuple) else [padding, padding]
-    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
-        grad_BChw, x_BCHW, weight, None, [stride, stride], paddings, [1, 1], False, [0, 0], len(weight), [*wanted, False]
-    )
-    return grad_x, grad_weight
+    of_layer = [stride, stride], list(padding), [1, 1], False, [0, 0], x.shape[1]
+    return torch.ops.aten.convolution_backward(grad, x, weight, None, *of_layer, [*wanted, False])[:2]
