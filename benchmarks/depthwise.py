@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from segdistill.nets.depthwise import DepthwiseConv2d, cpu_has_bfloat16
+from segdistill.nets.depthwise import CPU_HAS_BFLOAT16, DepthwiseConv2d
 from segdistill.nets.freed_memory import keep_freed_memory
 
 BATCH = 4
@@ -71,7 +71,7 @@ def measure(threads: int, seconds: float) -> list[Row]:
     """Return a row for each layer and precision that this processor computes, each measured for `seconds`."""
     torch.set_num_threads(threads)
     keep_freed_memory()  # as trainings do: otherwise page faults take longer than small layers
-    dtypes = (torch.bfloat16, torch.float32) if cpu_has_bfloat16() else (torch.float32,)
+    dtypes = (torch.bfloat16, torch.float32) if CPU_HAS_BFLOAT16 else (torch.float32,)
     return [_row(layer, dtype, seconds) for layer in LAYERS for dtype in dtypes]
 
 

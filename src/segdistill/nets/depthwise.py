@@ -2,9 +2,9 @@
 
 torch computes a channels-last depthwise convolution with oneDNN. Its kernels for depthwise gradients cover dilation 1,
 kernels of at most 3 columns, and in bfloat16 stride 1. All other gradients go to kernels for grouped convolution, which
-pad each group of one channel to blocks of 16: a quarter of a student's step. Each case is rewritten here as convolutions that
-the depthwise kernels take, equal up to rounding. Forward and backward of 4 images on 2 cores of a Zen 4, torch's way /
-this way in ms (benchmarks/depthwise.py); AVX2 by hiding the other instructions:
+pad each group of one channel to blocks of 16: a quarter of a student's step. Each case is rewritten here as
+convolutions that the depthwise kernels take, equal up to rounding. Forward and backward of 4 images on 2 cores of a
+Zen 4, torch's way / this way in ms (benchmarks/depthwise.py); AVX2 by hiding the other instructions:
 
 | layer | bfloat16, AVX512-BF16 | float32, AVX-512 | float32, AVX2 |
 |---|---|---|---|
@@ -25,14 +25,22 @@ Shapes: B batch, C channels, H/W pixels of the input, h/w of the output; K rows 
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 MAX_COLUMNS = 3  # the widest kernel that oneDNN has a depthwise weight gradient for
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Return whether oneDNN computes bfloat16 with instructions for it: AMX or AVX512-BF16."""
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    avx512_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return amx or (torch.backends.cpu.get_cpu_capability() == "AVX512" and avx512_bf16)
+
+
+CPU_HAS_BFLOAT16 = _cpu_has_bfloat16()
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -49,7 +57,7 @@ class DepthwiseConv2d(nn.Conv2d):
             return super().forward(x_BCHW)
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x_BCHW.dtype
         # Without bfloat16 instructions torch's loop takes 30 times as long as float32 and two casts.
-        computed_in = torch.float32 if dtype == torch.bfloat16 and not cpu_has_bfloat16() else dtype
+        computed_in = torch.float32 if dtype == torch.bfloat16 and not CPU_HAS_BFLOAT16 else dtype
         kernel, stride, padding, dilation = self.kernel_size[0], self.stride[0], self.padding[0], self.dilation[0]
         is_fast = computed_in == dtype and not _is_slow(kernel, stride, dilation, dtype)
         if is_fast or dtype not in (torch.float32, torch.bfloat16):
@@ -74,18 +82,10 @@ def use_fast_depthwise(net: nn.Module) -> nn.Module:
     return net
 
 
-@cache
-def cpu_has_bfloat16() -> bool:
-    """Return whether oneDNN computes bfloat16 with instructions for it: AMX or AVX512-BF16."""
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    avx512_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-    return amx or (torch.backends.cpu.get_cpu_capability() == "AVX512" and avx512_bf16)
-
-
 def _is_slow(kernel: int, stride: int, dilation: int, dtype: torch.dtype) -> bool:
     """Return whether torch leaves a gradient to oneDNN's kernel for grouped convolution and this module does not."""
     if dilation > 1:
-        return stride == 1
+        return stride == 1 and kernel % 2 == 1
     if dtype == torch.bfloat16:
         return kernel > MAX_COLUMNS or stride > 1
     return kernel > MAX_COLUMNS and stride == 1  # with a stride, in float32, the copies cost what the kernel saves
@@ -93,10 +93,9 @@ def _is_slow(kernel: int, stride: int, dilation: int, dtype: torch.dtype) -> boo
 
 def depthwise_conv2d(x_BCHW: Tensor, weight_C1KK: Tensor, stride: int, padding: int, dilation: int) -> Tensor:
     """Return out_BChw of x's dtype, to which the weight is cast."""
-    kernel = weight_C1KK.shape[3]
-    if dilation > 1 and stride == 1:
-        return _dilated(x_BCHW, weight_C1KK, padding, dilation)
-    if _is_slow(kernel, stride, dilation, x_BCHW.dtype):
+    if _is_slow(weight_C1KK.shape[3], stride, dilation, x_BCHW.dtype):
+        if dilation > 1:
+            return _dilated(x_BCHW, weight_C1KK, padding, dilation)
         return _Undilated.apply(x_BCHW, weight_C1KK, stride, padding)
     return F.conv2d(x_BCHW, weight_C1KK.to(x_BCHW.dtype), None, stride, padding, dilation, groups=x_BCHW.shape[1])
 
@@ -116,7 +115,7 @@ class _Undilated(torch.autograd.Function):
     def backward(ctx, grad_BChw: Tensor) -> tuple[Tensor | None, ...]:
         x_BCHW, weight = ctx.saved_tensors
         grad_BChw = grad_BChw.contiguous(memory_format=torch.channels_last)
-        grad_x, grad_weight = _gradients(grad_BChw, x_BCHW, weight, ctx.stride, ctx.padding)
+        grad_x, grad_weight = _gradients(grad_BChw, x_BCHW, weight, ctx.stride, (ctx.padding, ctx.padding))
         return grad_x, grad_weight.to(ctx.weight_dtype), None, None
 
 
@@ -153,65 +152,60 @@ class _Grids(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x_BCHW: Tensor, weight_C1KK: Tensor, grid_padding: int, dilation: int) -> Tensor:
-        batch, channels, height, width = x_BCHW.shape
+        (batch, channels, height, width), kernel = x_BCHW.shape, weight_C1KK.shape[3]
         rows, segment, grid_channels = height // dilation, width // dilation, dilation * channels
         grids = x_BCHW.permute(0, 2, 3, 1).reshape(batch, rows, dilation * segment, grid_channels).permute(0, 3, 1, 2)
         weight = weight_C1KK.to(x_BCHW.dtype).repeat(dilation, 1, 1, 1)
-        out = F.conv2d(grids, weight, None, 1, grid_padding, groups=grid_channels)
+        padding = grid_padding, kernel // 2  # as many columns as make the output as wide as the image
+        out = F.conv2d(grids, weight, None, 1, padding, groups=grid_channels)
         ctx.save_for_backward(grids, weight)
-        ctx.sizes = x_BCHW.shape, out.shape, grid_padding, dilation, weight_C1KK.dtype
-        kept = _kept(out, dilation, segment, segment + grid_padding - weight.shape[3] + 1)
+        ctx.padding, ctx.dilation, ctx.dropped = padding, dilation, (kernel // 2 - grid_padding, kernel // 2)
+        ctx.x_shape, ctx.weight_dtype = (batch, height, width, channels), weight_C1KK.dtype
+        segments = out.permute(0, 2, 3, 1).unflatten(2, (dilation, segment))
+        kept = segments[:, :, :, ctx.dropped[0] : segment - ctx.dropped[1]]
         return kept.reshape(batch, -1, kept.shape[3] * dilation, channels).permute(0, 3, 1, 2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_BChw: Tensor) -> tuple[Tensor | None, ...]:
         grids, weight = ctx.saved_tensors
-        (batch, channels, height, width), out_shape, grid_padding, dilation, weight_dtype = ctx.sizes
-        segment = width // dilation
-        grad_out = grad_BChw.new_zeros([out_shape[at] for at in (0, 2, 3, 1)]).permute(0, 3, 1, 2)
-        kept = _kept(grad_out, dilation, segment, segment + grid_padding - weight.shape[3] + 1)
-        kept.copy_(grad_BChw.permute(0, 2, 3, 1).reshape(kept.shape))
-        grad_grids, grad_weight = _gradients(grad_out, grids, weight, 1, grid_padding)
-        grad_x = grad_grids.permute(0, 2, 3, 1).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
-        return grad_x, grad_weight.to(weight_dtype).unflatten(0, (dilation, channels)).sum(0), None, None
-
-
-def _kept(out_BChw: Tensor, dilation: int, segment: int, columns: int) -> Tensor:
-    """Return the view (B, h, dilation, columns, C) of the first `columns` outputs of each segment."""
-    batch, channels, rows, _ = out_BChw.shape
-    of_batch, of_channel, of_row, of_column = out_BChw.stride()
-    strides = (of_batch, of_row, segment * of_column, of_column, of_channel)
-    return out_BChw.as_strided((batch, rows, dilation, columns, channels), strides)
+        batch, channels, rows, columns = grad_BChw.shape
+        segments = (batch, rows // ctx.dilation, ctx.dilation, columns // ctx.dilation, ctx.dilation * channels)
+        kept = grad_BChw.permute(0, 2, 3, 1).reshape(segments)
+        grad_out = F.pad(kept, (0, 0, *ctx.dropped)).flatten(2, 3).permute(0, 3, 1, 2)
+        grad_grids, grad_weight = _gradients(grad_out, grids, weight, 1, ctx.padding)
+        grad_x = grad_grids.permute(0, 2, 3, 1).reshape(ctx.x_shape).permute(0, 3, 1, 2)
+        grad_weight = grad_weight.to(ctx.weight_dtype).unflatten(0, (ctx.dilation, channels)).sum(0)
+        return grad_x, grad_weight, None, None
 
 
 def _gradients(
-    grad_BChw: Tensor, x_BCHW: Tensor, weight_C1KK: Tensor, stride: int, padding: int
+    grad_BChw: Tensor, x_BCHW: Tensor, weight_C1KK: Tensor, stride: int, padding: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of x and of the weight of a convolution of dilation 1, all in channels-last memory."""
     kernel = weight_C1KK.shape[3]
     if stride == 1 and kernel <= MAX_COLUMNS:
-        return _torch_gradients((True, True), grad_BChw, x_BCHW, weight_C1KK, stride, (padding, padding))
+        return _torch_gradients((True, True), grad_BChw, x_BCHW, weight_C1KK, stride, padding)
     spread, x_stride = grad_BChw, stride
     if stride > 1 and x_BCHW.dtype == torch.bfloat16:
         # The gradient of x is that of stride 1, with zeros for the outputs that the stride skips.
         batch, channels, height, width = x_BCHW.shape
-        all_rows, all_columns = (size + 2 * padding - kernel + 1 for size in (height, width))
+        all_rows, all_columns = height + 2 * padding[0] - kernel + 1, width + 2 * padding[1] - kernel + 1
         spread = grad_BChw.new_zeros(batch, all_rows, all_columns, channels).permute(0, 3, 1, 2)
         rows, columns = ((size - 1) * stride + 1 for size in grad_BChw.shape[2:])
         spread[:, :, :rows:stride, :columns:stride] = grad_BChw
         x_stride = 1
-    grad_x, _ = _torch_gradients((True, False), spread, x_BCHW, weight_C1KK, x_stride, (padding, padding))
+    grad_x, _ = _torch_gradients((True, False), spread, x_BCHW, weight_C1KK, x_stride, padding)
     if kernel <= MAX_COLUMNS:
-        return grad_x, _torch_gradients((False, True), grad_BChw, x_BCHW, weight_C1KK, stride, (padding, padding))[1]
+        return grad_x, _torch_gradients((False, True), grad_BChw, x_BCHW, weight_C1KK, stride, padding)[1]
     # The weight gradient of at most three columns at a time, each with the part of the image that they reach.
     grad_columns = []
     for first in range(0, kernel, MAX_COLUMNS):
         columns_C1K3 = weight_C1KK[..., first : first + MAX_COLUMNS]
-        left = padding - first
+        left = padding[1] - first
         right = (grad_BChw.shape[3] - 1) * stride + columns_C1K3.shape[3] - left - x_BCHW.shape[3]
         reached = F.pad(x_BCHW, (left, right))  # a negative padding crops
-        grads = _torch_gradients((False, True), grad_BChw, reached, columns_C1K3, stride, (padding, 0))
+        grads = _torch_gradients((False, True), grad_BChw, reached, columns_C1K3, stride, (padding[0], 0))
         grad_columns.append(grads[1])
     return grad_x, torch.cat(grad_columns, dim=3)
 
