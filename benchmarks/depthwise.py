@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from segdistill.nets.depthwise import CPU_HAS_BFLOAT16, DepthwiseConv2d
-from segdistill.nets.freed_memory import keep_freed_memory
+from segdistill.nets.device import keep_freed_memory
 
 BATCH = 4
 

@@ -131,7 +131,8 @@ def _dilated(x_BCHW: Tensor, weight_C1KK: Tensor, padding: int, dilation: int) -
     right, bottom = rest + grid_padding * dilation, rest
     right += -(rest + width + right) % dilation
     bottom += -(rest + height + bottom) % dilation
-    if (rest + height + bottom) // dilation < kernel:  # oneDNN has no fast weight gradient for so few rows
+    # oneDNN has no fast weight gradient for fewer rows than the kernel has, nor for more padding than half of it.
+    if (rest + height + bottom) // dilation < kernel or grid_padding > kernel // 2:
         return F.conv2d(x_BCHW, weight_C1KK.to(x_BCHW.dtype), None, 1, padding, dilation, groups=channels)
     if rest or right or bottom:
         x_BCHW = F.pad(x_BCHW, (rest, right, rest, bottom))
