@@ -31,17 +31,21 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from segdistill.nets.device import cpu_computes_bfloat16
+
+CPU_HAS_BFLOAT16 = cpu_computes_bfloat16()
 MAX_COLUMNS = 3  # the widest kernel that oneDNN has a depthwise weight gradient for
 
 
-def _cpu_has_bfloat16() -> bool:
-    """Return whether oneDNN computes bfloat16 with instructions for it: AMX or AVX512-BF16."""
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    avx512_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-    return amx or (torch.backends.cpu.get_cpu_capability() == "AVX512" and avx512_bf16)
+def trains_on_cpu(layer: nn.Module, x_BCHW: Tensor) -> bool:
+    """Return whether the layer runs in a training step on a CPU, in the channels-last memory of our trainings."""
+    in_training_step = layer.training and torch.is_grad_enabled() and not torch.jit.is_tracing()
+    return in_training_step and x_BCHW.device.type == "cpu" and x_BCHW.is_contiguous(memory_format=torch.channels_last)
 
 
-CPU_HAS_BFLOAT16 = _cpu_has_bfloat16()
+def dtype_under_autocast(x_BCHW: Tensor) -> torch.dtype:
+    """Return the dtype in which nn.Conv2d computes on a CPU."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x_BCHW.dtype
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -52,11 +56,9 @@ class DepthwiseConv2d(nn.Conv2d):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return nn.Conv2d's output, of the dtype that it would have under autocast."""
-        in_training_step = self.training and torch.is_grad_enabled() and not torch.jit.is_tracing()
-        on_cpu = x_BCHW.device.type == "cpu" and x_BCHW.is_contiguous(memory_format=torch.channels_last)
-        if not (in_training_step and on_cpu and self._is_plain()):
+        if not (trains_on_cpu(self, x_BCHW) and self._is_plain()):
             return super().forward(x_BCHW)
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x_BCHW.dtype
+        dtype = dtype_under_autocast(x_BCHW)
         # Without bfloat16 instructions torch's loop takes 30 times as long as float32 and two casts.
         computed_in = torch.float32 if dtype == torch.bfloat16 and not CPU_HAS_BFLOAT16 else dtype
         kernel, stride, padding, dilation = self.kernel_size[0], self.stride[0], self.padding[0], self.dilation[0]
@@ -70,17 +72,6 @@ class DepthwiseConv2d(nn.Conv2d):
         """Return whether the layer is one that `depthwise_conv2d` computes: square, zero-padded, without bias."""
         squares = (self.kernel_size, self.stride, self.padding, self.dilation)
         return self.bias is None and self.padding_mode == "zeros" and all(len(set(pair)) == 1 for pair in squares)
-
-
-def use_fast_depthwise(net: nn.Module) -> nn.Module:
-    """Make every depthwise nn.Conv2d of `net` a DepthwiseConv2d, and return `net`.
-
-    Only the class changes: names, weights, hooks and the random numbers drawn so far stay as they are.
-    """
-    for module in net.modules():
-        if type(module) is nn.Conv2d and 1 < module.groups == module.in_channels == module.out_channels:
-            module.__class__ = DepthwiseConv2d
-    return net
 
 
 def _is_slow(kernel: int, stride: int, dilation: int, dtype: torch.dtype) -> bool:

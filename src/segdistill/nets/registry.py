@@ -15,6 +15,7 @@ from types import ModuleType
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from segdistill.nets.fast_convs import use_fast_convs
 from segdistill.params.archs import check_arch
 
 
@@ -63,7 +64,7 @@ def network_module(arch: str, output_stride: int = 16) -> ModuleType:
 
 def build(arch: str, classes: int, output_stride: int = 16) -> nn.Module:
     """Return the network named `arch`, freshly initialised from torch's global generator."""
-    return network_module(arch, output_stride).build(classes, output_stride)
+    return use_fast_convs(network_module(arch, output_stride).build(classes, output_stride))
 
 
 def build_uninitialized(arch: str, classes: int, output_stride: int = 16) -> nn.Module:

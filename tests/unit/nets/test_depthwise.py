@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from segdistill.nets import depthwise
-from segdistill.nets.depthwise import DepthwiseConv2d, depthwise_conv2d, use_fast_depthwise
+from segdistill.nets.depthwise import DepthwiseConv2d, depthwise_conv2d
 
 # (channels, height, width), kernel, stride, dilation, padding
 LAYERS = [
@@ -143,19 +143,6 @@ def test_slow_layers_in_training_do_not_take_torchs_way(precision, monkeypatch):
             out = layer_of(DepthwiseConv2d, *layer)(x)
         in_torchs_way = out.grad_fn.name().startswith("ConvolutionBackward")
         assert in_torchs_way == (precision == torch.float32 and layer[2] == 2)  # a stride is slow in bfloat16 only
-
-
-def test_only_the_class_of_depthwise_layers_changes():
-    net = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, groups=4)
-    )
-    before = {key: value.clone() for key, value in net.state_dict().items()}
-    random_state = torch.get_rng_state()
-    assert use_fast_depthwise(net) is net
-    assert [type(module) for module in net] == [nn.Conv2d, DepthwiseConv2d, nn.Conv2d, nn.Conv2d]
-    assert torch.equal(random_state, torch.get_rng_state())
-    assert list(before) == list(net.state_dict())
-    assert all(torch.equal(value, net.state_dict()[key]) for key, value in before.items())
 
 
 def test_layers_with_a_bias_keep_torchs_way():
