@@ -27,6 +27,11 @@ class Compute(NamedTuple):
     dtype: torch.dtype
     threads: int
 
+    @property
+    def precision(self) -> str:
+        """The dtype's name, as params and metrics spell it."""
+        return str(self.dtype).removeprefix("torch.")
+
     def autocast(self) -> contextlib.AbstractContextManager:
         """Return the context of a forward pass."""
         if self.dtype == torch.float32:

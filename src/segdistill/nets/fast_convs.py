@@ -1,19 +1,20 @@
-"""Convolutions for training on a CPU: layers that oneDNN has no fast kernels for are computed another way.
+"""Convolutions for training on a CPU: layers that oneDNN has no fast gradients for are computed another way.
 
 Only the class of such a layer changes. Names, weights, random numbers and exported graphs stay as they are, and each
-class keeps nn.Conv2d's own forward for evaluation, traced graphs and GPUs.
+class keeps nn.Conv2d's own forward for evaluation, traced graphs and GPUs. The choice follows from the layer, the size
+of the image and the processor alone, so that a resumed training computes the same bytes.
 
 Shapes: B batch, C channels, O output channels, H/W pixels.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from segdistill.nets.depthwise import DepthwiseConv2d, dtype_under_autocast, trains_on_cpu
+
+MAX_PADDED = 1.2  # times the pixels of the image, where a 1x1 convolution pads its input
 
 
 def use_fast_convs(net: nn.Module) -> nn.Module:
@@ -37,77 +38,49 @@ class PaddedConv1x1(nn.Conv2d):
     """A 1x1 convolution with padding and without bias: it maps the padded zeros to zeros.
 
     oneDNN's kernels for 1x1 convolutions take no padding; its others copy the image and call a matrix product. So the
-    padding is an operation of its own: of the input where it is narrow, or else of the output.
+    padding is an operation of its own.
     """
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return nn.Conv2d's output."""
         if not trains_on_cpu(self, x_BCHW):
             return super().forward(x_BCHW)
-        padding = self.padding[0]
+        (height, width), padding = x_BCHW.shape[2:], self.padding[0]
         sides = (padding, padding, padding, padding)
-        if padding == 1:
+        # The input is narrower than the output, but its padding is convolved, too.
+        if (height + 2 * padding) * (width + 2 * padding) < MAX_PADDED * height * width:
             return F.conv2d(F.pad(x_BCHW.to(dtype_under_autocast(x_BCHW)), sides), self.weight)
         return F.pad(F.conv2d(x_BCHW, self.weight), sides)
 
 
 class DilatedConv3x3(nn.Conv2d):
-    """A dilated 3x3 convolution that keeps the size, with a faster gradient of the weight, as an ASPP has it.
+    """A dilated 3x3 convolution that keeps the size, as an ASPP has it: matrix products over the pixels that it reads.
 
-    A tap is one of the nine elements of the kernel, a matrix of O x C.
+    oneDNN multiplies the zeros of the padding, too. Over 16x16 pixels and with dilation 12 those are three quarters of
+    what the kernel reads, and with dilation 18 all but what its centre reads.
     """
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return nn.Conv2d's output."""
-        dtype = dtype_under_autocast(x_BCHW)
-        if not (trains_on_cpu(self, x_BCHW) and dtype in (torch.float32, torch.bfloat16)):
+        (height, width), dilation = x_BCHW.shape[2:], self.dilation[0]
+        if not trains_on_cpu(self, x_BCHW) or 2 * dilation < max(height, width):
             return super().forward(x_BCHW)
-        if self.dilation[0] >= max(x_BCHW.shape[2:]):
-            return F.conv2d(x_BCHW, self.weight[:, :, 1:2, 1:2])  # every other tap reads padding only
-        with torch.autocast("cpu", enabled=False):
-            return _TapGradients.apply(x_BCHW.to(dtype), self.weight, self.dilation[0])
+        x_BHWC = x_BCHW.to(dtype_under_autocast(x_BCHW)).permute(0, 2, 3, 1)
+        taps = self.weight.to(x_BHWC.dtype).permute(2, 3, 0, 1).flatten(0, 1).unbind()  # row by row, each O x C
+        out_BHWO = F.linear(x_BHWC, taps[4])
+        for index, tap in enumerate(taps):
+            rows = _where_a_tap_reads((index // 3 - 1) * dilation, height)
+            columns = _where_a_tap_reads((index % 3 - 1) * dilation, width)
+            if index != 4 and rows and columns:
+                out_BHWO[:, rows[0], columns[0]] += F.linear(x_BHWC[:, rows[1], columns[1]], tap)
+        return out_BHWO.permute(0, 3, 1, 2)
 
 
-class _TapGradients(torch.autograd.Function):
-    """torch's dilated convolution, whose weight gradient is nine matrix products.
+def _where_a_tap_reads(shift: int, size: int) -> tuple[slice, slice] | None:
+    """Return the outputs for which the tap, `shift` pixels away, is in the image, and the pixels that it reads there.
 
-    oneDNN computes the weight gradient of a dilated convolution by copying the image nine times, zeros of the padding
-    included, into one matrix product. Over 16x16 pixels a tap of dilation 12 reads 4 rows of the image or of the
-    columns and padding for the rest, so the nine products over image pixels alone need a third of the multiplications.
+    None where it reads padding only.
     """
-
-    @staticmethod
-    def forward(ctx, x_BCHW: Tensor, weight_OC33: Tensor, dilation: int) -> Tensor:
-        weight = weight_OC33.to(x_BCHW.dtype)
-        ctx.save_for_backward(x_BCHW, weight)
-        ctx.dilation, ctx.weight_dtype = dilation, weight_OC33.dtype
-        return F.conv2d(x_BCHW, weight, None, 1, dilation, dilation)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_BOHW: Tensor) -> tuple[Tensor | None, ...]:
-        x_BCHW, weight = ctx.saved_tensors
-        dilation, (height, width) = ctx.dilation, x_BCHW.shape[2:]
-        grad_BOHW = grad_BOHW.contiguous(memory_format=torch.channels_last)
-        same_size = [1, 1], [dilation, dilation], [dilation, dilation], False, [0, 0], 1
-        wanted = [True, False, False]
-        grad_x = torch.ops.aten.convolution_backward(grad_BOHW, x_BCHW, weight, None, *same_size, wanted)[0]
-
-        grad_BHWO, x_BHWC = grad_BOHW.permute(0, 2, 3, 1), x_BCHW.permute(0, 2, 3, 1)
-        grad_weight_33OC = grad_BOHW.new_empty(3, 3, *weight.shape[:2])
-        for row in range(3):
-            out_rows, image_rows = _where_tap_reads_image((row - 1) * dilation, height)
-            for column in range(3):
-                out_columns, image_columns = _where_tap_reads_image((column - 1) * dilation, width)
-                grad_pixels = grad_BHWO[:, out_rows, out_columns].flatten(0, 2)
-                image_pixels = x_BHWC[:, image_rows, image_columns].flatten(0, 2)
-                torch.mm(grad_pixels.t(), image_pixels, out=grad_weight_33OC[row, column])
-        grad_weight = grad_weight_33OC.permute(2, 3, 0, 1)
-        return grad_x, grad_weight.to(ctx.weight_dtype, memory_format=torch.channels_last), None
-
-
-def _where_tap_reads_image(shift: int, size: int) -> tuple[slice, slice]:
-    """Return the outputs whose tap, `shift` pixels away, is in the image, and the pixels that it reads there."""
-    outputs = slice(max(0, -shift), max(0, size - max(0, shift)))
-    pixels = slice(max(0, shift), max(0, size - max(0, -shift)))
-    return outputs, pixels
+    if abs(shift) >= size:
+        return None
+    return slice(max(0, -shift), size - max(0, shift)), slice(max(0, shift), size - max(0, -shift))

@@ -114,6 +114,7 @@ def _train_and_write(
         "parameters": sum(p.numel() for p in net.parameters()),
         "weights_sha256": file_sha256(weights),
         "data_fingerprint": data.fingerprint,
+        "training_precision": compute.precision if settings.steps else None,
     }
     write_json(metrics / f"{phase}.json", metrics_on_disk(evaluation.metrics, data.table.names) | facts)
     if checkpointer:

@@ -38,7 +38,7 @@ def check_teacher(params: Params, models: Path = MODELS, metrics: Path = METRICS
         UserError: a checkpoint does not fit or gives logits that are not finite, or val mIoU is under
             `teacher.min_mean_iou`. Nothing was replaced by then.
     """
-    data, teacher = PreparedData.open(), params.teacher
+    data, teacher, compute = PreparedData.open(), params.teacher, device_of(params.compute)
     val = data.val  # opened before a training: after hours of it a damaged file would be found too late
     curve: list[dict] = []
     checkpointer: Checkpointer | None = None
@@ -65,7 +65,7 @@ def check_teacher(params: Params, models: Path = MODELS, metrics: Path = METRICS
     with atomic_directory(models / "teacher") as folder:
         write_members(folder, members, len(data.table), teacher)
         # Opened from disk, so that what is scored is what `teacher-logits` opens.
-        opened = open_teacher(folder, device_of(params.compute).in_float32())
+        opened = open_teacher(folder, compute.in_float32())
         evaluation = evaluate(
             opened.predict,
             val,
@@ -96,6 +96,7 @@ def check_teacher(params: Params, models: Path = MODELS, metrics: Path = METRICS
         "parameters": opened.parameters,
         "weights_sha256": teacher_sha256(models / "teacher"),
         "data_fingerprint": data.fingerprint,
+        "training_precision": None if teacher.checkpoints else compute.precision,
         # What a gain on val can be generalised to: see results/gains.py.
         "val_groups": len(set(val_groups)),
         "val_groups_in_train": len({*val_groups} & {*data.frame_groups["train"], *data.frame_groups["holdout"]}),

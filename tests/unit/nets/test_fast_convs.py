@@ -16,10 +16,11 @@ from segdistill.params.archs import ARCHS
 
 # (input channels, output channels), (height, width), kernel, dilation; the padding keeps the size, or is the dilation
 LAYERS = [
+    ((4, 24), (22, 25), 1, 1),
     ((4, 24), (13, 16), 1, 1),
     ((4, 24), (8, 6), 1, 2),
-    ((8, 6), (16, 13), 3, 2),
-    ((8, 6), (16, 13), 3, 6),
+    ((8, 6), (13, 10), 3, 7),
+    ((8, 6), (16, 13), 3, 12),
     ((8, 6), (16, 13), 3, 15),  # more than the width, less than the height
     ((8, 6), (16, 13), 3, 16),  # the kernel's centre alone reads the image
 ]
@@ -117,6 +118,11 @@ def test_a_step_does_not_take_torchs_way():
     for layer in LAYERS:
         conv, x = layer_and_input(layer, torch.float32)
         assert not is_padded_or_dilated_by_torch(conv(x).grad_fn)
+
+
+def test_a_small_dilation_keeps_torchs_way():
+    conv, x = layer_and_input(((8, 6), (16, 13), 3, 6), torch.float32)
+    assert is_padded_or_dilated_by_torch(conv(x).grad_fn)
 
 
 def test_only_the_class_of_layers_changes():
