@@ -26,6 +26,7 @@ HERE = Path(__file__).parent
 PARTS = (
     "startup",
     "steps",
+    "convolutions",
     "sweep",
     "ways",
     "loading",
