@@ -228,6 +228,7 @@ def test_every_option_of_a_run_trains(here, override):
 def test_bfloat16_trains_close_to_float32(here):
     def losses(precision: str) -> list[float]:
         distill(params_in(precision), "views")
+        assert read_json(Path("metrics/runs/views/distill.json"))["training_precision"] == precision
         return [float(row["loss"]) for row in curve("views")]
 
     exact, found = losses("float32"), losses("bfloat16")
