@@ -2,6 +2,7 @@
 
 python -m benchmarks.run --only convolutions   # whole steps
 python -m benchmarks.convolutions              # layer by layer
+python -m benchmarks.convolutions --profile    # what a step of the student spends its time on
 
 To see another processor, hide instructions: ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2.
 """
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 
 from benchmarks.our_loop import STUDENT, OurLoop, bare_steps, our_compute, student_settings
 from benchmarks.rows import Row, ratio_row, seconds_in_turn
-from benchmarks.streets import ON_CPU, QUICK, streets_on_disk
+from benchmarks.streets import ON_CPU, QUICK, Sizes, streets_on_disk
+from segdistill.nets.device import Compute
 from segdistill.nets.fast_convs import use_fast_convs
 from segdistill.nets.registry import build
 from segdistill.prepare.cityscapes import CLASSES
@@ -82,8 +84,7 @@ LAYERS = (
 def measure(quick: bool) -> tuple[dict, list[Row]]:
     """Return the conditions and the rows 13: whole steps, without a teacher, on a loaded batch."""
     sizes, compute = QUICK if quick else ON_CPU, our_compute()
-    rounds = 2 if quick else 9
-    ours = OurLoop(streets_on_disk(sizes.frame_px, sizes.frames), sizes, compute, student_settings())
+    ours, rounds = our_loop(sizes, compute), 2 if quick else 9
     precisions = {"bfloat16": compute._replace(dtype=torch.bfloat16), "float32": compute.in_float32()}
     if compute.precision == "float32":  # an emulated bfloat16 takes minutes
         del precisions["bfloat16"]
@@ -92,9 +93,7 @@ def measure(quick: bool) -> tuple[dict, list[Row]]:
         kinds = {}
         for precision, computed in precisions.items():
             for way in ("torch", "ours"):
-                net = compute.place(build(arch, CLASSES)).train()
-                job = ours.job(way)._replace(net=use_torch_convs(net) if way == "torch" else net, compute=computed)
-                kinds[f"{way}, {precision}"] = bare_steps(job, steps=1)
+                kinds[f"{way}, {precision}"] = training_step(ours, arch, computed, way)
         taken_s = seconds_in_turn(kinds, rounds, warmup=2)
         seconds[arch] = {kind: round(float(np.median(taken)), 4) for kind, taken in taken_s.items()}
         for precision in precisions:
@@ -111,6 +110,16 @@ def measure(quick: bool) -> tuple[dict, list[Row]]:
         "seconds_per_step": seconds,
     }
     return conditions, rows
+
+
+def our_loop(sizes: Sizes, compute: Compute) -> OurLoop:
+    return OurLoop(streets_on_disk(sizes.frame_px, sizes.frames), sizes, compute, student_settings())
+
+
+def training_step(ours: OurLoop, arch: str, compute: Compute, way: str) -> Callable[[], None]:
+    """Return a call that makes a step on a loaded batch; `way`: whose convolutions, torch or ours."""
+    net = compute.place(build(arch, CLASSES)).train()
+    return bare_steps(ours.job(way)._replace(net=use_torch_convs(net) if way == "torch" else net, compute=compute), 1)
 
 
 def use_torch_convs(net: nn.Module) -> nn.Module:
@@ -143,10 +152,20 @@ def forward_and_backward(layer: Layer, dtype: torch.dtype, ours: bool) -> Callab
     return run
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Time convolutions of the students, forward and backward.")
-    parser.add_argument("--rounds", type=int, default=50)
-    rounds = parser.parse_args().rounds
+def print_profile() -> None:
+    """Print the operations of a student's step, with torch's convolutions and with ours."""
+    ours = our_loop(ON_CPU, our_compute())
+    for way in ("torch", "ours"):
+        step = training_step(ours, STUDENT, ours.compute, way)
+        for _ in range(3):
+            step()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
+            step()
+        print(way, profiled.key_averages().table(sort_by="self_cpu_time_total", row_limit=20), sep="\n")
+
+
+def print_layers(rounds: int) -> None:
+    """Print the milliseconds of each layer, forward and backward, with torch's convolution and with ours."""
     dtypes = (torch.bfloat16, torch.float32) if our_compute().precision == "bfloat16" else (torch.float32,)
     print(f"{'layer':36}{'network':30}{'precision':10}{'torch ms':>10}{'ours ms':>10}{'ratio':>7}")
     for layer in LAYERS:
@@ -156,6 +175,17 @@ def main() -> None:
             medians = "".join(f"{np.median(taken_ms[way]):10.2f}" for way in kinds)
             ratio = float(np.median(taken_ms["torch"] / taken_ms["ours"]))
             print(f"{layer!s:36}{layer.network:30}{str(dtype).removeprefix('torch.'):10}{medians}{ratio:7.2f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=50, help="of each layer")
+    parser.add_argument("--profile", action="store_true", help="profile a step in place of the layers")
+    options = parser.parse_args()
+    if options.profile:
+        print_profile()
+    else:
+        print_layers(options.rounds)
 
 
 if __name__ == "__main__":

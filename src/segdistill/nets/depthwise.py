@@ -4,7 +4,7 @@ torch computes a channels-last depthwise convolution with oneDNN. Its kernels fo
 kernels of at most 3 columns, and in bfloat16 stride 1. All other gradients go to kernels for grouped convolution, which
 pad each group of one channel to blocks of 16: a quarter of a student's step. Each case is rewritten here as
 convolutions that the depthwise kernels take, equal up to rounding. Forward and backward of 4 images on 2 cores of a
-Zen 4, torch's way / this way in ms (benchmarks/depthwise.py); AVX2 by hiding the other instructions:
+Zen 4, torch's way / this way in ms (`python -m benchmarks.convolutions`); AVX2 by hiding the other instructions:
 
 | layer | bfloat16, AVX512-BF16 | float32, AVX-512 | float32, AVX2 |
 |---|---|---|---|
@@ -17,9 +17,8 @@ Zen 4, torch's way / this way in ms (benchmarks/depthwise.py); AVX2 by hiding th
 | 120 channels, 32x32, 5x5 | 6.6 / 1.9 | 3.1 / 2.5 | 2.5 / 2.1 |
 | 960 channels, 16x16, 5x5, dilation 2 | 21.7 / 3.9 | 14.5 / 5.9 | 24.2 / 6.6 |
 
-A training step is faster by these factors in bfloat16 and in float32: DeepLabV3+ on MobileNetV2 1.4 and 1.04, DeepLabV3
-lite 1.5 and 1.07, LR-ASPP on MobileNetV3 1.65 and 1.08 (1.25 with AVX2). What gains less than 5% stays torch's. The
-choice follows from the layer, the dtype and the processor alone, so that a resumed training computes the same bytes.
+What gains less than 5% stays torch's. The choice follows from the layer, the dtype and the processor alone, so that a
+resumed training computes the same bytes.
 
 Shapes: B batch, C channels, H/W pixels of the input, h/w of the output; K rows and columns of the kernel.
 """
