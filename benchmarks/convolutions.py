@@ -2,7 +2,7 @@
 
 python -m benchmarks.run --only convolutions   # whole steps
 python -m benchmarks.convolutions              # layer by layer
-python -m benchmarks.convolutions --profile    # what a step of the student spends its time on
+python -m benchmarks.convolutions --profile    # what ten steps of the student spend their time on
 
 To see another processor, hide instructions: ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2.
 """
@@ -32,6 +32,7 @@ NETWORKS = {
     "-teacher": "deeplabv3plus_resnet50",
 }
 BATCH = 4
+PROFILED_STEPS = 10
 
 
 class Layer(NamedTuple):
@@ -153,14 +154,15 @@ def forward_and_backward(layer: Layer, dtype: torch.dtype, ours: bool) -> Callab
 
 
 def print_profile() -> None:
-    """Print the operations of a student's step, with torch's convolutions and with ours."""
+    """Print the operations of PROFILED_STEPS steps of a student, with torch's convolutions and with ours."""
     ours = our_loop(ON_CPU, our_compute())
     for way in ("torch", "ours"):
         step = training_step(ours, STUDENT, ours.compute, way)
         for _ in range(3):
             step()
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
-            step()
+            for _ in range(PROFILED_STEPS):
+                step()
         print(way, profiled.key_averages().table(sort_by="self_cpu_time_total", row_limit=20), sep="\n")
 
 
@@ -180,7 +182,7 @@ def print_layers(rounds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=50, help="of each layer")
-    parser.add_argument("--profile", action="store_true", help="profile a step in place of the layers")
+    parser.add_argument("--profile", action="store_true", help="profile steps in place of the layers")
     options = parser.parse_args()
     if options.profile:
         print_profile()
