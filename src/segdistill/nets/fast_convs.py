@@ -4,8 +4,8 @@ Only the class of such a layer changes. Names, weights, random numbers and expor
 class keeps nn.Conv2d's own forward for evaluation, traced graphs and GPUs. The choice follows from the layer, the size
 of the image and the processor alone, so that a resumed training computes the same bytes.
 
-A step of DeepLabV3+ MobileNetV2 on 2 cores of a Zen 4 takes 0.67 of its time in bfloat16 and 0.92 in float32. Padded 1x1
-and dilated 3x3 layers are 4% each of that, depthwise layers the rest (benchmarks/convolutions.py).
+On 2 cores of a Zen 4 a step of DeepLabV3+ MobileNetV2 takes 0.67 of the time in bfloat16 and 0.92 in float32. Padded
+1x1 and dilated 3x3 layers gain 4% each, depthwise layers the rest (benchmarks/convolutions.py).
 
 Shapes: B batch, C channels, O output channels, H/W pixels.
 """
