@@ -25,14 +25,15 @@ def use_fast_convs(net: nn.Module) -> nn.Module:
     for conv in net.modules():
         if type(conv) is not nn.Conv2d:
             continue
-        is_same_size = conv.stride == (1, 1) and conv.padding == conv.dilation and conv.padding_mode == "zeros"
+        is_dense = conv.groups == 1 and conv.stride == (1, 1)
+        pads_zeros_only = conv.bias is None and conv.padding_mode == "zeros" and conv.padding[0] == conv.padding[1]
         if 1 < conv.groups == conv.in_channels == conv.out_channels:
             conv.__class__ = DepthwiseConv2d
-        elif conv.groups > 1 or conv.bias is not None:
+        elif not (is_dense and pads_zeros_only):
             continue
-        elif conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.padding[0] == conv.padding[1] > 0:
+        elif conv.kernel_size == (1, 1) and conv.padding != (0, 0):
             conv.__class__ = PaddedConv1x1
-        elif conv.kernel_size == (3, 3) and is_same_size and conv.dilation[0] == conv.dilation[1] > 1:
+        elif conv.kernel_size == (3, 3) and conv.padding == conv.dilation != (1, 1):
             conv.__class__ = DilatedConv3x3
     return net
 

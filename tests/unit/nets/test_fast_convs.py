@@ -135,6 +135,8 @@ def test_only_the_class_of_layers_changes():
         (nn.Conv2d(8, 8, 1, 2, padding=1, bias=False), nn.Conv2d),
         (nn.Conv2d(8, 8, 3, padding=2, dilation=2, bias=False), DilatedConv3x3),
         (nn.Conv2d(8, 8, 3, padding=1, dilation=2, bias=False), nn.Conv2d),
+        (nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.Conv2d),
+        (nn.Conv2d(8, 8, 1, padding=1, bias=False, padding_mode="reflect"), nn.Conv2d),
         (nn.Conv2d(8, 8, 3, padding=2, dilation=2), nn.Conv2d),
         (nn.Conv2d(8, 8, 3, groups=4), nn.Conv2d),
     ]
