@@ -73,18 +73,12 @@ class DilatedConv3x3(nn.Conv2d):
         taps = self.weight.to(x_BHWC.dtype).permute(2, 3, 0, 1).flatten(0, 1).unbind()  # row by row, each O x C
         out_BHWO = F.linear(x_BHWC, taps[4])
         for index, tap in enumerate(taps):
-            rows = _where_a_tap_reads((index // 3 - 1) * dilation, height)
-            columns = _where_a_tap_reads((index % 3 - 1) * dilation, width)
-            if index != 4 and rows and columns:
-                out_BHWO[:, rows[0], columns[0]] += F.linear(x_BHWC[:, rows[1], columns[1]], tap)
+            row, column = (index // 3 - 1) * dilation, (index % 3 - 1) * dilation  # of the pixel that the tap reads
+            if index == 4 or abs(row) >= height or abs(column) >= width:  # added already, or reads padding only
+                continue
+            # So many outputs at each side read padding.
+            top, bottom, left, right = max(0, -row), max(0, row), max(0, -column), max(0, column)
+            read = F.linear(x_BHWC[:, bottom : height - top, right : width - left], tap)
+            # Not added in place: torch's compiler takes minutes for that.
+            out_BHWO = out_BHWO + F.pad(read, (0, 0, left, right, top, bottom))
         return out_BHWO.permute(0, 3, 1, 2)
-
-
-def _where_a_tap_reads(shift: int, size: int) -> tuple[slice, slice] | None:
-    """Return the outputs for which the tap, `shift` pixels away, is in the image, and the pixels that it reads there.
-
-    None where it reads padding only.
-    """
-    if abs(shift) >= size:
-        return None
-    return slice(max(0, -shift), size - max(0, shift)), slice(max(0, shift), size - max(0, -shift))
