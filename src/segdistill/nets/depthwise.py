@@ -53,6 +53,8 @@ class DepthwiseConv2d(nn.Conv2d):
     Evaluation, traced graphs, GPUs and memory other than channels-last keep nn.Conv2d's own forward.
     """
 
+    padding: tuple[int, int]
+
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return nn.Conv2d's output, of the dtype that it would have under autocast."""
         if not (trains_on_cpu(self, x_BCHW) and self._is_plain()):

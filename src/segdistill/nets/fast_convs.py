@@ -45,6 +45,8 @@ class PaddedConv1x1(nn.Conv2d):
     padding is an operation of its own.
     """
 
+    padding: tuple[int, int]
+
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return nn.Conv2d's output."""
         if not trains_on_cpu(self, x_BCHW):
