@@ -35,7 +35,7 @@ EXEMPT = {
 # Left out of one stage, and why.
 EXEMPT_IN = {
     "benchmark": {
-        "export": "the files it times are outputs of export-onnx, which reruns first; the teacher's come from the same code",
+        "export": "it times outputs of export-onnx, which reruns first; the teacher's files come from the same code",
     },
     "report": {"training": "it only removes the checkpoints of runs that params.yaml no longer has"},
 }
