@@ -1,11 +1,12 @@
-"""The class of every pixel from logits on a coarser grid, as ONNX operators: exact, and without full-size logits.
+"""ONNX operators that compute the class of every pixel from logits on a coarser grid, without full-size logits.
 
-A bilinear value is a weighted mean of four cells. Where the same class has the largest logit in all four, it has the
-largest mean at every pixel between them. So classes are taken at the cells, and only between cells that disagree are
-logits interpolated: a sixth of a street, and never more than plain upsampling would hold in memory.
+A bilinear value is a weighted mean of four cells. Where one class has the largest logit in all four, it has the largest
+mean at every pixel between them. So the graph takes the argmax at the cells, and interpolates logits only between cells
+that disagree: a sixth of a street frame. It never holds more in memory than plain upsampling does.
 
-Shapes: N frames, C classes, h/w cells, H/W pixels. A point is a cell after the border is repeated once on each side and
-the grid refined to BLOCK pixels; a block is the BLOCK x BLOCK pixels between four points. M blocks are mixed.
+Shapes: N frames, C classes, h/w cells, H/W pixels. A point is a cell, after the graph repeats the border once on each
+side and refines the grid to BLOCK pixels. A block is the BLOCK x BLOCK pixels between four points. A block is mixed
+where its points disagree; M blocks are mixed.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper, parser
 
-BLOCK = 4  # every native stride is a multiple of it
+BLOCK = 4  # divides every native stride
 
-# The points are the cells themselves, or (REFINED) on the lines between them, where bilinear values are exact too.
+# The points are the cells, or (_REFINED) also places on the lines between them, where bilinear values are exact too.
 _POINTS = "points = Identity (padded)"
 _REFINED = """
       refinement = Constant <value_ints = [{factor}]> ()
@@ -29,7 +30,7 @@ _REFINED = """
       point_shape = Concat <axis = 0> (padded_n, point_shape_hw, padded_c)
       points = Resize <mode = "linear", coordinate_transformation_mode = "align_corners"> (padded, , , point_shape)"""
 
-# Else: the frame is no multiple of the stride, cells and pixels do not line up, and plain upsampling it is.
+# Else the size of the frame is no multiple of the stride: cells and pixels are not aligned, so upsample all logits.
 _GRAPH = """
 classes_of (float[N, {classes}, h, w] logits, uint8[N, H, W, 3] image) => (uint8[N, H, W] classes) {{
   size_px = Shape <start = 1, end = 3> (image)
@@ -132,11 +133,11 @@ classes_of (float[N, {classes}, h, w] logits, uint8[N, H, W, 3] image) => (uint8
 
 
 def add_classes(model: onnx.ModelProto, stride: int) -> None:
-    """Give a model from `image` to `logits` the further output `classes`, uint8 (N, H, W), first of its outputs.
+    """Add `classes`, uint8 (N, H, W), as the first output of a model from `image` to `logits`, in place.
 
     Args:
-        model: changed in place; its logits are float32 (N, C, h, w), C known.
-        stride: pixels per cell of frames that divide into cells, a multiple of BLOCK.
+        model: has logits float32 (N, C, h, w), C known.
+        stride: pixels per cell, in frames whose size is a multiple of it; a multiple of BLOCK.
     """
     (logits,) = model.graph.output
     classes, factor = logits.type.tensor_type.shape.dim[1].dim_value, stride // BLOCK
@@ -149,16 +150,13 @@ def add_classes(model: onnx.ModelProto, stride: int) -> None:
         margin=stride // 2,
     )
     graph = parser.parse_graph(text)
+    # The weights of a block's four points at each of its pixels, float32 (BLOCK * BLOCK, 4), row by row.
+    along = (np.arange(BLOCK) + 0.5) / BLOCK
+    axis = np.stack([1 - along, along], axis=1)
+    bilinear_weights = np.einsum("ya,xb->yxab", axis, axis).reshape(BLOCK * BLOCK, 4).astype(np.float32)
     uniform_blocks = np.repeat(np.arange(classes, dtype=np.uint8)[:, None], BLOCK * BLOCK, axis=1)
-    model.graph.initializer.append(numpy_helper.from_array(_bilinear_weights(), "bilinear_weights"))
+    model.graph.initializer.append(numpy_helper.from_array(bilinear_weights, "bilinear_weights"))
     model.graph.initializer.append(numpy_helper.from_array(uniform_blocks, "uniform_blocks"))
     model.graph.node.extend(graph.node)
     model.graph.output.remove(logits)
     model.graph.output.extend([graph.output[0], logits])
-
-
-def _bilinear_weights() -> np.ndarray:
-    """What the four points around a block weigh at each of its pixels, float32 (BLOCK * BLOCK, 4), row by row."""
-    along = (np.arange(BLOCK) + 0.5) / BLOCK
-    axis = np.stack([1 - along, along], axis=1)
-    return np.einsum("ya,xb->yxab", axis, axis).reshape(BLOCK * BLOCK, 4).astype(np.float32)

@@ -1,8 +1,8 @@
 """Write, check and run the ONNX files of students.
 
-A file is one graph for shipping and for checking: input `image` uint8 (N, H, W, 3) RGB, outputs `classes` uint8
-(N, H, W) and `logits` float32 (N, C, h, w) on the net's own grid. Normalisation, upsampling and argmax are in
-the graph; the logits are an intermediate of it and cost nothing to name. N, H and W are dynamic.
+A file has the input `image` uint8 (N, H, W, 3) RGB, and the outputs `classes` uint8 (N, H, W) and `logits` float32
+(N, C, h, w) on the network's own grid. N, H and W are dynamic. The graph normalises, upsamples and takes the argmax; it
+computes the logits on the way to the classes, so the second output adds no work.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.utils
-import onnxruntime
 import torch
 from torch import Tensor, nn
 
@@ -29,16 +28,16 @@ from segdistill.nets.registry import native_stride
 
 
 def write_float32(path: str | Path, net: nn.Module, header: Header, opset: int, size_px: tuple[int, int]) -> None:
-    """Write `net` as an ONNX file with `header` as metadata, atomically; checked to be a valid model.
+    """Write `net` as a valid ONNX file with `header` as metadata, atomically.
 
     Args:
-        size_px: (height, width) of the frames it is traced with; it runs at any size.
+        size_px: (height, width) of the frames to trace it with; the file runs at any size.
     """
     _write(path, _traced(ExportWrapper(net), opset, size_px), header)
 
 
 def write_int8(path: str | Path, net: nn.Module, header: Header, opset: int, images: np.ndarray) -> None:
-    """Write `net` statically quantised to int8, ranges calibrated on `images` uint8 (N, H, W, 3); else as float32."""
+    """Write `net` quantised to int8, with ranges calibrated on `images` uint8 (N, H, W, 3); see `write_float32`."""
     traced = _traced(ExportWrapper(net, from_bytes=True), opset, images.shape[1:3])
     _write(path, quantize(traced, images), header.with_history(quantised="int8"))
 
@@ -48,7 +47,7 @@ def _traced(net: ExportWrapper, opset: int, size_px: tuple[int, int]) -> onnx.Mo
     example = torch.zeros(2, *size_px, 3, dtype=torch.uint8)
     traced = io.BytesIO()
     with warnings.catch_warnings():
-        # The tracing exporter gives the same numbers as the dynamo one, in 0.5 s instead of a minute.
+        # The tracing exporter writes the same numbers as the dynamo one, in 0.5 s instead of a minute.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             net,
@@ -67,7 +66,7 @@ def _traced(net: ExportWrapper, opset: int, size_px: tuple[int, int]) -> onnx.Mo
 
 
 def _write(path: str | Path, model: onnx.ModelProto, header: Header) -> None:
-    """Complete a model from frames to logits, check it and save it."""
+    """Add the class maps and the metadata to a model from frames to logits, check it and save it."""
     add_classes(model, native_stride(header.arch, header.output_stride))
     # The quantiser also names operator sets that no node uses. onnxruntime 1.15.1 and 1.17.3 refuse such files; 1.15.1
     # opens a file that names only the sets it uses.
@@ -82,24 +81,8 @@ def _write(path: str | Path, model: onnx.ModelProto, header: Header) -> None:
         onnx.save(model, temporary)
 
 
-def _opened(path: str | Path, threads: int) -> onnxruntime.InferenceSession:
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        session = open_session(str(path), threads)
-        names = [value.name for value in session.get_inputs()], [value.name for value in session.get_outputs()]
-        described = KEY in session.get_modelmeta().custom_metadata_map
-    except Exception as error:  # onnxruntime's exceptions share no base class
-        raise UserError(f"{path}: no readable ONNX model ({' '.join(str(error).split())[:200]})") from None
-    if names != ([INPUT], list(OUTPUTS)) or not described:
-        raise UserError(
-            f"{path}: has inputs {names[0]} and outputs {names[1]}; a student has {[INPUT]} and {list(OUTPUTS)}"
-        )
-    return session
-
-
 class OnnxPredictor:
-    """An exported student as a ClassPredictor of `evaluate`; `header` is in its metadata."""
+    """Run an exported student, as a ClassPredictor of `evaluate`; `header` is its metadata."""
 
     def __init__(self, path: str | Path, threads: int) -> None:
         """Open the file.
@@ -107,23 +90,35 @@ class OnnxPredictor:
         Raises:
             UserError: no such file, no ONNX model, or not an exported student.
         """
-        self.session = _opened(path, threads)
-        self.header = Header.parse(self.session.get_modelmeta().custom_metadata_map[KEY], path)
+        if not Path(path).is_file():
+            raise UserError(f"{path}: no such file")
+        try:
+            self.session = open_session(str(path), threads)
+            inputs = [value.name for value in self.session.get_inputs()]
+            outputs = [value.name for value in self.session.get_outputs()]
+            metadata = self.session.get_modelmeta().custom_metadata_map
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise UserError(f"{path}: no readable ONNX model ({' '.join(str(error).split())[:200]})") from None
+        if (inputs, outputs) != ([INPUT], list(OUTPUTS)) or KEY not in metadata:
+            raise UserError(
+                f"{path}: has inputs {inputs} and outputs {outputs}; a student has {[INPUT]} and {list(OUTPUTS)}"
+            )
+        self.header = Header.parse(metadata[KEY], path)
 
     def logits_and_classes(self, images_BHW3: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return logits (B, C, h, w) and classes uint8 (B, H, W), both of the graph."""
+        """Return logits (B, C, h, w) and classes uint8 (B, H, W), both as the graph computes them."""
         classes, logits = self.session.run(list(OUTPUTS), {INPUT: images_BHW3})
         return torch.from_numpy(logits), torch.from_numpy(classes)
 
     def classes(self, images_BHW3: np.ndarray) -> np.ndarray:
-        """Return only the class maps, uint8 (B, H, W): what is shipped."""
+        """Return the class maps uint8 (B, H, W) without copying the logits."""
         return self.session.run(OUTPUTS[:1], {INPUT: images_BHW3})[0]
 
 
 class ForwardSession:
-    """Run the network alone, from normalised pixels (N, 3, H, W) to logits: a part of an exported file's graph.
+    """Run only the network of an exported file, from normalised pixels (N, 3, H, W) to logits.
 
-    Where the file normalises in its first convolution, as int8 files do, the network starts from bytes.
+    Where the first convolution normalises, as in some int8 files, run it from bytes.
     """
 
     def __init__(self, path: str | Path, threads: int) -> None:

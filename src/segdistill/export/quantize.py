@@ -4,15 +4,17 @@ x86 multiplies unsigned by signed bytes in one instruction, and onnxruntime fuse
 
 Weights have 7 bits, -64 to 64. x86 processors without VNNI add two products of a pair in 16 bits, which saturate at
 32767; 255 * (64 + 64) fits. With 8 bits (255 * 254) a trained student named another class there on 12% of the pixels.
-onnxruntime's session option x64quantprecision avoids that too, but a server or a C++ program does not set it. With 7
-bits the student names the same classes on both. The price against float32: 2.8 instead of 2.7% of the pixels change
-class, on other students 2.9 instead of 2.2 and 14.2 instead of 12.5; the time is the same.
+onnxruntime's session option x64quantprecision avoids that too, but every server and C++ program would have to set it.
+With 7 bits the student names the same classes on both. In return, more pixels change class against float32: 2.8 instead
+of 2.7% for that student, 2.9 instead of 2.2 and 14.2 instead of 12.5 for two others. The time is the same.
 """
 
 from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,17 +28,17 @@ WEIGHTS_SCALE = 1 / 248
 
 
 def quantize(model: onnx.ModelProto, images: np.ndarray) -> onnx.ModelProto:
-    """Return an int8 model made from a float32 one; `images` calibrate its ranges, one at a time.
+    """Return a float32 model quantised to int8.
 
     Args:
-        model: from uint8 frames, its only input, to logits, which stay float32.
-        images: uint8 (N, H, W, 3).
+        model: reads uint8 frames, its only input, and returns logits, which stay float32.
+        images: uint8 (N, H, W, 3), to calibrate the ranges of activations on, one at a time.
     """
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    place = Path(tempfile.gettempdir())  # the quantiser works from file to file
-    with name_path_in_errors(place), tempfile.TemporaryDirectory(dir=place) as folder, _quiet("root"):
+    place = Path(tempfile.gettempdir())  # the quantiser reads and writes files
+    with name_path_in_errors(place), tempfile.TemporaryDirectory(dir=place) as folder, _without_advice():
         files = [str(Path(folder) / name) for name in ("traced.onnx", "simplified.onnx", "quantised.onnx")]
         onnx.save(model, files[0])
         quant_pre_process(files[0], files[1], skip_symbolic_shape=True)
@@ -49,21 +51,27 @@ def quantize(model: onnx.ModelProto, images: np.ndarray) -> onnx.ModelProto:
             op_types_to_quantize=QUANTISED,
             nodes_to_exclude=_kept_float(simplified.graph),
             per_channel=True,
-            reduce_range=True,  # 7-bit weights: the same classes on every processor
+            reduce_range=True,  # weights of 7 bits
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             extra_options={
-                "OpTypesToExcludeOutputQuantization": ["Gemm"],  # the logits: argmax wants all of their precision
+                "OpTypesToExcludeOutputQuantization": ["Gemm"],  # the logits: argmax needs their full precision
                 "TensorQuantOverrides": _known_scales(simplified.graph),
             },
         )
         result = onnx.load(files[2])
     _read_bytes_directly(result.graph)
-    _read_sizes_directly(result.graph)
+    # Let Shape read the quantised tensor; otherwise onnxruntime dequantises all of it to get its size.
+    quantised_of = {node.output[0]: node.input[0] for node in result.graph.node if node.op_type == "DequantizeLinear"}
+    for node in result.graph.node:
+        if node.op_type == "Shape":
+            node.input[0] = quantised_of.get(node.input[0], node.input[0])
     return result
 
 
 class _CalibrationReader:
+    """Feed images to onnxruntime's calibration, through the one method that it calls."""
+
     def __init__(self, name: str, images: np.ndarray) -> None:
         self._name, self._images = name, iter(images)
 
@@ -72,48 +80,38 @@ class _CalibrationReader:
         return None if image is None else {self._name: np.array(image)[None]}
 
 
-class _quiet:  # noqa: N801 - a context manager
-    """Silence the advice that onnxruntime logs about every model."""
-
-    def __init__(self, name: str) -> None:
-        self.logger = logging.getLogger(name)
-
-    def __enter__(self) -> None:
-        self.level = self.logger.level
-        self.logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        self.logger.setLevel(self.level)
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Silence the advice that onnxruntime logs about every model, to the root logger."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
 
 
 def _kept_float(graph: onnx.GraphProto) -> list[str]:
-    """Return the nodes to leave in float32: normalisation, what depends on sizes alone, and the last layer.
-
-    Positions that are calibrated at one size would be wrong at any other.
-    """
+    """Return the names of nodes to keep in float32: normalisation, nodes that read only sizes, and the last layer."""
+    # Nodes that read only sizes compute positions; ranges calibrated at one size would be wrong at any other.
     of_frames = {graph.input[0].name}
     for node in graph.node:
         if node.op_type != "Shape" and of_frames & set(node.input):
             of_frames |= set(node.output)
     from_sizes = [node.name for node in graph.node if not of_frames & set(node.output)]
-    return from_sizes + [node.name for node in [*normalizing_nodes(graph), *_quantised_last_node(graph)]]
-
-
-def _quantised_last_node(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """Return the node that computes the logits, unless it is a Gemm, whose output stays float32 anyway.
-
-    Argmax needs their full precision, and onnxruntime 1.31 aborts when it moves a Dequantize into the branches that
-    `add_classes` adds.
-    """
+    # The node that computes the logits: argmax needs their full precision, and onnxruntime 1.31 aborts when it moves a
+    # Dequantize into the branches that `add_classes` adds. The output of a Gemm stays float32 anyway.
     producers = {name: node for node in graph.node for name in node.output}
     last = producers[graph.output[0].name]
     while last.op_type in {"Reshape", "Transpose"}:
         last = producers[last.input[0]]
-    return [] if last.op_type == "Gemm" else [last]
+    last_layer = [] if last.op_type == "Gemm" else [last]
+    return from_sizes + [node.name for node in [*normalizing_nodes(graph), *last_layer]]
 
 
 def normalizing_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """Return the operators that turn bytes into normalised pixels, in order; none where the first layer does it."""
+    """Return the nodes that normalise the pixels, in order; none where the first layer does it."""
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
         for name in node.input:
@@ -129,7 +127,7 @@ def normalizing_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
 
 
 def _known_scales(graph: onnx.GraphProto) -> dict[str, list[dict]]:
-    """Return the scales that need no calibration: bytes, and the weights of upsampling (first factor of a product)."""
+    """Return known scales, by tensor: those of bytes, and of upsampling weights (the first factor of a product)."""
     constants = {tensor.name for tensor in graph.initializer}
     products = [node for node in graph.node if node.op_type == "MatMul" and node.input[1] not in constants]
     scales = {node.input[0]: WEIGHTS_SCALE for node in products}
@@ -141,7 +139,7 @@ def _known_scales(graph: onnx.GraphProto) -> dict[str, list[dict]]:
 
 
 def _casts_of_bytes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """Return the Cast nodes that turn bytes which are not normalised into floats."""
+    """Return the Cast nodes that turn bytes into floats where the first layer normalises; none elsewhere."""
     if normalizing_nodes(graph):
         return []
     of_bytes = {graph.input[0].name}
@@ -152,7 +150,7 @@ def _casts_of_bytes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
 
 
 def _read_bytes_directly(graph: onnx.GraphProto) -> None:
-    """Remove, in place, the casts of bytes to floats that are quantised to the same bytes again."""
+    """Remove the casts of bytes to floats that the quantiser turns into the same bytes again, in place."""
     for cast in _casts_of_bytes(graph):
         for quantise in [node for node in graph.node if node.input[0] == cast.output[0]]:
             for node in graph.node:
@@ -160,11 +158,3 @@ def _read_bytes_directly(graph: onnx.GraphProto) -> None:
                     node.input[0] = cast.input[0]
             graph.node.remove(quantise)
         graph.node.remove(cast)
-
-
-def _read_sizes_directly(graph: onnx.GraphProto) -> None:
-    """Let Shape read the quantised tensor, in place; otherwise onnxruntime dequantises all of it to know its size."""
-    quantised_of = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
-    for node in graph.node:
-        if node.op_type == "Shape":
-            node.input[0] = quantised_of.get(node.input[0], node.input[0])

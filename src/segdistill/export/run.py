@@ -1,4 +1,4 @@
-"""From a finetuned student to the files that ship: float32 and int8 ONNX, each checked against torch on val."""
+"""Export a finetuned student as float32 and int8 ONNX files, and compare each with torch on val."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from segdistill.scoring.record import ClassMapArchive, metrics_on_disk
 
 
 def export_run(params: Params, run: str, models: Path = MODELS, metrics: Path = METRICS) -> None:
-    """Write student.onnx and student.int8.onnx of `run`, and what each scores on val in metrics/runs/RUN/export.json.
+    """Write student.onnx and student.int8.onnx of `run`, and their metrics on val to metrics/runs/RUN/export.json.
 
-    The int8 ranges are calibrated on frames of the holdout, evenly spaced: never on what is reported.
+    Calibrate the int8 ranges on evenly spaced frames of the holdout, never on val, which the metrics are about.
     """
     data, export, folder = PreparedData.open(), params.export_params(run), run_models(run, models)
     settings, weights = params.distill_settings(run), folder / FINETUNED
@@ -59,7 +59,7 @@ def export_run(params: Params, run: str, models: Path = MODELS, metrics: Path = 
 
 
 class _ComparedWithTorch:
-    """An ONNX file as a ClassPredictor of `evaluate`, which also measures how far it is from torch."""
+    """Run an ONNX file, as a ClassPredictor of `evaluate`, and measure its distance from torch."""
 
     def __init__(self, predictor: OnnxPredictor, reference: TorchPredictor) -> None:
         self.predictor, self.reference = predictor, reference

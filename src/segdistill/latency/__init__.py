@@ -1,1 +1,1 @@
-"""Measures the latency of every network on every engine, interleaved."""
+"""Measure the latency of every network on every engine, interleaved."""

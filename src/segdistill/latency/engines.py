@@ -1,11 +1,12 @@
-"""A network on each engine, as two calls: forward only, and end to end.
+"""Networks on each engine, as two calls to time: forward only, and end to end.
 
-forward: normalised float32 pixels (1, 3, H, W) already in place -> logits. end_to_end: a uint8 frame (1, H, W, 3) in ->
-its class map uint8 (1, H, W) out, in main memory. Shapes: H/W frame in pixels.
+forward runs only the network, from normalised float32 pixels (1, 3, H, W) that are already in place. end_to_end turns a
+uint8 frame (1, H, W, 3) in main memory into its class map uint8 (1, H, W) in main memory. H/W: frame in pixels.
 """
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,7 @@ Argmax = Callable[[torch.Tensor, tuple[int, int]], torch.Tensor]  # logits (1, C
 
 
 class Engine(NamedTuple):
-    """A network on one engine; `how` describes the engine and its settings."""
+    """The two calls of a network on one engine; `how` describes the engine and its settings."""
 
     forward: Call
     end_to_end: Call
@@ -42,9 +43,9 @@ def full_size_argmax(logits_1Chw: torch.Tensor, size_px: tuple[int, int]) -> tor
 def torch_engine(
     net: nn.Module, compute: Compute, how: str = "eager float32", argmax: Argmax = full_size_argmax
 ) -> Engine:
-    """Return a network run by torch, on the device and in the precision of `compute`.
+    """Return a network that torch runs, on the device and in the precision of `compute`.
 
-    Pixels are channels-last in memory, as frames are; eager torch is slower with planar ones.
+    Pixels are channels-last in memory, like frames; eager torch is slower on planar ones.
     """
 
     def finish() -> None:
@@ -73,33 +74,25 @@ def torch_engine(
 
 
 def best_torch_engine(net: nn.Module, compute: Compute, image_1HW3: np.ndarray) -> Engine:
-    """Return the fastest way to run a network in torch without a compiler: it times layouts, folding and bfloat16.
+    """Time layouts, folding and bfloat16 in torch without a compiler, and return the fastest.
 
-    All of them take classes strip by strip, which is faster than at full size.
+    All of them take the argmax strip by strip, which is faster than at full size.
     """
     plain = compute.in_float32()
-    nets = {"channels-last float32": (compute.place(net), plain)}
+    nets: dict[str, tuple[nn.Module, Compute]] = {"channels-last float32": (compute.place(net), plain)}
     if compute.dtype == torch.bfloat16:
         nets["channels-last bfloat16 autocast"] = (compute.place(net), compute)
-    frozen = _frozen(net, plain, image_1HW3)
-    if frozen is not None:
-        nets["traced, frozen, batch norm folded, oneDNN layouts, float32"] = (frozen, plain)
+    if plain.device.type == "cpu":
+        example = normalize(torch.from_numpy(image_1HW3))
+        # torch cannot trace every network; those have one candidate less.
+        with warnings.catch_warnings(), torch.inference_mode(), contextlib.suppress(RuntimeError):
+            warnings.simplefilter("ignore")
+            frozen = torch.jit.optimize_for_inference(torch.jit.trace(net, example, check_trace=False))
+            nets["traced, frozen, batch norm folded, oneDNN layouts, float32"] = (frozen, plain)
     candidates = {how: torch_engine(net, compute, how, classes_of) for how, (net, compute) in nets.items()}
     calls = {how: (lambda _, engine=engine: engine.end_to_end(image_1HW3)) for how, engine in candidates.items()}
     medians = {how: float(np.median(taken)) for how, taken in interleaved_ms(calls, rounds=7, warmup=3).items()}
     return candidates[min(medians, key=lambda how: medians[how])]
-
-
-def _frozen(net: nn.Module, compute: Compute, image_1HW3: np.ndarray) -> nn.Module | None:
-    if compute.device.type != "cpu":
-        return None
-    example = normalize(torch.from_numpy(image_1HW3))
-    with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")
-        try:
-            return torch.jit.optimize_for_inference(torch.jit.trace(net, example, check_trace=False))
-        except RuntimeError:  # a network that cannot be traced has one candidate less
-            return None
 
 
 def onnx_engine(path: str | Path, threads: int) -> Engine:

@@ -3,9 +3,8 @@
 Latency depends on the network, not on its weights: runs with the same network and output stride share one measurement,
 so that noise does not look like a difference between them.
 
-Before an engine is timed, it runs once untimed. torch's OpenMP threads spin for some milliseconds after a call, on the
-cores that the next engine needs: on 2 cores, the call of an ONNX file that came directly after torch, be it forward or
-end to end, took 3 to 5 ms longer, so that forward alone could seem slower than end to end.
+Each engine runs once untimed before it is timed. On 2 cores, the first call of an ONNX file after a call of torch,
+forward or end to end, took 3 to 5 ms longer. Without the untimed call, forward alone could look slower than end to end.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from __future__ import annotations
 import datetime
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from segdistill.data.prepared import PreparedData
 from segdistill.data.teacher_cache import is_ensemble
 from segdistill.export.onnx_file import write_float32, write_int8
 from segdistill.formats.header import read_header
-from segdistill.latency.engines import Engine, best_torch_engine, onnx_engine, torch_engine
+from segdistill.latency.engines import Call, Engine, best_torch_engine, onnx_engine, torch_engine
 from segdistill.latency.timing import interleaved_ms, quantiles
 from segdistill.nets.device import Compute, resolve_device
 from segdistill.nets.resize import resize_images
@@ -42,14 +42,18 @@ def benchmark(params: Params, models: Path = MODELS, out: Path = BENCHMARK) -> N
     """Time every distinct network of the sweep and the teacher, and write metrics/benchmark.json."""
     load_before = os.getloadavg()
     data = PreparedData.open()
-    frames = _frames(params, data)
+    # Up to 16 val frames uint8 (N, H, W, 3) in memory, at the size to time.
+    frames = np.array(data.val.images[evenly_spaced(len(data.val), 16)])
+    size_px = params.benchmark.size_px
+    if size_px is not None and tuple(size_px) != frames.shape[1:3]:
+        frames = resize_images(frames, size_px)
     compute = resolve_device("cpu", params.compute.precision, params.benchmark.threads)
     networks = {name: _network(models, name) for name in ("teacher", *params.runs)}
     first_of = {networks[name]: name for name in reversed(networks)}
-    made: dict[str, dict[str, Engine]] = {}
+    made: dict[str, dict[str, Engine]] = {}  # by network and backend
     with tempfile.TemporaryDirectory() as scratch:
         ensemble = _ensemble_engines(models / "teacher", compute)
-        # The students first: making the teacher's files takes long, so report an unreadable file of a student before.
+        # Open the students first: exporting the teacher takes long, so report an unreadable student before that.
         for network, name in sorted(first_of.items(), key=lambda item: item[1] == "teacher"):
             if name == "teacher" and ensemble:
                 made[network] = ensemble
@@ -58,10 +62,20 @@ def benchmark(params: Params, models: Path = MODELS, out: Path = BENCHMARK) -> N
             made[network] = _engines(_weights(models, name), files, compute, params, frames[:1])
         in_order = dict.fromkeys(networks.values())
         engines = {(network, backend): made[network][backend] for network in in_order for backend in made[network]}
-        rows = _timed(engines, frames, params)
-    conditions = _conditions(params, compute, frames) | {
+        rows = time_engines(engines, frames, params)
+    conditions = {
+        "processor": processor(),
+        "threads": compute.threads,
+        "device": "cpu",
+        "size_px": list(frames.shape[1:3]),
+        "batch": 1,
+        "frames": params.benchmark.frames,
+        "warmup_frames": params.benchmark.warmup_frames,
+        "interleaved": "a frame per network, backend and kind of call in every round, after an untimed one per backend",
+        "versions": package_versions("torch", "onnxruntime", "onnx", "numpy", "segdistill"),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "cpus": usable_cores(),
-        # Processes that ran or waited for a core, averaged over the minute before; ours count in the second one.
+        # Processes that ran or waited for a core, averaged over the minute before; the second includes this one.
         "load_1min_before": load_before[0],
         "load_1min_after": os.getloadavg()[0],
     }
@@ -69,7 +83,7 @@ def benchmark(params: Params, models: Path = MODELS, out: Path = BENCHMARK) -> N
 
 
 def _ensemble_engines(folder: Path, compute: Compute) -> dict[str, Engine]:
-    """Return an ensemble teacher as `teacher-logits` runs it, since no other engine can; empty for a single network."""
+    """Return an ensemble teacher as `teacher-logits` runs it, the only engine for it; empty for a single network."""
     if not is_ensemble(folder):
         return {}
     teacher = open_teacher(folder, compute.in_float32())
@@ -82,7 +96,7 @@ def _ensemble_engines(folder: Path, compute: Compute) -> dict[str, Engine]:
 
 
 def _network(models: Path, name: str) -> str:
-    """Return the name under which the network of a model is timed."""
+    """Return the name of a model's network: architecture and output stride, or "ensemble"."""
     if name == "teacher" and is_ensemble(models / "teacher"):
         return ENSEMBLE_NETWORK
     header = read_header(_weights(models, name))
@@ -93,15 +107,6 @@ def _weights(models: Path, name: str) -> Path:
     if name == "teacher":
         return models / "teacher" / TEACHER_WEIGHTS
     return run_models(name, models) / FINETUNED
-
-
-def _frames(params: Params, data: PreparedData) -> np.ndarray:
-    """Return up to 16 val frames uint8 (N, H, W, 3) in memory, at the size that is timed."""
-    frames = np.array(data.val.images[evenly_spaced(len(data.val), 16)])
-    size_px = params.benchmark.size_px
-    if size_px is None or tuple(size_px) == frames.shape[1:3]:
-        return frames
-    return resize_images(frames, size_px)
 
 
 def _onnx_files(params: Params, name: str, models: Path, scratch: Path, data: PreparedData) -> dict[str, Path]:
@@ -120,7 +125,8 @@ def _onnx_files(params: Params, name: str, models: Path, scratch: Path, data: Pr
 def _engines(
     weights: Path, files: dict[str, Path], compute: Compute, params: Params, frame: np.ndarray
 ) -> dict[str, Engine]:
-    shipped = {backend: onnx_engine(file, compute.threads) for backend, file in files.items()}
+    """Return a single network on every engine: torch as it is, torch at its fastest, CUDA if any, and ONNX files."""
+    exported = {backend: onnx_engine(file, compute.threads) for backend, file in files.items()}
     eager = compute.in_float32()
     engines = {
         "torch": torch_engine(load_net(weights)[0], eager),
@@ -129,18 +135,20 @@ def _engines(
     if params.compute.device != "cpu" and torch.cuda.is_available():
         on_gpu = resolve_device("cuda", params.compute.precision, params.benchmark.threads)
         engines["torch_cuda"] = torch_engine(on_gpu.place(load_net(weights)[0]), on_gpu, f"CUDA, {on_gpu.dtype}")
-    return engines | shipped
+    return engines | exported
 
 
-def _timed(engines: dict[tuple[str, str], Engine], frames: np.ndarray, params: Params) -> dict[str, dict]:
-    def at(call, number: int):
-        return call(frames[number % len(frames)][None])
+def time_engines(engines: dict[tuple[str, str], Engine], frames: np.ndarray, params: Params) -> dict[str, dict]:
+    """Return the timings of engines by (network, backend) as rows by network, then backend; all calls interleaved."""
+
+    def on_frames(call: Call) -> Callable[[int], object]:
+        return lambda number: call(frames[number % len(frames)][None])
 
     calls = {}
     for key, engine in engines.items():
-        calls[*key, _SETTLE] = lambda number, call=engine.end_to_end: at(call, number)
-        calls[*key, "forward"] = lambda number, call=engine.forward: at(call, number)
-        calls[*key, "end_to_end"] = lambda number, call=engine.end_to_end: at(call, number)
+        calls[*key, _SETTLE] = on_frames(engine.end_to_end)
+        calls[*key, "forward"] = on_frames(engine.forward)
+        calls[*key, "end_to_end"] = on_frames(engine.end_to_end)
     taken_ms = interleaved_ms(calls, params.benchmark.frames, params.benchmark.warmup_frames)
     rows: dict[str, dict] = {}
     for (network, backend, what), taken in taken_ms.items():
@@ -151,18 +159,3 @@ def _timed(engines: dict[tuple[str, str], Engine], frames: np.ndarray, params: P
         if what == "end_to_end":
             row["end_to_end_total_ms"] = float(taken.sum())
     return rows
-
-
-def _conditions(params: Params, compute: Compute, frames: np.ndarray) -> dict:
-    return {
-        "processor": processor(),
-        "threads": compute.threads,
-        "device": "cpu",
-        "size_px": list(frames.shape[1:3]),
-        "batch": 1,
-        "frames": params.benchmark.frames,
-        "warmup_frames": params.benchmark.warmup_frames,
-        "interleaved": "a frame per network, backend and kind of call in every round, after an untimed one per backend",
-        "versions": package_versions("torch", "onnxruntime", "onnx", "numpy", "segdistill"),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-    }

@@ -1,4 +1,4 @@
-"""Interleaved timing: every call once per round, after a warm-up, so that ratios hold on a shared machine."""
+"""Interleaved timing: each call runs once per round, after a warm-up, so ratios hold on a shared machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-# Thread pools spin for a moment after a call, and slow the next one; see also `latency.run`.
+# Sleep before each call, to let the threads of the call before become idle; `latency.run` has measurements.
 REST_S = 0.002
 Name = TypeVar("Name", bound=Hashable)
 
@@ -23,7 +23,7 @@ def interleaved_ms(
 
     In every round each call runs once, in turn, with the number of the round as its argument. Other load on the machine
     slows all of them, so their ratios hold. A call must return only when its result is ready. `after_round` runs after
-    each round, also of the warm-up, and is not timed.
+    each round, also of the warm-up, and its time does not count.
     """
     taken_ms = {name: np.empty(rounds) for name in calls}
     for number in range(-warmup, rounds):
@@ -40,8 +40,7 @@ def interleaved_ms(
 def quantiles(taken_ms: np.ndarray, prefix: str) -> dict[str, float]:
     """Return p50, p95, mean and spread of timings in milliseconds, as {prefix}_p50_ms and so on.
 
-    The spread between rounds is the interquartile range in milliseconds and the ratio of p95 to p50: near 1 where the
-    machine was idle.
+    The spread between rounds is the interquartile range in milliseconds and the ratio of p95 to p50.
     """
     p50, p95 = np.quantile(taken_ms, 0.5), np.quantile(taken_ms, 0.95)
     return {

@@ -17,7 +17,7 @@ _IMAGES, _VIDEOS = ", ".join(SUFFIXES), ", ".join(VIDEO_SUFFIXES)
 
 
 class Source(NamedTuple):
-    """An image or a video; `name` is its path within the folder that was given, without its suffix."""
+    """An image or a video; `name` is its path within the folder that the user named, without its suffix."""
 
     path: Path
     name: PurePath
@@ -28,10 +28,10 @@ class Source(NamedTuple):
 
 
 def find_sources(inputs: Sequence[str], out: Path) -> list[Source]:
-    """Return every image and video that `inputs` names, sorted within each, none twice.
+    """Return every image and video that `inputs` names, sorted within each input, none twice.
 
-    Folders are searched with all sub-folders, for images only, without hidden files and without `out`. Where `out` is
-    such a folder itself, the outputs in it are left out.
+    Search folders with all sub-folders for images only. Skip hidden files, `out`, and the outputs in a folder that is
+    both an input and `out`.
 
     Raises:
         UserError: inputs that do not exist, hold no image, or are neither an image nor a video; all in one message.
@@ -39,25 +39,20 @@ def find_sources(inputs: Sequence[str], out: Path) -> list[Source]:
     errors: list[str] = []
     found: dict[Path, Source] = {}
     for text in inputs:
-        for source in _sources_of(text, out, errors):
-            found.setdefault(source.path.resolve(), source)
+        paths = [text]
+        if not Path(text).exists() and glob.has_magic(text):
+            paths = sorted(glob.glob(text, recursive=True))  # noqa: PTH207 - a Path takes no absolute pattern
+            if not paths:
+                errors.append(f"{text}: matches nothing")
+        for path in paths:
+            for source in _sources_at(Path(path), out, errors):
+                found.setdefault(source.path.resolve(), source)
     raise_all(errors, "some inputs cannot be predicted")
     return list(found.values())
 
 
-def _sources_of(text: str, out: Path, errors: list[str]) -> Iterator[Source]:
-    path = Path(text)
-    if not path.exists() and glob.has_magic(text):
-        matches = sorted(glob.glob(text, recursive=True))  # noqa: PTH207 - a Path takes no absolute pattern
-        if not matches:
-            errors.append(f"{text}: matches nothing")
-        for match in matches:
-            yield from _sources_of_path(Path(match), out, errors)
-    else:
-        yield from _sources_of_path(path, out, errors)
-
-
-def _sources_of_path(path: Path, out: Path, errors: list[str]) -> Iterator[Source]:
+def _sources_at(path: Path, out: Path, errors: list[str]) -> Iterator[Source]:
+    """Yield the images of a folder, or the file at `path`; add what cannot be predicted to `errors`."""
     if path.is_dir():
         below = sorted(_images_below(path, out.resolve()))
         if not below:
@@ -72,6 +67,7 @@ def _sources_of_path(path: Path, out: Path, errors: list[str]) -> Iterator[Sourc
 
 
 def _images_below(folder: Path, out: Path) -> Iterator[Path]:
+    """Yield the images below a folder, without hidden ones and without those that this command wrote into `out`."""
     written = {out, *(out / kind for kind in KINDS)}
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if name[0] != "." and (Path(parent) / name).resolve() not in written]

@@ -1,4 +1,4 @@
-"""A model file of a student, opened to predict frames: ONNX (float32 or int8) or safetensors.
+"""Model files of students, ONNX (float32 or int8) or safetensors, that predict frames.
 
 Shapes: H/W frame in pixels.
 """
@@ -14,7 +14,6 @@ from segdistill.core.errors import UserError
 from segdistill.core.files import read_json
 from segdistill.core.provenance import usable_cores
 from segdistill.export.onnx_file import OnnxPredictor
-from segdistill.formats.header import Header
 from segdistill.nets.device import TorchPredictor, resolve_device
 from segdistill.nets.weights import load_net
 from segdistill.params.archs import MIN_PX
@@ -22,10 +21,10 @@ from segdistill.scoring.evaluate import classes_of
 
 
 class Model:
-    """A model that predicts one frame at a time, so the result of a frame does not depend on others.
+    """Predict one frame at a time, so the result of a frame does not depend on others.
 
     Args:
-        path: a student's file; .onnx runs on the CPU, .safetensors on CUDA where there is one.
+        path: a student's file; .onnx runs on the CPU, .safetensors on CUDA if available.
         threads: of the CPU; 0 is all cores.
 
     Raises:
@@ -34,10 +33,17 @@ class Model:
 
     def __init__(self, path: str | Path, threads: int = 0) -> None:
         self.path, self.threads = Path(path), threads or usable_cores()
-        opened = {".onnx": _open_onnx, ".safetensors": _open_safetensors}.get(self.path.suffix.lower())
-        if opened is None:
+        self._classes_1HW: Callable[[np.ndarray], np.ndarray]
+        suffix = self.path.suffix.lower()
+        if suffix == ".onnx":
+            onnx_predictor = OnnxPredictor(self.path, self.threads)
+            self.header, self._classes_1HW = onnx_predictor.header, onnx_predictor.classes
+        elif suffix == ".safetensors":
+            net, self.header = load_net(self.path)
+            predictor = TorchPredictor(net, resolve_device("auto", "float32", self.threads))
+            self._classes_1HW = lambda images: classes_of(predictor.logits(images), images.shape[1:3]).cpu().numpy()
+        else:
             raise UserError(f"{path}: no file of a student by its name; allowed are .onnx and .safetensors")
-        self.header, self._classes_1HW = opened(self.path, self.threads)
         if self.header.table is None:
             raise UserError(f"{path}: its header does not name the classes, so they have no colours and ids")
         self.table = self.header.table
@@ -60,29 +66,11 @@ class Model:
             raise
 
 
-_Classes = Callable[[np.ndarray], np.ndarray]
-
-
-def _open_onnx(path: Path, threads: int) -> tuple[Header, _Classes]:
-    predictor = OnnxPredictor(path, threads)
-    return predictor.header, predictor.classes
-
-
-def _open_safetensors(path: Path, threads: int) -> tuple[Header, _Classes]:
-    net, header = load_net(path)
-    predictor = TorchPredictor(net, resolve_device("auto", "float32", threads))
-
-    def classes(images_1HW3: np.ndarray) -> np.ndarray:
-        return classes_of(predictor.logits(images_1HW3), images_1HW3.shape[1:3]).cpu().numpy()
-
-    return header, classes
-
-
 def model_path(given: str, models: Path) -> Path:
     """Return the model file that `given` names: a path, or a run, which means its int8 file, else its float32 file.
 
     Raises:
-        UserError: there is neither a file nor a run of that name.
+        UserError: no file and no run has that name.
     """
     if Path(given).is_file() or Path(given).suffix or len(Path(given).parts) != 1:
         return Path(given)  # opening it reports a file that is missing
@@ -96,10 +84,10 @@ def model_path(given: str, models: Path) -> Path:
 
 
 def champion_path(metrics: Path) -> Path:
-    """Return the file to ship, by the summary of the last report.
+    """Return the file that the last report recommends, from its summary.
 
     Raises:
-        UserError: there is no summary, it names no file, or the file is not there.
+        UserError: the summary is missing or recommends no student, or the file is missing.
     """
     summary = metrics / "summary.json"
     otherwise = "name a file or a run with --model, or run: dvc repro"

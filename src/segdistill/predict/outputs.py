@@ -1,7 +1,7 @@
-"""The output files of an image or a video, and how a class map is written as each kind of them.
+"""Name the output files of images and videos, and write class maps as each kind of output.
 
-Each kind has its own folder: the official evaluator takes any PNG whose name begins with that of a frame for its
-result, so a colour map in the same folder as the label ids would be a second one.
+Each kind has its own folder: the official evaluator counts every PNG whose name begins with that of a frame as a result
+of it, so a colour map in the same folder as the label ids would be a second result.
 
 Shapes: H/W frame in pixels.
 """
@@ -23,14 +23,14 @@ from segdistill.predict import KINDS
 from segdistill.predict.inputs import Source
 
 SUFFIXES = dict(zip(KINDS, ("_overlay.jpg", "_color.png", "_labelIds.png"), strict=True))
-_PHOTOGRAPH = "_leftImg8bit"  # what Cityscapes puts behind a frame's name
+_PHOTOGRAPH = "_leftImg8bit"  # the end of the names of Cityscapes's photographs
 _JPEG_QUALITY = 90
 _JPEG_MAX_PX = 65500
 _STRIP_PX = 256
 
 
 class Job(NamedTuple):
-    """A source, and where its outputs go by kind: files, or folders for a video that is written as frames."""
+    """A source and the path of each kind of output: a file, or a folder for the frames of a video."""
 
     source: Source
     targets: dict[str, Path]
@@ -38,7 +38,7 @@ class Job(NamedTuple):
 
 
 def plan(sources: Sequence[Source], out: Path, kinds: Sequence[str], *, frames: bool, overwrite: bool) -> list[Job]:
-    """Return the outputs of every source.
+    """Return a job for every source.
 
     Args:
         kinds: of KINDS; without `frames`, a video has an overlay only.
@@ -73,12 +73,12 @@ def _targets(source: Source, out: Path, kinds: Sequence[str], frames: bool) -> d
 
 
 def image_path(folder: Path, name: PurePath, kind: str) -> Path:
-    """Return where the output of `kind` of the frame `name` goes, named as the evaluation server requires."""
+    """Return the path of one kind of output of the frame `name`, named as the evaluation server requires."""
     return folder / name.with_name(name.name.removesuffix(_PHOTOGRAPH) + SUFFIXES[kind])
 
 
 def write_image(targets: dict[str, Path], image: Image.Image, classes_HW: np.ndarray, table: ClassTable) -> None:
-    """Write the outputs of one frame, each atomically. The overlay is drawn into `image`.
+    """Write the outputs of one frame, each atomically. An overlay changes `image` in place.
 
     Raises:
         UserError: an overlay of more pixels a side than JPEG allows.
@@ -87,7 +87,11 @@ def write_image(targets: dict[str, Path], image: Image.Image, classes_HW: np.nda
         if kind == "overlay":
             if max(image.size) > _JPEG_MAX_PX:
                 raise UserError(f"{target}: JPEG allows {_JPEG_MAX_PX} pixels a side; use --write color,label-ids")
-            _blend(image, classes_HW, table)
+            # A strip at a time, so that memory never holds a second image of the size.
+            for top in range(0, image.height, _STRIP_PX):
+                box = (0, top, image.width, min(top + _STRIP_PX, image.height))
+                mixed = blended(np.asarray(image.crop(box)), classes_HW[top : box[3]], table)
+                image.paste(Image.fromarray(mixed), box)
             _save(target, image, "JPEG", quality=_JPEG_QUALITY)
         elif kind == "color":
             coloured = Image.fromarray(classes_HW)
@@ -100,14 +104,6 @@ def write_image(targets: dict[str, Path], image: Image.Image, classes_HW: np.nda
 def _save(target: Path, image: Image.Image, form: str, **options: int) -> None:
     with atomic_file(target) as temporary:
         image.save(temporary, form, **options)
-
-
-def _blend(image: Image.Image, classes_HW: np.ndarray, table: ClassTable) -> None:
-    """Colour an image by its classes in place, a strip at a time, so that a huge one is not copied."""
-    for top in range(0, image.height, _STRIP_PX):
-        box = (0, top, image.width, min(top + _STRIP_PX, image.height))
-        mixed = blended(np.asarray(image.crop(box)), classes_HW[top : box[3]], table)
-        image.paste(Image.fromarray(mixed), box)
 
 
 def blended(image_HW3: np.ndarray, classes_HW: np.ndarray, table: ClassTable) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Predict images and videos into files. Errors of single inputs are reported at the end, after all others are done."""
+"""Predict images and videos and write the outputs; report the errors of single inputs after all others are done."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from segdistill.predict.video import ClassesOf, write_frames, write_overlay
 
 
 def class_map(classes_of: ClassesOf, image: Image.Image, tiling: Tiling | None = None) -> np.ndarray:
-    """Return the class map uint8 (H, W) of an image in RGB, whole or in tiles; `classes_of` is that of a Model."""
+    """Return the class map uint8 (H, W) of an RGB image, whole or in tiles; `classes_of` predicts a frame or a tile."""
     if tiling is None:
         return classes_of(np.asarray(image))
     size_px = (image.height, image.width)
@@ -29,9 +29,15 @@ def predict_files(model: Model, jobs: Sequence[Job], tiling: Tiling | None = Non
     """Predict every source of `jobs` and write its outputs.
 
     Raises:
-        UserError: sources that could not be read or written; the outputs of all others are written by then.
+        UserError: sources that could not be read or written; all others are done by then.
         OSError: the disk is full.
     """
+
+    def classes_of_frame(image_HW3: np.ndarray) -> np.ndarray:
+        if tiling is None:
+            return model.classes(image_HW3)
+        return tiled_classes(model.classes, lambda *part: image_HW3[part], image_HW3.shape[:2], tiling)
+
     errors: list[str] = []
     images = [job for job in jobs if not job.source.is_video]
     if tiling is not None and len(images) == 1:
@@ -47,13 +53,16 @@ def predict_files(model: Model, jobs: Sequence[Job], tiling: Tiling | None = Non
     for job in jobs:
         if job.source.is_video:
             with _collect(errors, job):
-                _predict_video(model, job, tiling)
+                if job.as_frames:
+                    write_frames(job.source.path, job.targets, classes_of_frame, model.table)
+                else:
+                    write_overlay(job.source.path, job.targets["overlay"], classes_of_frame, model.table)
     raise_all(errors, f"{len(jobs) - len(errors)} of {len(jobs)} inputs were predicted; the others were not")
 
 
 @contextmanager
 def _collect(errors: list[str], job: Job) -> Iterator[None]:
-    """Add what goes wrong with `job` to `errors`; a full disk ends the command, since no other output would fit."""
+    """Add the error of `job` to `errors`; let a full disk end the command, since no other output would fit."""
     try:
         yield
     except UserError as error:
@@ -68,7 +77,7 @@ def _collect(errors: list[str], job: Job) -> Iterator[None]:
 
 
 def _predict_large_image(model: Model, job: Job, tiling: Tiling) -> None:
-    """Predict one image that may take minutes, with a progress bar of its tiles."""
+    """Predict one image in tiles, which may take minutes, with a progress bar of the tiles."""
     image = read_image(job.source.path, any_size=True)
     tiles = count_tiles((image.height, image.width), tiling)
     with Progress(f"predict {job.source.path.name}", tiles, unit="tile") as progress:
@@ -80,15 +89,3 @@ def _predict_large_image(model: Model, job: Job, tiling: Tiling) -> None:
 
         classes_HW = class_map(classes_of, image, tiling)
     write_image(job.targets, image, classes_HW, model.table)
-
-
-def _predict_video(model: Model, job: Job, tiling: Tiling | None) -> None:
-    def classes_of(image_HW3: np.ndarray) -> np.ndarray:
-        if tiling is None:
-            return model.classes(image_HW3)
-        return tiled_classes(model.classes, lambda *part: image_HW3[part], image_HW3.shape[:2], tiling)
-
-    if job.as_frames:
-        write_frames(job.source.path, job.targets, classes_of, model.table)
-    else:
-        write_overlay(job.source.path, job.targets["overlay"], classes_of, model.table)

@@ -1,11 +1,10 @@
-"""How fast a model file predicts the images at hand on this machine, end to end."""
+"""Measure how fast a model file predicts images on this machine, end to end."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from segdistill.core.progress import Progress
@@ -21,7 +20,7 @@ ROUNDS, WARMUP_ROUNDS = 50, 5
 
 
 def measure(model: Model, paths: Sequence[Path], tiling: Tiling | None = None) -> list[str]:
-    """Time `model` on up to MAX_IMAGES of the images, warm and in turn; lines of text.
+    """Time `model` on up to MAX_IMAGES of the images in turn, after a warm-up, and return the result as lines of text.
 
     Raises:
         UserError: an image that cannot be read.
@@ -38,24 +37,18 @@ def measure(model: Model, paths: Sequence[Path], tiling: Tiling | None = None) -
     }
     with Progress("timing", WARMUP_ROUNDS + ROUNDS, unit="round", timing=True) as progress:
         taken_ms = interleaved_ms(calls, ROUNDS, WARMUP_ROUNDS, progress.advance)
-    sizes = sorted({f"{image.height}x{image.width}" for image in images})
+    sizes = ", ".join(sorted({f"{image.height}x{image.width}" for image in images}))
+    in_tiles = ""
+    if tiling is not None:
+        in_tiles = f" in tiles of {tiling.tile_px[0]}x{tiling.tile_px[1]}, {tiling.overlap_px} overlapping"
     lines = [
         f"{model.path}, threads {model.threads}, batch 1",
-        f"{len(images)} image{'s' if len(images) > 1 else ''} of {', '.join(sizes)} pixels{_said(tiling)}",
+        f"{len(images)} image{'s' if len(images) > 1 else ''} of {sizes} pixels{in_tiles}",
         f"{ROUNDS} rounds after {WARMUP_ROUNDS} of warm-up that are not counted",
         ", ".join([processor(), *(f"{name} {v}" for name, v in package_versions("onnxruntime", "torch").items())]),
     ]
-    return lines + [_line(what, taken) for what, taken in taken_ms.items()]
-
-
-def _said(tiling: Tiling | None) -> str:
-    if tiling is None:
-        return ""
-    height, width = tiling.tile_px
-    return f" in tiles of {height}x{width}, {tiling.overlap_px} overlapping"
-
-
-def _line(what: str, taken_ms: np.ndarray) -> str:
-    found = quantiles(taken_ms, "all")
-    fps = 1000 / found["all_mean_ms"]
-    return f"{what:32}{fps:8.1f} fps   p50 {found['all_p50_ms']:.2f} ms   p95 {found['all_p95_ms']:.2f} ms"
+    for what, taken in taken_ms.items():
+        found = quantiles(taken, "all")
+        p50_p95 = f"p50 {found['all_p50_ms']:.2f} ms   p95 {found['all_p95_ms']:.2f} ms"
+        lines.append(f"{what:32}{1000 / found['all_mean_ms']:8.1f} fps   {p50_p95}")
+    return lines

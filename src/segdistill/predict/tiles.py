@@ -1,8 +1,8 @@
-"""A frame in overlapping tiles: each is predicted by itself, and the middle of each is kept.
+"""Predict a frame in overlapping tiles, to bound the memory.
 
-Near the border of a tile a net sees less around a pixel than in the whole frame. So where two tiles overlap, each gives
-the half that lies nearer to its own middle. Logits are not averaged over the overlap: that would mix the tile that saw
-less into the one that saw more, take a float per class and pixel, and give pixels that the model file never said.
+Near the border of a tile, a network sees less around a pixel than in the whole frame. So where two tiles overlap, each
+keeps the half nearer to its own middle. Averaging logits over the overlap would mix the tile that saw less into the one
+that saw more, and would hold a float per class and pixel in memory.
 
 Shapes: H/W frame in pixels, h/w tile in pixels.
 """
@@ -17,14 +17,14 @@ import numpy as np
 
 
 class Tiling(NamedTuple):
-    """How frames are cut: (height, width) of a tile, and how far neighbours overlap."""
+    """The (height, width) of a tile, and the least overlap of neighbours."""
 
     tile_px: tuple[int, int]
     overlap_px: int
 
 
 class Span(NamedTuple):
-    """One tile along one axis: the pixels of the frame that it reads, and those among them that it gives."""
+    """A tile along one axis: the pixels of the frame that it reads, and those of them that it keeps."""
 
     read: slice
     kept: slice
@@ -36,7 +36,7 @@ class Span(NamedTuple):
 
 
 def spans(length_px: int, tile_px: int, overlap_px: int) -> list[Span]:
-    """Tiles of one length along an axis; the last ends with the frame and so may overlap more than the others."""
+    """Return tiles of one length along an axis; the last ends with the frame, so it may overlap more."""
     if length_px <= tile_px:
         return [Span(slice(0, length_px), slice(0, length_px))]
     last = length_px - tile_px
@@ -47,7 +47,7 @@ def spans(length_px: int, tile_px: int, overlap_px: int) -> list[Span]:
 
 
 def count_tiles(size_px: tuple[int, int], tiling: Tiling) -> int:
-    """How many tiles a frame of that size takes."""
+    """Return the number of tiles of a frame of that size."""
     rows, columns = (spans(*axis, tiling.overlap_px) for axis in zip(size_px, tiling.tile_px, strict=True))
     return len(rows) * len(columns)
 
@@ -58,11 +58,11 @@ def tiled_classes(
     size_px: tuple[int, int],
     tiling: Tiling,
 ) -> np.ndarray:
-    """The class map uint8 (H, W) of a frame of which never more than one tile is in hand.
+    """Return the class map uint8 (H, W) of a frame; hold only one tile of it in memory.
 
     Args:
-        classes_of: a tile uint8 (h, w, 3) to its class map uint8 (h, w).
-        read: rows and columns of the frame to the tile uint8 (h, w, 3) that they enclose.
+        classes_of: returns the class map uint8 (h, w) of a tile uint8 (h, w, 3).
+        read: returns the tile uint8 (h, w, 3) at these rows and columns of the frame.
     """
     classes_HW = np.empty(size_px, np.uint8)
     for rows in spans(size_px[0], tiling.tile_px[0], tiling.overlap_px):

@@ -1,4 +1,4 @@
-"""Videos, frame by frame: never more than one frame is in hand. Decoded and encoded by PyAV, which is an extra.
+"""Predict videos one frame at a time, decoded and encoded by PyAV, which is an extra.
 
 Shapes: H/W frame in pixels.
 """
@@ -24,10 +24,10 @@ if TYPE_CHECKING:  # an extra, which need not be installed
     from av.container import InputContainer, OutputContainer
     from av.video.stream import VideoStream
 
-# The encoder of a codec's own family; for all other codecs, and where one is missing, the first that is there.
+# The encoder for a codec; for all other codecs, and where this one is missing, the first available of the next line.
 _ENCODERS = {"hevc": "libx265"}
 _ANY_ENCODER = ("libx264", "libopenh264", "mpeg4")
-# With x264's macroblock tree the same frames gave other bytes from call to call.
+# With x264's macroblock tree, the bytes of the same frames differed from call to call.
 _OPTIONS = {
     "libx264": {"crf": "20", "x264-params": "mbtree=0"},
     "libx265": {"crf": "23", "x265-params": "log-level=error"},
@@ -36,7 +36,7 @@ ClassesOf = Callable[[np.ndarray], np.ndarray]
 
 
 def pyav() -> ModuleType:
-    """PyAV; UserError where it is not installed."""
+    """Return PyAV; raise a UserError where it is not installed."""
     try:
         import av
     except ImportError:
@@ -47,7 +47,7 @@ def pyav() -> ModuleType:
 def write_overlay(path: Path, target: Path, classes_of: ClassesOf, table: ClassTable) -> None:
     """Write the video at `path` blended with its classes to `target`, as MP4: same pace, same codec where possible.
 
-    Frames of odd height or width get a line more, which encoders need. Sound is left out.
+    Pad odd heights and widths by a line, since encoders require even ones. Leave out the sound.
 
     Raises:
         UserError: no PyAV, no readable video, or a damaged one.
@@ -60,10 +60,12 @@ def write_overlay(path: Path, target: Path, classes_of: ClassesOf, table: ClassT
     ):
         encoder = None
         for image_HW3, time in video.frames():
-            mixed_HW3 = _even(blended(image_HW3, classes_of(image_HW3), table))
+            mixed_HW3 = blended(image_HW3, classes_of(image_HW3), table)
+            height, width = mixed_HW3.shape[:2]
+            mixed_HW3 = np.pad(mixed_HW3, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
             if encoder is None:
                 encoder = _encoder(av, sink, video.stream, mixed_HW3.shape[:2])
-            frame = av.VideoFrame.from_ndarray(mixed_HW3, format="rgb24")
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(mixed_HW3), format="rgb24")
             frame.pts, frame.time_base = time, video.stream.time_base
             sink.mux(encoder.encode(frame))
         if encoder is None:
@@ -86,14 +88,20 @@ def write_frames(path: Path, targets: dict[str, Path], classes_of: ClassesOf, ta
 
 
 class _Video(NamedTuple):
+    """An open video."""
+
     path: Path
     container: InputContainer
     stream: VideoStream
 
     def frames(self) -> Iterator[tuple[np.ndarray, int | None]]:
-        """Every frame as upright uint8 (H, W, 3) RGB, and its time in the stream's time base."""
+        """Yield every frame as upright uint8 (H, W, 3) RGB, and its time in the stream's time base."""
         av = pyav()
-        with Progress(f"predict {self.path.name}", self._expected_frames(), unit="frame") as progress:
+        expected = self.stream.frames
+        if not expected:  # not every format stores the number
+            length_s = float((self.stream.duration or 0) * (self.stream.time_base or 0))
+            expected = round(length_s * float(self.stream.average_rate or 0))
+        with Progress(f"predict {self.path.name}", expected, unit="frame") as progress:
             decoded = self.container.decode(self.stream)
             while True:
                 try:
@@ -102,15 +110,9 @@ class _Video(NamedTuple):
                     return
                 except av.error.FFmpegError as error:
                     raise UserError(f"{self.path}: damaged after {progress.done} frames ({error.strerror})") from None
-                # The rotation that players apply, in degrees against the clock.
+                # The rotation that players apply, in degrees counter-clockwise.
                 yield np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)), frame.pts
                 progress.advance()
-
-    def _expected_frames(self) -> int:
-        if self.stream.frames:
-            return self.stream.frames
-        length_s = float((self.stream.duration or 0) * (self.stream.time_base or 0))
-        return round(length_s * float(self.stream.average_rate or 0))
 
 
 @contextmanager
@@ -128,13 +130,8 @@ def _opened(path: Path) -> Iterator[_Video]:
         yield _Video(path, container, stream)
 
 
-def _even(image_HW3: np.ndarray) -> np.ndarray:
-    height, width = image_HW3.shape[:2]
-    return np.ascontiguousarray(np.pad(image_HW3, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge"))
-
-
 def _encoder(av: ModuleType, sink: OutputContainer, stream: VideoStream, size_px: tuple[int, int]) -> VideoStream:
-    """The stream of `sink` that takes frames of `size_px`, in the codec of `stream` where it can be had."""
+    """Add a stream for frames of `size_px` to `sink`, in the codec of `stream` where an encoder is available."""
     wanted = [_ENCODERS.get(stream.codec_context.name), *_ANY_ENCODER]
     name = next(name for name in wanted if name and _has_encoder(av, name))
     added = sink.add_stream(name, rate=stream.average_rate, options=_OPTIONS.get(name, {}))
@@ -149,6 +146,6 @@ def _encoder(av: ModuleType, sink: OutputContainer, stream: VideoStream, size_px
 def _has_encoder(av: ModuleType, name: str) -> bool:
     try:
         av.Codec(name, "w")
-    except ValueError:  # which av's own exception for that is
+    except ValueError:  # the base of av's own exception for that
         return False
     return True

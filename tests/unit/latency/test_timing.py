@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from segdistill.latency.engines import Engine
-from segdistill.latency.run import _timed
+from segdistill.latency.run import time_engines
 from segdistill.latency.timing import interleaved_ms, quantiles
 from support.tiny_city import tinier_params
 
@@ -35,7 +35,7 @@ def test_every_engine_runs_untimed_before_it_is_timed():
         for name in ("torch", "onnx")
     }
     params = tinier_params(benchmark={"frames": 1, "warmup_frames": 1})
-    rows = _timed(engines, np.zeros((1, 2, 2, 3), np.uint8), params)
+    rows = time_engines(engines, np.zeros((1, 2, 2, 3), np.uint8), params)
     one_round = [f"{name} {what}" for name in ("torch", "onnx") for what in ("whole", "forward", "whole")]
     assert log == 2 * one_round
     assert set(rows["net"]["onnx"]) >= {"forward_p50_ms", "end_to_end_p50_ms", "end_to_end_p95_to_p50"}
