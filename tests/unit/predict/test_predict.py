@@ -147,7 +147,7 @@ def test_without_a_model_the_one_to_ship_is_taken(files, street):
     assert written(street / "by-summary") == written(street / "by-name")
 
 
-def test_run_stands_for_its_int8_file_else_its_float32_file(files, street):
+def test_run_means_its_int8_file_else_its_float32_file(files, street):
     folder = street / "models/runs/light"
     folder.mkdir(parents=True)
     shutil.copy(files.float32, folder / "student.onnx")
@@ -167,13 +167,20 @@ def test_a_model_of_other_classes_brings_their_ids_and_colors(street):
     assert np.array_equal(coloured, np.array(table.colors, np.uint8)[classes])
 
 
-def test_a_benchmark_tells_its_conditions_and_writes_nothing(files, street, monkeypatch):
+def test_benchmark_prints_its_conditions_and_writes_nothing(files, street, monkeypatch):
     monkeypatch.setattr(speed, "ROUNDS", 2)
     called = done("images", "--model", files.int8, "--benchmark")
     output = called.stdout
     assert "timing: round 7/7" in called.stderr
-    for told in ("threads 1", "2 images of 48x64, 49x65 pixels", "2 rounds after 5 of warm-up", "fps", "p50", "p95"):
-        assert told in output
+    for expected in (
+        "threads 1",
+        "2 images of 48x64, 49x65 pixels",
+        "2 rounds after 5 of warm-up",
+        "fps",
+        "p50",
+        "p95",
+    ):
+        assert expected in output
     assert not (street / "predictions").exists()
 
 

@@ -54,13 +54,13 @@ def test_an_image_beyond_the_memory_keeps_nothing_from_the_others(files, street,
     assert list(written(street / "predictions")) == [f"color/city/{STEM}_color.png"]
 
 
-def test_bad_inputs_are_told_together_before_anything_is_written(files, street):
+def test_bad_inputs_are_reported_together_before_anything_is_written(files, street):
     (street / "empty").mkdir()
     (street / "notes.txt").write_text("")
     result = call("images", "empty", "notes.txt", "none.png", "no/*.png", "--model", files.float32)
     assert result.exit_code == 1
-    for told in ("empty: holds no image", "notes.txt: neither an image", "none.png: no such", "no/*.png: matches"):
-        assert told in result.stderr
+    for expected in ("empty: holds no image", "notes.txt: neither an image", "none.png: no such", "no/*.png: matches"):
+        assert expected in result.stderr
     assert not (street / "predictions").exists()
 
 
@@ -97,7 +97,7 @@ def test_unknown_run_is_refused_with_the_runs_there_are(street):
 
 
 @pytest.mark.parametrize(
-    ("summary", "told"),
+    ("summary", "expected"),
     [
         (None, "metrics/summary.json: no such file"),
         ("{", "metrics/summary.json: damaged"),
@@ -105,19 +105,19 @@ def test_unknown_run_is_refused_with_the_runs_there_are(street):
         ('{"champion": {"path": "gone.onnx"}}', "gone.onnx: no such file"),
     ],
 )
-def test_without_a_model_and_a_summary_there_is_one_line(summary, told, street):
+def test_without_a_model_and_a_summary_there_is_one_line(summary, expected, street):
     if summary is not None:
         (street / "metrics").mkdir()
         (street / "metrics/summary.json").write_text(summary)
     result = call("images")
     assert result.exit_code == 1
-    assert told in result.stderr
+    assert expected in result.stderr
     assert "--model" in result.stderr
     assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", ["none.onnx", "text.onnx", "none.safetensors", "text.safetensors", "net.pth"])
-def test_what_is_no_model_of_ours_is_refused_by_name(name, street):
+def test_file_of_no_student_is_refused_by_name(name, street):
     if name.startswith("text"):
         (street / name).write_text("no model")
     result = call("images", "--model", name)
@@ -134,7 +134,7 @@ def test_model_without_a_class_table_is_refused(street):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (["--tile", "64"], "HEIGHTxWIDTH"),
         (["--tile", "8x64"], "at least 64"),
@@ -143,10 +143,10 @@ def test_model_without_a_class_table_is_refused(street):
         (["--write", "colour"], "overlay, color, label-ids"),
     ],
 )
-def test_wrong_usage_has_its_own_exit_code(arguments, told, street):
+def test_wrong_usage_has_its_own_exit_code(arguments, expected, street):
     result = CliRunner().invoke(app, ["predict", "images", *arguments], env={"COLUMNS": "200"})
     assert result.exit_code == 2
-    assert told in result.stderr
+    assert expected in result.stderr
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(files, street):
@@ -169,7 +169,7 @@ def test_nothing_half_written_is_left_when_the_disk_is_full(files, street, monke
     assert written(street / "predictions") == {}
 
 
-def test_a_frame_too_large_for_the_memory_is_told_with_a_remedy(files, street, monkeypatch):
+def test_frame_too_large_for_the_memory_is_reported_with_a_remedy(files, street, monkeypatch):
     def full(self, images):
         raise MemoryError
 

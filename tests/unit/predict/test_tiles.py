@@ -1,4 +1,4 @@
-"""Tiles: they cover each pixel once, show the net enough around it, and are no larger than asked for."""
+"""Tiles: they cover each pixel once, show the network enough around it, and are no larger than the given size."""
 
 from __future__ import annotations
 

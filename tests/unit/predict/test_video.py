@@ -30,7 +30,7 @@ def av():
 
 
 def write_clip(av, path: Path, size_px: tuple[int, int] = (64, 96), codec: str = "libx264") -> None:
-    """A clip that pans over an image; its last frame stands longer than the others."""
+    """A clip that pans over an image; its last frame is shown longer than the others."""
     wide = smooth_frame((size_px[0], size_px[1] + 4 * FRAMES), 1)
     with av.open(str(path), "w") as sink:
         stream = sink.add_stream(codec, rate=RATE)
@@ -142,7 +142,7 @@ def test_odd_sizes_get_a_line_more(av, model, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["text", "cut"])
-def test_a_damaged_video_is_told_and_leaves_nothing(kind, av, model, tmp_path, monkeypatch):
+def test_damaged_video_is_reported_and_leaves_nothing(kind, av, model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_clip(av, tmp_path / "clip.mp4")
     content = (tmp_path / "clip.mp4").read_bytes()

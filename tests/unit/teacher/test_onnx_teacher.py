@@ -63,15 +63,15 @@ def test_output_named_logits_is_taken_or_else_the_first(tmp_path, outputs):
 
 
 def test_number_of_classes_is_checked_where_the_graph_does_not_say_it(tmp_path):
-    untold = model(np.concatenate([WEIGHTS] * 2))
+    unknown = model(np.concatenate([WEIGHTS] * 2))
     # As of a graph whose exporter lost track of shapes: half of the classes, by a number that is an input to the graph.
-    untold.graph.initializer.append(numpy_helper.from_array(np.array([CLASSES]), "end"))
-    untold.graph.initializer.append(numpy_helper.from_array(np.array([0]), "start"))
-    untold.graph.initializer.append(numpy_helper.from_array(np.array([1]), "axis"))
-    untold.graph.input.append(helper.make_tensor_value_info("end", TensorProto.INT64, (1,)))
-    untold.graph.node[-1].CopyFrom(helper.make_node("Slice", ["cells", "start", "end", "axis"], ["out"]))
-    untold.graph.output[0].CopyFrom(helper.make_tensor_value_info("out", TensorProto.FLOAT, ("n", "c", "h", "w")))
-    onnx.save(untold, tmp_path / "t.onnx")
+    unknown.graph.initializer.append(numpy_helper.from_array(np.array([CLASSES]), "end"))
+    unknown.graph.initializer.append(numpy_helper.from_array(np.array([0]), "start"))
+    unknown.graph.initializer.append(numpy_helper.from_array(np.array([1]), "axis"))
+    unknown.graph.input.append(helper.make_tensor_value_info("end", TensorProto.INT64, (1,)))
+    unknown.graph.node[-1].CopyFrom(helper.make_node("Slice", ["cells", "start", "end", "axis"], ["out"]))
+    unknown.graph.output[0].CopyFrom(helper.make_tensor_value_info("out", TensorProto.FLOAT, ("n", "c", "h", "w")))
+    onnx.save(unknown, tmp_path / "t.onnx")
     assert opened(tmp_path / "t.onnx").logits(IMAGES).shape == (2, CLASSES, 4, 6)
     with pytest.raises(UserError, match=r"t\.onnx: found logits \[2, 3, 4, 6\] of an input \[2, 3, 16, 24\]; allowed"):
         opened(tmp_path / "t.onnx", classes=4).logits(IMAGES)
@@ -155,7 +155,7 @@ def student(tmp_path_factory):
     """A network in torch, and its exported file."""
     torch.manual_seed(0)
     net = build("deeplabv3_mobilenet_lite", CLASSES).eval()
-    header, folder = Header.of_net("deeplabv3_mobilenet_lite", TABLE, 16), tmp_path_factory.mktemp("ours")
+    header, folder = Header.of_net("deeplabv3_mobilenet_lite", TABLE, 16), tmp_path_factory.mktemp("student")
     write_float32(folder / "float32.onnx", net, header, 18, (32, 48))
     return net, folder / "float32.onnx"
 
