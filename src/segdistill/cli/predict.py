@@ -92,10 +92,11 @@ def predict(
         jobs = [] if benchmark else plan(sources, out, kinds, frames=frames, overwrite=overwrite)
 
         # These load torch, so import them after the checks above.
-        from segdistill.predict.model import Model, champion_path, model_path
+        from segdistill.predict.model import Model, model_path
         from segdistill.predict.run import predict_files
         from segdistill.predict.speed import measure
         from segdistill.predict.tiles import Tiling
+        from segdistill.results.champion import champion_path
 
         model = Model(model_path(model_name, MODELS) if model_name else champion_path(METRICS), threads)
         tiling = Tiling(*tiled) if tiled else None
