@@ -1,7 +1,7 @@
 """Bring rows into MLflow, each row, metric, point and image exactly once.
 
-Files are the record and MLflow is a view of them: whatever fails here is a warning, and tracking again adds what is
-missing. A row is found by the hash of everything its run was computed from, a point and an image by their step.
+Files are the record and MLflow is a view of them: a failure here is a warning, and tracking again adds what is
+missing. The hash of everything a run was computed from identifies its row, the step a point or an image.
 """
 
 from __future__ import annotations
