@@ -42,8 +42,8 @@ app.command(rich_help_panel=_FILES, epilog=predict.EXAMPLES)(predict.predict)
 app.command(rich_help_panel=_FILES, epilog=synthesize.EXAMPLES)(synthesize.synthesize)
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(is_given: bool) -> None:
+    if is_given:
         from importlib.metadata import version
 
         print(version("segdistill"))

@@ -27,7 +27,7 @@ class Precision(StrEnum):
 
 
 def _run_names(context: typer.Context, incomplete: str) -> list[str]:
-    """Return the runs of params.yaml that begin so and are not named yet, for the shell."""
+    """Return the runs of params.yaml that begin with `incomplete` and are not named yet, for the shell."""
     import yaml
 
     try:

@@ -41,7 +41,8 @@ _Write = Annotated[str, typer.Option("--write", metavar="KINDS", help="what to w
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace existing outputs")]
 _Frames = Annotated[bool, typer.Option("--frames", help="write the frames of a video as images")]
 _Tile = Annotated[
-    str | None, typer.Option("--tile", metavar="HxW", help="predict in tiles of so many pixels", rich_help_panel=_LARGE)
+    str | None,
+    typer.Option("--tile", metavar="HxW", help="predict in tiles of this many pixels", rich_help_panel=_LARGE),
 ]
 _Overlap = Annotated[
     int | None,
@@ -79,7 +80,7 @@ def predict(
     overlay: the image half covered by the colours of its classes, or an MP4.
     color: the colours alone, as PNG.
     label-ids: the label id of each pixel as PNG, with the names that the
-    Cityscapes evaluation server asks for.
+    Cityscapes evaluation server needs.
     """
     kinds, tiled = _kinds(write), _tiling(tile, overlap_px)
     with exit_on_user_error():
@@ -92,10 +93,11 @@ def predict(
         jobs = [] if benchmark else plan(sources, out, kinds, frames=frames, overwrite=overwrite)
 
         # These load torch, so import them after the checks above.
-        from segdistill.predict.model import Model, champion_path, model_path
+        from segdistill.predict.model import Model, model_path
         from segdistill.predict.run import predict_files
         from segdistill.predict.speed import measure
         from segdistill.predict.tiles import Tiling
+        from segdistill.results.champion import champion_path
 
         model = Model(model_path(model_name, MODELS) if model_name else champion_path(METRICS), threads)
         tiling = Tiling(*tiled) if tiled else None

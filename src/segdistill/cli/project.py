@@ -20,7 +20,7 @@ import typer
 from segdistill.core.errors import UserError, exit_on_user_error
 from segdistill.paths import METRICS, REPORT
 
-START_S = 180.0  # an MLflow server that is not ready by then is not waited for
+START_S = 180.0  # give up on an MLflow server that is not ready by then
 STOP_S = 10.0
 
 
@@ -50,8 +50,8 @@ def track(
 
     The store is MLFLOW_TRACKING_URI, else tracking.uri of params.yaml, else mlflow.db in this folder.
 
-    With --watch, curves and images of running trainings come in as well,
-    every few seconds, and the command ends with Ctrl-C.
+    With --watch, follow running trainings too: bring in their curves and
+    images every few seconds, until Ctrl-C.
     """
     from segdistill.params.read import load_params
     from segdistill.results.stale import changed_runs
@@ -120,7 +120,7 @@ def ui(
 def _child(command: list[str], stdout: int | None = None) -> Iterator[subprocess.Popen]:
     """Run a command until the body ends, however it ends: by Ctrl-C, by SIGTERM, or by a SIGKILL of this process.
 
-    The command has a session of its own, so that Ctrl-C reaches this process alone, which then ends the command.
+    The command gets its own session, so that Ctrl-C reaches this process alone, which then ends the command.
     """
     prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 

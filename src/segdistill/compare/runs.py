@@ -54,8 +54,13 @@ def compare_runs(params: Params, metrics: Path, names: Sequence[str]) -> Compari
     summary = summarise(params.model_copy(update={"runs": compared}), metrics)
     by_name = {row.run: row for row in summary.rows}
     rows = [by_name[name] for name in names]
+    measured = []
+    for one in shown_in(COMPARE):
+        values = tuple(getattr(row, one.name) for row in rows)
+        if any(value is not None for value in values):
+            measured.append(Line(one.label, values, tuple(map(one.text, values)), one.better))
     stale = tuple(row.run for row in rows if row.is_stale)
-    return Comparison(tuple(names), _settings(params, rows), _metrics(rows), _classes(rows), stale)
+    return Comparison(tuple(names), _settings(params, rows), tuple(measured), _classes(rows), stale)
 
 
 def _settings(params: Params, rows: Sequence[Row]) -> tuple[Line, ...]:
@@ -86,15 +91,6 @@ def _flat_settings(params: Params, row: Row) -> dict[str, object]:
         elif key in first:
             first[key] = value
     return {key: first.pop(key) for key in ("student", "teacher", "alpha", "lr")} | first | further
-
-
-def _metrics(rows: Sequence[Row]) -> tuple[Line, ...]:
-    lines = []
-    for one in shown_in(COMPARE):
-        values = tuple(getattr(row, one.name) for row in rows)
-        if any(value is not None for value in values):
-            lines.append(Line(one.label, values, tuple(map(one.text, values)), one.better))
-    return tuple(lines)
 
 
 def _classes(rows: Sequence[Row]) -> tuple[Line, ...]:

@@ -57,7 +57,11 @@ def markdown(comparison: Comparison, differences: Sequence[Difference] = ()) -> 
     """Return the same as Markdown, for a page or a pull request; names cannot become HTML there."""
     pieces = []
     for title, lines in _sections(comparison):
-        rows = [[line.label, *_marked(line)] for line in lines]
+        rows = []
+        for line in lines:
+            best = _best(line)
+            texts = [f"**{text}**" if place in best else text for place, text in enumerate(line.texts)]
+            rows.append([line.label, *texts])
         pieces.append(f"**{title}**\n\n{_markdown_table(['', *_heads(comparison)], rows)}")
     if differences:
         rows = [_pixel_cells(difference, ", ") for difference in differences]
@@ -81,11 +85,6 @@ def _best(line: Line) -> set[int]:
     if line.better is None or len(set(known)) < 2:
         return set()
     return {place for place, value in enumerate(line.values) if value == line.better(known)}
-
-
-def _marked(line: Line) -> list[str]:
-    best = _best(line)
-    return [f"**{text}**" if place in best else text for place, text in enumerate(line.texts)]
 
 
 def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from segdistill.core.errors import UserError
-from segdistill.core.files import read_json
 from segdistill.core.provenance import usable_cores
 from segdistill.export.onnx_file import OnnxPredictor
 from segdistill.nets.device import TorchPredictor, resolve_device
@@ -81,25 +80,3 @@ def model_path(given: str, models: Path) -> Path:
     runs = sorted(path.name for path in (models / "runs").glob("*") if path.is_dir())
     trained = f"runs there: {', '.join(runs)}" if runs else "no run is trained there"
     raise UserError(f"--model: found {given!r}; no such file, and no such run in {models / 'runs'} ({trained})")
-
-
-def champion_path(metrics: Path) -> Path:
-    """Return the file that the last report recommends, from its summary.
-
-    Raises:
-        UserError: the summary is missing or recommends no student, or the file is missing.
-    """
-    summary = metrics / "summary.json"
-    otherwise = "name a file or a run with --model, or run: dvc repro"
-    try:
-        champion = read_json(summary)["champion"]
-        path = None if champion is None else Path(champion["path"])
-    except FileNotFoundError:
-        raise UserError(f"{summary}: no such file; {otherwise}") from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{summary}: damaged; {otherwise}") from None
-    if path is None:
-        raise UserError(f"{summary}: recommends no student; {otherwise}")
-    if not path.is_file():
-        raise UserError(f"{path}: no such file, though {summary} says to ship it; {otherwise}")
-    return path

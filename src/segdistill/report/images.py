@@ -98,43 +98,44 @@ def image_strips(summary: Summary, metrics: Path) -> Strips:
     strips = [_strip(choice, teacher, (first, own), (second, other)) for choice in choices]
     names = ("both right", "both wrong", f"only {first.run} right", f"only {second.run} right")
     states = list(zip(names, (STATE_COLORS[state] for state in (BOTH, NEITHER, FIRST, SECOND)), strict=True))
-    return Strips(strips, states, _rule(summary, first, second, len(own.mean_iou)))
 
-
-def _rule(summary: Summary, first: Row, second: Row, frames: int) -> str:
     what = "the run to ship" if summary.champion else "the most accurate run"
-    text = (
-        f"{first.run} is {what}. The frames are chosen by rule: of all {frames} frames of val those on which the mIoU "
-        f"of {first.run} is furthest above that of {second.run}, at the median, and least above or furthest below it; "
-        "of equal ones the first. The mIoU of a frame is the mean over the classes that occur in it. Both are the "
-        f"finished models in PyTorch, before export. Images are at most {WIDTH_PX} pixels wide."
+    rule = (
+        f"{first.run} is {what}. The frames are chosen by rule: of all {len(own.mean_iou)} frames of val those on "
+        f"which the mIoU of {first.run} is furthest above that of {second.run}, at the median, and least above or "
+        "furthest below it; of equal ones the first. The mIoU of a frame is the mean over the classes that occur in "
+        "it. Both are the finished models in PyTorch, before export. Images are at most "
+        f"{WIDTH_PX} pixels wide."
     )
     if first.role == CONTROL:
-        text += f" {first.run} is a control, so it is compared with the best distilled run."
+        rule += f" {first.run} is a control, so it is compared with the best distilled run."
     if first.arch != second.arch:
-        text += f" {second.run} is another network ({second.arch}), so the difference is not that of distilling alone."
-    return text
+        rule += f" {second.run} is another network ({second.arch}), so the difference is not that of distilling alone."
+    return Strips(strips, states, rule)
 
 
 def _strip(choice: Choice, teacher: ValRecord, first: tuple[Row, ValRecord], second: tuple[Row, ValRecord]) -> Strip:
     index, (row, own), (other_row, other) = choice.frame, first, second
-    states = pixel_states(teacher.classes(index, "truth"), own.classes(index), other.classes(index))
-    shown = [
+    images = [
         Shown("image", "", _address("jpeg", teacher.image(index, "image"))),
         Shown("truth", "", _address("png", teacher.image(index, "truth"))),
-        _prediction("teacher", teacher, index),
-        _prediction(label_of(other_row), other, index),
-        _prediction(label_of(row), own, index),
-        Shown("where they differ", _shares(states, row.run, other_row.run), _address("png", _states_png(states))),
     ]
+    for caption, record in (("teacher", teacher), (label_of(other_row), other), (label_of(row), own)):
+        mean_iou = record.mean_iou.get(index)
+        score = "" if mean_iou is None else f"{mean_iou:.1%}"
+        images.append(Shown(caption, score, _address("png", record.image(index, "classes"))))
+
+    states = pixel_states(teacher.classes(index, "truth"), own.classes(index), other.classes(index))
+    shares = ""
+    if labelled := np.count_nonzero(states != VOID):
+        own_right, other_right = (np.count_nonzero(states == state) / labelled for state in (FIRST, SECOND))
+        shares = f"only {row.run} right {own_right:.1%}, only {other_row.run} {other_right:.1%}"
+    image, png = Image.fromarray(states), io.BytesIO()
+    image.putpalette([value for color in STATE_COLORS for value in color])
+    image.save(png, "PNG")
+    images.append(Shown("where they differ", shares, _address("png", png.getvalue())))
     head = f"{choice.why}: {signed(choice.gain)} points of mIoU"
-    return Strip(head, f"frame {index}, {own.frame_names[index]}", shown)
-
-
-def _prediction(caption: str, record: ValRecord, index: int) -> Shown:
-    mean_iou = record.mean_iou.get(index)
-    score = "" if mean_iou is None else f"{mean_iou:.1%}"
-    return Shown(caption, score, _address("png", record.image(index, "classes")))
+    return Strip(head, f"frame {index}, {own.frame_names[index]}", images)
 
 
 def pixel_states(truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -142,21 +143,6 @@ def pixel_states(truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> np
     right, other_right = first == truth, second == truth
     conditions = [truth == IGNORE, right & other_right, right, other_right]
     return np.select(conditions, [VOID, BOTH, FIRST, SECOND], default=NEITHER).astype(np.uint8)
-
-
-def _shares(states: np.ndarray, first: str, second: str) -> str:
-    valid = np.count_nonzero(states != VOID)
-    if not valid:
-        return ""
-    own, other = (np.count_nonzero(states == state) / valid for state in (FIRST, SECOND))
-    return f"only {first} right {own:.1%}, only {second} {other:.1%}"
-
-
-def _states_png(states: np.ndarray) -> bytes:
-    image, stream = Image.fromarray(states), io.BytesIO()
-    image.putpalette([value for color in STATE_COLORS for value in color])
-    image.save(stream, "PNG")
-    return stream.getvalue()
 
 
 def _address(kind: str, content: bytes) -> str:

@@ -35,6 +35,7 @@ def page_data(summary: Summary, metrics: Path) -> dict[str, Any]:
     """Return everything that the template shows, as plain data; only style and scripts are marked as HTML."""
     found, matrices = answer(summary), charts.matrices(summary, metrics)
     shown, styles = charts.timed_files(summary), charts.line_styles(summary)
+    timed_runs = {file.run for file in shown}
     # The first reason repeats in words what the tiles show.
     reasons = found.reasons[1:] if summary.champion else found.reasons
     return {
@@ -56,7 +57,9 @@ def page_data(summary: Summary, metrics: Path) -> dict[str, Any]:
         "lines": {run: style | {"dash": charts.DASHES[style["dash"]]} for run, style in styles.items()},
         "front_line": {"color": charts.FRONT_COLOR, "dash": charts.DASHES["dot"]},
         "forms": [charts.FORMS[form][1:] for form in charts.by_form(shown)],
-        "shown_settings": [(one.name, one.rows[0].run) for one in summary.settings if _is_timed(one, shown)],
+        "shown_settings": [
+            (one.name, one.rows[0].run) for one in summary.settings if any(row.run in timed_runs for row in one.rows)
+        ],
         "teacher_engine": summary.teacher and (summary.teacher.timed() or (None,))[0],
         "heat": sections.class_heat(summary),
         "matrices": [matrix.label for matrix in matrices],
@@ -73,10 +76,6 @@ def page_data(summary: Summary, metrics: Path) -> dict[str, Any]:
             "confusion": charts.confusion_chart(matrices),
         },
     }
-
-
-def _is_timed(setting: Any, shown: list) -> bool:
-    return any(file.run == row.run for row in setting.rows for file in shown)
 
 
 def _environment() -> Environment:

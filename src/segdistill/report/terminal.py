@@ -61,7 +61,7 @@ def markdown(summary: Summary, *, sort: str | None = None, top: int | None = Non
 def table(summary: Summary, sort: str | None, top: int | None, group: bool) -> tuple[list[str], Lines]:
     """Return the headings and lines of the table: a line per model, or with `group` per setting over its seeds.
 
-    `sort` is the name of a metric, the best first; `top` keeps so many lines.
+    `sort` is the name of a metric, the best first; `top` is the most lines to keep.
 
     Raises:
         UserError: there is no such metric, or it does not order settings.

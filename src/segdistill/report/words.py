@@ -147,7 +147,7 @@ def over_all_settings(summary: Summary) -> str:
     )
     repeated = [gain for gain in gains.values() if gain.low is not None]
     if not repeated:
-        return f"{text}; with one seed of each none of this can be told from chance."
+        return f"{text}; with one seed of each, nothing tells any of this from chance."
     better, worse = (sum(gain.verdict == verdict for gain in repeated) for verdict in ("helped", "hurt"))
     text += f"; beyond chance {better} {_are(better)} above and {worse} below, of {len(repeated)} with several seeds."
     return text + " Each interval is of 95%: of 20 settings without effect one is expected to miss 0."

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
+from pathlib import Path
 from statistics import median
 
+from segdistill.core.errors import UserError
+from segdistill.core.files import read_json
 from segdistill.results.row import TEACHER, Row
 
 # A share and not a number of points, so that the rule means the same at a mIoU of 0.05 as at one of 0.75.
@@ -138,3 +141,25 @@ def choose_champion(rows: Sequence[Row], floor: Floor | None = None, busy: bool 
     best = max(file.score for file in files)
     close = [file for file in files if file.score >= (best if busy else KEPT_MEAN_IOU * best)]
     return min(close, key=lambda file: (inf if file.p50_ms is None else file.p50_ms, -file.score, file.mb or inf))
+
+
+def champion_path(metrics: Path) -> Path:
+    """Return the file to ship, by the summary of the last report.
+
+    Raises:
+        UserError: there is no summary, it names no file, or the file is not there.
+    """
+    summary = metrics / "summary.json"
+    otherwise = "name a file or a run with --model, or run: dvc repro"
+    try:
+        champion = read_json(summary)["champion"]
+        path = None if champion is None else Path(champion["path"])
+    except FileNotFoundError:
+        raise UserError(f"{summary}: no such file; {otherwise}") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{summary}: damaged; {otherwise}") from None
+    if path is None:
+        raise UserError(f"{summary}: recommends no student; {otherwise}")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file, though {summary} says to ship it; {otherwise}")
+    return path

@@ -144,7 +144,7 @@ def summarise(params: Params, metrics: Path, *, check_stale: bool = True) -> Sum
         try:
             table = ClassTable.of_facts(read_json(legend))
         except UserError as error:
-            raise UserError(f"{legend}: {error}; dvc repro writes it anew") from None
+            raise UserError(f"{legend}: {error}; dvc repro writes it again") from None
         colors = {class_key(name): color for name, color in zip(table.names, table.colors, strict=True)}
     checked = teacher.files["finished"]
     groups = ValGroups(checked.get("val_groups"), checked.get("val_groups_in_train"))
@@ -268,7 +268,7 @@ def _read(path: Path, missing: dict | None = None) -> dict:
             return missing
         raise UserError(f"{path}: no such file; dvc repro writes it") from None
     except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); dvc repro writes it anew") from None
+        raise UserError(f"{path}: damaged ({error}); dvc repro writes it again") from None
 
 
 def _record(folder: Path) -> ValRecord | None:

@@ -1,7 +1,7 @@
 """Bring rows into MLflow, each row, metric, point and image exactly once.
 
-Files are the record and MLflow is a view of them: whatever fails here is a warning, and tracking again adds what is
-missing. A row is found by the hash of everything its run was computed from, a point and an image by their step.
+Files are the record and MLflow is a view of them: a failure here is a warning, and tracking again adds what is
+missing. The hash of everything a run was computed from identifies its row, the step a point or an image.
 """
 
 from __future__ import annotations
@@ -52,13 +52,19 @@ def track(params: Params, metrics: Path, limit_s: float = 300.0, shows_progress:
         Whether everything is there now.
     """
     store = find_store(params.tracking.uri)
+    shown = shows_progress and sys.stderr.isatty()
+
+    def upsert(rows: Sequence[Row]) -> dict[str, Run]:
+        experiment = Experiment(store, params.tracking.experiment)
+        with Progress("MLflow", len(rows), unit="run") if shown else contextlib.nullcontext() as progress:
+            return experiment.upsert(rows, {TEACHER, *params.runs}, progress.advance if progress else lambda: None)
 
     def work() -> None:
         rows = rows_on_disk(params, metrics)
         check_reachable(store)
         configure_mlflow()
         with locked(store, wait_s=limit_s / 2):
-            runs = with_retries(lambda: _upsert_shown(store, params, rows, shows_progress))
+            runs = with_retries(lambda: upsert(rows))
             named = {row.run: (runs[row.key], row.params) for row in rows}
             update_champion(connect(store), params, metrics, named)
 
@@ -83,14 +89,6 @@ def with_retries(work: Callable[[], T]) -> T:
                 raise
             time.sleep(1 + attempt)
     raise AssertionError
-
-
-def _upsert_shown(store: Store, params: Params, rows: Sequence[Row], shows_progress: bool) -> dict[str, Run]:
-    shown = shows_progress and sys.stderr.isatty()
-    with Progress("MLflow", len(rows), unit="run") if shown else contextlib.nullcontext() as progress:
-        return Experiment(store, params.tracking.experiment).upsert(
-            rows, {TEACHER, *params.runs}, progress.advance if progress else lambda: None
-        )
 
 
 def connect(store: Store):
@@ -170,6 +168,8 @@ class Experiment:
         return same[0] if same else None
 
     def _upsert_row(self, row: Row) -> Run:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
         run = self._find(row)
         logged: dict[int, float] = {}
         if run is not None:
@@ -183,26 +183,19 @@ class Experiment:
                 self.client.delete_run(run.info.run_id)
                 run, logged = None, {}
         if run is None:
-            run = self._create(row)
-        if row.data[1] and not (run.inputs and run.inputs.dataset_inputs):
-            self._log_dataset(run, row)
+            tags = {RUN_TAG: row.run, ROW_TAG: row.key}
+            with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
+                tags["mlflow.user"] = getpass.getuser()
+            run = self.client.create_run(self.id, start_time=_ms(row.started_s), tags=tags, run_name=row.run)
+        name, fingerprint = row.data
+        if fingerprint and not (run.inputs and run.inputs.dataset_inputs):
+            data = Dataset(name, fingerprint[:12], "local", '{"uri": "data/prepared"}')
+            inputs = [DatasetInput(data, [InputTag("mlflow.data.context", "training")])]
+            self.client.log_inputs(run.info.run_id, inputs)
         self._log_values(run, row)
         self._log_points(run, [point for point in row.points if point.step not in logged])
         self._set_status(run, row)
         return run
-
-    def _create(self, row: Row) -> Run:
-        tags = {RUN_TAG: row.run, ROW_TAG: row.key}
-        with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
-            tags["mlflow.user"] = getpass.getuser()
-        return self.client.create_run(self.id, start_time=_ms(row.started_s), tags=tags, run_name=row.run)
-
-    def _log_dataset(self, run: Run, row: Row) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        name, fingerprint = row.data
-        data = Dataset(name, fingerprint[:12], "local", '{"uri": "data/prepared"}')
-        self.client.log_inputs(run.info.run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
 
     def _log_values(self, run: Run, row: Row) -> None:
         from mlflow.entities import Metric, Param, RunTag
@@ -242,7 +235,7 @@ class Experiment:
         files = Counter((match[1], int(match[2])) for match in map(LOGGED_IMAGE.fullmatch, paths) if match)
         for image in row.step_images:
             if files[image.key.replace("/", "~"), image.step] < FILES_PER_IMAGE:
-                pixels = _above_each_other(image.path, image.truth)
+                pixels = _stacked(image.path, image.truth)
                 self.client.log_image(run.info.run_id, pixels, key=image.key, step=image.step, synchronous=True)
 
     def _upsert_files(self, row: Row, run: Run) -> None:
@@ -254,7 +247,7 @@ class Experiment:
         self.client.set_tag(run.info.run_id, FILES_TAG, content)
 
 
-def _above_each_other(*paths: Path):
+def _stacked(*paths: Path):
     """Return images as one: MLflow draws each in a square, of which a wide image would fill little."""
     from PIL import Image
 

@@ -152,12 +152,12 @@ def running_trainings(scratch: Path) -> list[RunningTraining]:
 
 def _base(params: Params, training: RunningTraining) -> Row | None:
     """Return the row of a running training without its points; None where params.yaml is newer than the training."""
-    # A training that continues writes the truth anew, and appends to its curve.
+    # A training that continues writes the truth again, and appends to its curve.
     files = list(training.folder.glob("images/*_truth.png")) or [training.folder / "curve.csv"]
     began_s = min(path.stat().st_mtime for path in files)
     if training.name not in {TEACHER, *params.runs} or PARAMS.stat().st_mtime > began_s:
         logger.info(
-            "%s/%s: params.yaml was edited after this training began; its curve comes in when the training is done",
+            "%s/%s: params.yaml was edited after this training began; MLflow gets its curve when the training is done",
             *(training.phase, training.name),
         )
         return None

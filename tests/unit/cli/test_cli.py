@@ -178,10 +178,10 @@ def test_camvid_with_an_unknown_class_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the real street frames are not beside this checkout")
-def test_our_camvid_names_are_those_of_the_shared_converter(tmp_path):
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real street frames are not next to this checkout")
+def test_camvid_names_are_those_of_the_shared_converter(tmp_path):
     shared = SHARED.parent.parent / "tools" / "camvid_as_cityscapes.py"
-    subprocess.run([sys.executable, shared, tmp_path / "theirs", "--limit", "2"], check=True, capture_output=True)
+    subprocess.run([sys.executable, shared, tmp_path / "expected", "--limit", "2"], check=True, capture_output=True)
     source = tmp_path / "png"
     for split in ("train", "val"):
         for kind in (split, f"{split}annot"):
@@ -189,14 +189,15 @@ def test_our_camvid_names_are_those_of_the_shared_converter(tmp_path):
         for photograph in sorted((SHARED / split).glob("*.jpg"))[:2]:
             Image.open(photograph).save(source / split / f"{photograph.stem}.png")
             Image.open(photograph.with_suffix(".png")).save(source / f"{split}annot" / f"{photograph.stem}.png")
-    tool("camvid_to_cityscapes").convert(source, tmp_path / "ours")
+    tool("camvid_to_cityscapes").convert(source, tmp_path / "converted")
     names = [
-        sorted(p.relative_to(tmp_path / who) for p in (tmp_path / who).rglob("*.png")) for who in ("ours", "theirs")
+        sorted(p.relative_to(tmp_path / who) for p in (tmp_path / who).rglob("*.png"))
+        for who in ("converted", "expected")
     ]
     assert names[0] == names[1]
     for name in names[0]:
-        ours, theirs = (np.asarray(Image.open(tmp_path / who / name)) for who in ("ours", "theirs"))
-        assert np.array_equal(ours, theirs)
+        converted, expected = (np.asarray(Image.open(tmp_path / who / name)) for who in ("converted", "expected"))
+        assert np.array_equal(converted, expected)
 
 
 def test_the_page_of_params_is_up_to_date():

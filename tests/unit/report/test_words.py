@@ -85,7 +85,7 @@ def test_settings_are_counted() -> None:
     text = text_of(of_rows(rows, {}))
     assert "Of 3 distilled settings with a control of their network, 2 are above it in PyTorch" in text
     assert "(best: a with +2.0 points" in text
-    assert "mean of all \N{MINUS SIGN}2.0 points); with one seed of each none of this can be told from chance" in text
+    assert "mean of all \N{MINUS SIGN}2.0 points); with one seed of each, nothing tells any of this from chance" in text
 
 
 def test_nothing_to_ship_below_the_floor() -> None:

@@ -155,12 +155,12 @@ def test_nothing_to_ship_registers_nothing(tmp_path, monkeypatch):
     assert client().search_registered_models() == []
 
 
-@pytest.mark.parametrize("fault", ["no file", "other weights", "no ONNX"])
-def test_a_file_that_does_not_fit_is_one_warning_and_the_rows_are_there(here, fault, capfd):
+@pytest.mark.parametrize("defect", ["no file", "other weights", "no ONNX"])
+def test_a_file_that_does_not_fit_is_one_warning_and_the_rows_are_there(here, defect, capfd):
     make_vanilla_the_champion()
-    if fault == "other weights":
+    if defect == "other weights":
         write_onnx(FASTER, weights_sha256="1")
-    elif fault == "no ONNX":
+    elif defect == "no ONNX":
         FASTER.parent.mkdir(parents=True)
         FASTER.write_text("no ONNX", encoding="utf-8")
     assert not track(sweep_params(), METRICS)
@@ -202,8 +202,8 @@ def test_nothing_is_registered_without_a_name_or_before_all_is_measured(here, ca
 
 
 def test_only_exported_students_are_read_for_serving(tmp_path):
-    write_onnx(tmp_path / "ours.onnx")
-    model, facts = read_for_serving(tmp_path / "ours.onnx")
+    write_onnx(tmp_path / "student.onnx")
+    model, facts = read_for_serving(tmp_path / "student.onnx")
     assert [output.name for output in model.graph.output] == ["classes"]
     assert facts == {"weights_sha256": "0", "arch": "tiny"}
     onnx.checker.check_model(model, full_check=True)
