@@ -35,7 +35,6 @@ SECTION_OF = {
     "teacher-check": "teacher",  # what is checked
     "steplr-finetune": "finetune",  # also a key of a run, where the short word is typed
     "export-onnx": "export",  # as finetune
-    "report": "tracking",  # where the report's rows go
 }
 
 stage_deps = load_script(ROOT / "tools" / "stage_deps.py")

@@ -134,8 +134,8 @@ def test_code_that_is_exempt_in_one_stage_is_left_out_there(made_up, monkeypatch
 
 
 def test_code_deps_are_replaced_and_others_kept(made_up):
-    before = "stages:\n  go:\n    cmd: exec python stages/go.py\n    deps:\n      - data/x\n      - src/segdistill/unused.py\n"
-    before += "      - stages/go.py\n    outs:\n      - models/y\n"
+    before = "stages:\n  go:\n    cmd: exec python stages/go.py\n    deps:\n"
+    before += "      - data/x\n      - src/segdistill/unused.py\n      - stages/go.py\n    outs:\n      - models/y\n"
     written = stage_deps.with_code_deps(before)
     after = yaml.safe_load(written)["stages"]["go"]
     assert after == {"cmd": "exec python stages/go.py", "deps": ["data/x", *CODE_DEPS], "outs": ["models/y"]}

@@ -90,5 +90,5 @@ def test_kills_at_any_time_change_nothing(city, phase, tmp_path, monkeypatch, ca
     process = start(phase)
     process.join()
     assert process.exitcode == 0
-    assert "goes on after step" in capfd.readouterr().err
+    assert "continues after step" in capfd.readouterr().err
     assert outputs(phase) == expected

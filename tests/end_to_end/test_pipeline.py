@@ -45,8 +45,8 @@ def test_every_stage_left_its_files(done):
             assert 0 <= done.metrics(f"runs/{run}/{name}.json")["mean_iou"] <= 1
             with (done.folder / f"metrics/runs/{run}/{name}_curve.csv").open() as curve:
                 assert int(list(csv.DictReader(curve))[-1]["step"]) == done.params[name]["steps"]
-            pictures = [path.name for path in (done.folder / f"metrics/runs/{run}/{name}_pictures").iterdir()]
-            assert sum("_step_" in picture for picture in pictures) == 2  # of the net as given, and in the end
+            images = [path.name for path in (done.folder / f"metrics/runs/{run}/{name}_images").iterdir()]
+            assert sum("_step_" in image for image in images) == 2  # before the first step and after the last
         exported = done.metrics(f"runs/{run}/export.json")
         assert exported["float32"]["class_agreement_with_torch"] > 0.999
         assert exported["torch"]["mean_iou"] == pytest.approx(done.metrics(f"runs/{run}/finetune.json")["mean_iou"])
@@ -76,7 +76,7 @@ def test_again_runs_nothing(done):
     assert done.dvc("repro") == []
 
 
-def test_the_picture_of_the_stages_is_that_of_dvc(done):
+def test_readme_draws_the_stages_as_dvc_does(done):
     drawn = done.call("dvc", "dag", "--collapse-foreach-matrix", "--mermaid").stdout
     assert drawn.strip() in (done.folder / "docs/design.md").read_text()
 
@@ -91,7 +91,7 @@ def test_the_control_depends_on_no_teacher(done):
 def test_another_clone_gives_the_same_bytes(done, tmp_path):
     other = Checkout(tmp_path)
     other.dvc("repro", *(f"export-onnx@{run}" for run in done.params["runs"]))
-    measuring = {"benchmark", "report"}  # whose figures are times
+    measuring = {"benchmark", "report"}  # whose metrics are times
     assert other.lock() == {name: entry for name, entry in done.first_lock.items() if name not in measuring}
 
 
@@ -213,7 +213,7 @@ def test_a_queued_experiment_is_run_shown_drawn_and_brought_in(done):
     assert ("0.45", "0.02") in settings_in_mlflow()
 
 
-def test_a_bad_value_is_told_plainly_and_loses_nothing(done):
+def test_bad_value_is_one_message_and_loses_nothing(done):
     before = (done.folder / "models/runs/light/student.onnx").read_bytes()
     kept = done.params["runs"]["light"]["alpha"]
     done.params["runs"]["light"]["alpha"] = 1.5

@@ -46,9 +46,9 @@ def finished(trained, tmp_path_factory, environment) -> SimpleNamespace:
     project = trained.project.copy(tmp_path_factory.mktemp("finished") / "project")
     export, *others = FINISHING
     calls = {export: project.call(*export.split(), **environment)}
-    # Exporting takes seconds, and once is enough: the control is given the figures of the student.
-    figures = project.path(f"metrics/runs/{STUDENT}/export.json").read_bytes()
-    project.write(f"metrics/runs/{CONTROL}/export.json", figures)
+    # Exporting takes seconds, and once is enough: the control gets the metrics of the student.
+    metrics = project.path(f"metrics/runs/{STUDENT}/export.json").read_bytes()
+    project.write(f"metrics/runs/{CONTROL}/export.json", metrics)
     calls |= {call: project.call(*call.split(), **environment) for call in others}
     return SimpleNamespace(project=project, calls=trained.calls | calls)
 

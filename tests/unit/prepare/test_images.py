@@ -99,7 +99,7 @@ def test_more_pixels_than_a_file_can_hold_are_refused_before_decoding(decoder, m
         decode_photograph(whole[:8] + header + whole[33:])
 
 
-def test_the_emptiest_large_pictures_are_read(decoder):
+def test_emptiest_large_images_are_read(decoder):
     image = np.zeros((2000, 2000, 3), np.uint8)
     whole = png_of(image)
     assert len(whole) < image.nbytes / 900
