@@ -20,7 +20,6 @@ from segdistill.nets.registry import build
 from segdistill.nets.weights import save_net
 from segdistill.params.model import Params
 from segdistill.report.page import write_report
-from segdistill.report.terminal import markdown
 from segdistill.results.summary import summarise, write_summary
 from segdistill.student.run import distill, finetune
 from segdistill.tracking.rows import rows_on_disk
@@ -107,7 +106,9 @@ def test_images_and_report_use_the_class_colors(done):
     assert '<i class="swatch" style="background:rgb(200,180,90)"></i>barn owl' in page
     assert "straße" in page
     assert "pedestrian" not in page
-    assert summary.champion.run in RUNS
+    # The images are noise: no student is better than the most frequent class everywhere.
+    assert summary.champion is None
+    assert "Nothing to ship yet" in page
 
 
 def test_teacher_is_the_whole_ensemble_everywhere(done):
@@ -123,8 +124,7 @@ def test_teacher_is_the_whole_ensemble_everywhere(done):
     assert list(timed["networks"]["ensemble"]) == ["torch"]
     assert timed["networks"]["ensemble"]["torch"]["how"] == described
     assert (summary.teacher.arch, summary.teacher.parameters) == (described, None)
-    assert summary.teacher.torch_p50_ms > 0
-    assert "times as fast as the teacher in PyTorch and ONNX" in markdown(summary)
+    assert summary.teacher.timed() == ("PyTorch and ONNX", timed["networks"]["ensemble"]["torch"]["end_to_end_p50_ms"])
     rows = {row.run: row for row in rows_on_disk(params, folder / "metrics")}
     assert rows["teacher"].params["checkpoint"] == "own.safetensors, foreign.onnx"
     assert rows["taught"].params["teacher_arch"] == described
