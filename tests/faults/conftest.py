@@ -10,11 +10,8 @@ import pytest
 
 from support.city_on_disk import write_city
 from support.finished_project import (
-    CONTROL,
-    FINISHING,
     PASSWORD,
     SIZE_PX,
-    STUDENT,
     TRAIN,
     TRAINING,
     VAL,
@@ -38,19 +35,6 @@ def trained(tmp_path_factory, environment) -> SimpleNamespace:
     return SimpleNamespace(
         project=project, calls={call: project.call(*call.split(), **environment) for call in TRAINING}
     )
-
-
-@pytest.fixture(scope="session")
-def finished(trained, tmp_path_factory, environment) -> SimpleNamespace:
-    """The project after all stages and commands, and how each call ended."""
-    project = trained.project.copy(tmp_path_factory.mktemp("finished") / "project")
-    export, *others = FINISHING
-    calls = {export: project.call(*export.split(), **environment)}
-    # Exporting takes seconds, and once is enough: the control gets the metrics of the student.
-    metrics = project.path(f"metrics/runs/{STUDENT}/export.json").read_bytes()
-    project.write(f"metrics/runs/{CONTROL}/export.json", metrics)
-    calls |= {call: project.call(*call.split(), **environment) for call in others}
-    return SimpleNamespace(project=project, calls=trained.calls | calls)
 
 
 @pytest.fixture

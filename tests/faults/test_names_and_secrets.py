@@ -40,24 +40,6 @@ CALLS = (
 )
 
 
-@pytest.mark.slow
-def test_a_password_in_the_environment_is_in_no_file_and_no_message(finished):
-    for done in finished.calls.values():
-        assert PASSWORD not in done.out + done.err
-    files = [path for path in finished.project.folder.rglob("*") if path.is_file()]
-    suffixes = {path.suffix for path in files}
-    assert {".safetensors", ".onnx", ".json", ".csv", ".html", ".npy", ".npz", ".png"} <= suffixes
-    assert [path for path in files if PASSWORD.encode() in path.read_bytes()] == []
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("call", "exit_code"), [("report", 0), ("track", 1)])
-def test_a_server_that_is_not_there_is_one_warning(finished, call, exit_code):
-    (warning,) = finished.calls[call].err.splitlines()
-    assert warning.startswith("warning: MLflow at http://127.0.0.1:")
-    assert finished.calls[call].exit_code == exit_code
-
-
 @pytest.mark.parametrize("call", CALLS)
 def test_a_password_in_params_is_refused_by_all(project, refused, call):
     """By all: `dvc.lock` keeps the section `tracking` of a stage that succeeded, and git keeps params.yaml."""
