@@ -42,7 +42,7 @@ def wait_until(condition, what: str, limit_s: float = 120.0) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])  # SIGTERM has the handler of SIGINT
 def test_server_and_watcher_end_with_the_command(home, end):
     port = free_port()
     command = [sys.executable, "-m", "segdistill", "ui", "--port", str(port)]
@@ -112,8 +112,8 @@ def test_a_store_of_another_mlflow_is_one_line(home, revision, command):
     assert "segdistill track" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["C# a&b; é", "what?", "50%20off"])
-def test_a_project_may_be_in_a_folder_of_any_name(tmp_path, monkeypatch, name):
+def test_a_project_may_be_in_a_folder_of_any_name(tmp_path, monkeypatch):
+    name = "C# a&b; é, 50%20off?"
     (tmp_path / name).mkdir()
     enter_sweep(tmp_path / name, monkeypatch)
     command = [sys.executable, "-m", "segdistill", "track"]
