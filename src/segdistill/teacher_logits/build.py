@@ -97,8 +97,9 @@ def build_cache(
                     for frames, images in crops:
                         finite = writer.append(logits_on_grid(teacher.predict, images, (height, width)))
                         if not finite.all():
-                            bad = f"a logit of frame {split.names[frames[finite.argmin()]]} is not finite"
-                            raise UserError(f"teacher: {bad} as {params.dtype}; no cache written")
+                            name = split.names[frames[finite.argmin()]]
+                            found = f"teacher: a logit of frame {name} is not finite as {params.dtype}"
+                            raise UserError(f"{found}; no cache written")
                         progress.advance(len(images))
             arrays = writer.arrays
         shutil.copyfile(TEACHER / VAL_CLASSES, folder / VAL_CLASSES)
