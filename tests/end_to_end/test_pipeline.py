@@ -76,7 +76,7 @@ def test_again_runs_nothing(done):
     assert done.dvc("repro") == []
 
 
-def test_readme_draws_the_stages_as_dvc_does(done):
+def test_docs_draw_the_stages_as_dvc_does(done):
     drawn = done.call("dvc", "dag", "--collapse-foreach-matrix", "--mermaid").stdout
     assert drawn.strip() in (done.folder / "docs/design.md").read_text()
 
