@@ -63,7 +63,7 @@ def test_mlflow_has_a_row_for_each_run(done):
     rows = {row.data.params.get("alpha"): row for row in done.mlflow_rows() if row.info.run_name != "teacher"}
     assert {float(alpha) for alpha in rows} == {0.0, 0.3, 0.6}
     for row in rows.values():
-        assert {"mean_iou", "onnx_int8_mean_iou", "torch_p50_ms", "onnx_int8_p50_ms"} <= set(row.data.metrics)
+        assert {"val/mean_iou", "onnx_int8/mean_iou", "torch/p50_ms", "onnx_int8/p50_ms"} <= set(row.data.metrics)
         assert float(row.data.params["lr"]) == 0.01
 
 
