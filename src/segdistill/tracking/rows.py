@@ -78,7 +78,7 @@ def _row(params: Params, metrics: Path, result: results.Row) -> Row:
     first = result.files["finished" if result.run == TEACHER else "distill"]
     row = row_of(params, result.run, first.get("data_fingerprint", ""))
     # MLflow's page that compares runs draws the first metric.
-    logged = {"val/mean_iou": result.mean_iou}
+    logged: dict[str | None, int | float | None] = {"val/mean_iou": result.mean_iou}
     logged |= {_logged_name(one): getattr(result, one.name) for one in METRICS if one.sources}
     # Six digits of what is no count: MLflow's table cuts longer ones, and the file has them all.
     numbers = {
