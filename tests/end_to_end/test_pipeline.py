@@ -159,7 +159,7 @@ def test_a_change_is_shown_beside_its_base(done):
     assert "1 stages ran, 12 were restored." in page
     assert "| light |" in page
     assert re.search("^- a03-lr01: .*temperature 1.0 -> 4.*, mIoU .* -> ", page, re.MULTILINE), page
-    assert "Ship" in (done.folder / "build/report/index.html").read_text()
+    assert "Nothing to ship yet" in (done.folder / "build/report/index.html").read_text()
     assert (done.call("git", "status", "--porcelain").stdout, len(done.mlflow_rows())) == (before, rows)
     assert not (done.folder / "build/base").exists()
     assert done.call("git", "worktree", "list").stdout.count("\n") == 1
