@@ -11,7 +11,6 @@ import pytest
 from segdistill.nets import device
 from support.png_decoders import DECODERS, decoding_with
 
-
 # A shell starts background jobs with SIGINT ignored, and processes that tests start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
