@@ -93,8 +93,8 @@ class TrainingParams(Section):
     checkpoint_every_steps: Count = Field(description="steps between two resumable checkpoints")
     compile: bool = Field(
         default=False,
-        description="run the steps through torch's compiler (a C++ compiler on a CPU, Triton on CUDA): faster steps, "
-        "after a minute or two the first time",
+        description="run the steps through torch's compiler (a C++ compiler on a CPU, Triton on CUDA), which takes a "
+        "minute or two the first time; measure whether steps get faster",
     )
 
 
