@@ -15,8 +15,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from segdistill.params.archs import ARCHS
-from segdistill.params.model import Params, RunBase, section_of
+from segdistill.params.archs import arch_facts, arch_names
+from segdistill.params.model import Arch, Params, RunBase, section_of
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "params.md"
 SECTIONS = [name for name in Params.model_fields if name not in {"seed", "runs"}]
@@ -28,12 +28,13 @@ def allowed(annotation: object, metadata: list) -> str:
         f", {word} {getattr(rule, name)}" for rule in metadata for name, word in _BOUNDS.items() if _has(rule, name)
     )
     origin = typing.get_origin(annotation)
+    if _NAMES_A_NETWORK in metadata:
+        return "a network below"
     if origin is typing.Annotated:
         inner, *rules = typing.get_args(annotation)
         return allowed(inner, [*rules, *metadata])
     if origin is typing.Literal:
-        values = typing.get_args(annotation)
-        return "a network below" if set(values) == set(ARCHS) else " \\| ".join(f"`{value}`" for value in values)
+        return " \\| ".join(f"`{value}`" for value in typing.get_args(annotation))
     if origin in (types.UnionType, typing.Union):
         return " or ".join(allowed(part, metadata) for part in typing.get_args(annotation))
     if origin is tuple:
@@ -46,6 +47,7 @@ def allowed(annotation: object, metadata: list) -> str:
     return _NAMES.get(annotation, getattr(annotation, "__name__", str(annotation))) + bounds
 
 
+_NAMES_A_NETWORK = typing.get_args(Arch)[1]  # the rule that pydantic applies
 _BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 _NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "null"}
 
@@ -94,10 +96,16 @@ def page() -> str:
     ]
     lines += [*head, *rows(RunBase, "runs.RUN."), ""]
     lines += ["A run may have any key of `distill` but `crop_px`, which then replaces that of `distill`.", ""]
-    lines += ["## Networks", "", "| name | what it is | output strides |", "|---|---|---|"]
     lines += [
-        f"| `{n}` | {a.description} | {', '.join(map(str, sorted(a.output_strides)))} |" for n, a in ARCHS.items()
+        *("## Networks", ""),
+        "A network is a file of `src/segdistill/networks`, and a file of your own there is one more (extend.md). One",
+        "whose name ends in `_timm` also needs the key `backbone`: a model of timm that gives features at its strides.",
+        "",
     ]
+    lines += ["| name | what it is | output strides |", "|---|---|---|"]
+    for name in arch_names():
+        facts = arch_facts(name)
+        lines.append(f"| `{name}` | {facts.description} | {', '.join(map(str, sorted(facts.output_strides)))} |")
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
 
 

@@ -94,10 +94,11 @@ def test_modules_do_not_import_each_other_in_circles():
             {"onnx", "onnxruntime", "onnxscript"},
             lambda path: name_of(path) == "export" or "onnx" in path.stem,
         ),
+        ({"timm"}, lambda path: path.stem == "timm_backbone"),
         ({"mlflow"}, lambda path: name_of(path) == "tracking"),
         ({"pickle", "cloudpickle", "dill", "joblib"}, lambda path: False),
     ],
-    ids=["torch", "onnx", "mlflow", "pickle"],
+    ids=["torch", "onnx", "timm", "mlflow", "pickle"],
 )
 def test_foreign_package_is_imported_only_where_it_belongs(packages, allowed):
     assert [relative(path) for path in MODULES + STAGES if foreign_imports(path) & packages and not allowed(path)] == []
@@ -127,7 +128,7 @@ def loaded_by(path: Path) -> set[str]:
     [
         ("prepare", {"torch", "torchvision", "mlflow", "onnxruntime"}),
         ("report", {"torch", "torchvision", "mlflow", "onnxruntime"}),
-        ("distill", {"mlflow", "onnx", "onnxruntime"}),
+        ("distill", {"mlflow", "onnx", "onnxruntime", "timm"}),
     ],
 )
 def test_stage_loads_nothing_heavy_that_it_does_not_use(stage, heavy):

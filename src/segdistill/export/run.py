@@ -28,7 +28,7 @@ def export_run(params: Params, run: str, models: Path = MODELS, metrics: Path = 
     """
     data, export, folder = PreparedData.open(), params.export_params(run), run_models(run, models)
     settings, weights = params.distill_settings(run), folder / FINETUNED
-    expected = Header.of_net(settings.student, len(data.table), settings.output_stride)
+    expected = Header.of_net(settings.network, len(data.table), settings.output_stride)
     net, header = load_net(weights, expected)
     teacher_classes = ClassMapArchive(models / "teacher" / VAL_CLASSES)  # before anything is written
     header = header.with_history(weights_sha256=file_sha256(weights))

@@ -9,14 +9,17 @@ Shapes: B batch, C classes (images: 3), H/W pixels, h/w at the native stride.
 from __future__ import annotations
 
 import importlib
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from segdistill.core.errors import UserError
 from segdistill.nets.fast_convs import use_fast_convs
-from segdistill.params.archs import check_arch
+from segdistill.params.archs import check_arch, network_file, split_network
 
 
 class SegmentationNet(nn.Module):
@@ -52,25 +55,36 @@ class TorchvisionNet(nn.Module):
         return self.classifier(features if self.reads_low_level else features["out"])
 
 
-def network_module(arch: str, output_stride: int = 16) -> ModuleType:
-    """Return the module `segdistill.networks.ARCH`.
+def network_module(network: str, output_stride: int = 16) -> ModuleType:
+    """Return the module `segdistill.networks.ARCH` that builds `network`, which is named ARCH or ARCH:BACKBONE.
 
     Raises:
-        UserError: there is no such network, or it cannot have that output stride.
+        UserError: there is no such network, it cannot have that output stride, or its file cannot be imported.
     """
-    check_arch(arch, output_stride)
-    return importlib.import_module(f"segdistill.networks.{arch}")
+    check_arch(network, output_stride)
+    arch, _ = split_network(network)
+    try:
+        return importlib.import_module(f"segdistill.networks.{arch}")
+    except Exception as error:  # the file may be the user's own, and hold anything
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if Path(frame.filename).name == f"{arch}.py"]
+        where = f"line {lines[-1]}: " if lines else ""
+        raise UserError(f"{network_file(arch)}: cannot be imported ({where}{type(error).__name__}: {error})") from error
 
 
-def build(arch: str, classes: int, output_stride: int = 16) -> nn.Module:
-    """Return the network named `arch`, freshly initialised from torch's global generator."""
-    return use_fast_convs(network_module(arch, output_stride).build(classes, output_stride))
+def build(network: str, classes: int, output_stride: int = 16) -> nn.Module:
+    """Return the network of that name, freshly initialised from torch's global generator."""
+    module, (arch, backbone) = network_module(network, output_stride), split_network(network)
+    net = module.build(classes, output_stride, *([] if backbone is None else [backbone]))
+    if not isinstance(net, nn.Module):
+        raise UserError(f"{network_file(arch)}: build returned a {type(net).__name__}; needed is a torch.nn.Module")
+    return use_fast_convs(net)
 
 
-def build_uninitialized(arch: str, classes: int, output_stride: int = 16) -> nn.Module:
-    """Return the network named `arch`; its weights are uninitialised until a state dict is loaded."""
+def build_uninitialized(network: str, classes: int, output_stride: int = 16) -> nn.Module:
+    """Return the network of that name; its weights are uninitialised until a state dict is loaded."""
     with _NoRandomInit():
-        return build(arch, classes, output_stride)
+        return build(network, classes, output_stride)
 
 
 class _NoRandomInit(TorchFunctionMode):
@@ -85,6 +99,6 @@ class _NoRandomInit(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def native_stride(arch: str, output_stride: int = 16) -> int:
-    """Return the input pixels per logit of the network named `arch`."""
-    return network_module(arch, output_stride).NATIVE_STRIDE or output_stride
+def native_stride(network: str, output_stride: int = 16) -> int:
+    """Return the input pixels per logit of the network of that name."""
+    return network_module(network, output_stride).NATIVE_STRIDE or output_stride

@@ -21,6 +21,7 @@ from segdistill.core.files import atomic_file
 from segdistill.core.log import logger
 from segdistill.formats.header import KEY, Header, read_header
 from segdistill.nets.registry import build_uninitialized, network_module
+from segdistill.params.archs import split_network
 
 # Where training scripts put the state dict in what they save, in order of preference: the weights that were trained
 # before their moving average, because the metrics that a script prints are usually those of the former.
@@ -209,11 +210,21 @@ def _copy(net: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
 
 
 def imagenet_backbone_state(arch: str) -> dict[str, Tensor]:
-    """Return weights for `build(arch, ...).backbone`, trained on ImageNet by torchvision.
+    """Return weights for `build(arch, ...).backbone`, trained on ImageNet.
 
-    The only function of the package that downloads (into torch's hub folder, checked against the hash in its name).
+    torchvision's files are downloaded into torch's hub folder and checked against the hash in their names; for those of
+    timm's models see `timm_backbone.imagenet_state`. Nothing else in the package downloads.
+
+    Raises:
+        UserError: the network has no ImageNet weights, or they cannot be had.
     """
-    backbone = network_module(arch).IMAGENET_BACKBONE
+    if (timm_name := split_network(arch)[1]) is not None:
+        from segdistill.nets.timm_backbone import imagenet_state
+
+        return backbone_state(arch, imagenet_state(timm_name))
+    backbone = getattr(network_module(arch), "IMAGENET_BACKBONE", None)
+    if backbone is None:
+        raise UserError(f"found imagenet; {arch} has no ImageNet weights, so allowed are random and a weights file")
     from torchvision import models
 
     enum, member = IMAGENET[backbone]
@@ -221,8 +232,15 @@ def imagenet_backbone_state(arch: str) -> dict[str, Tensor]:
 
 
 def backbone_state(arch: str, classifier_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the part of a torchvision ImageNet classifier's weights that is the backbone of `arch`, by its keys."""
-    backbone = network_module(arch).IMAGENET_BACKBONE
+    """Return the part of an ImageNet classifier's weights, torchvision's or timm's, that is the backbone of `arch`.
+
+    Its keys are those of the backbone.
+    """
+    if split_network(arch)[1] is not None:
+        return {f"features.{key}": value for key, value in classifier_state.items()}
+    backbone = getattr(network_module(arch), "IMAGENET_BACKBONE", None)
+    if backbone is None:
+        return {}
     renamed = {_backbone_key(backbone, key): value for key, value in classifier_state.items()}
     return {key: value for key, value in renamed.items() if key is not None}
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
+from pydantic_core import PydanticCustomError
 
-from segdistill.params.archs import ARCHS, MIN_PX
+from segdistill.params.archs import BACKBONE_NAME, MIN_PX, arch_names, nearest, network_name, takes_backbone
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -20,13 +21,20 @@ Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 SizePx = tuple[Count, Count]
 Triple = tuple[Finite, Finite, Finite]
-if TYPE_CHECKING:  # a type checker cannot run `tuple(ARCHS)`
-    Arch = str
-else:
-    Arch = Literal[tuple(ARCHS)]
 OutputStride = Literal[8, 16]
 Schedule = Literal["constant", "step", "poly"]
 TeacherKind = Literal["views", "frame", "online"]
+
+
+def known_arch(name: str) -> str:
+    """Return `name` where a network has that name; the rule of the fields that name one."""
+    if name not in (names := arch_names()):
+        raise PydanticCustomError("arch", f"allowed: {', '.join(names)}{nearest(name, names)}")
+    return name
+
+
+Arch = Annotated[str, AfterValidator(known_arch)]
+Backbone = Annotated[str, Field(pattern=f"^{BACKBONE_NAME.pattern}$")]
 
 
 class Section(BaseModel):
@@ -71,9 +79,13 @@ class TrainingParams(Section):
     """The settings of any training; the sections of teacher and students share them."""
 
     output_stride: OutputStride = Field(description="input pixels per feature pixel at the end of the backbone")
+    backbone: Backbone | None = Field(
+        default=None, description="model of timm under the head of a network named *_timm; null for all others"
+    )
     init: str = Field(
-        description="random, imagenet (downloads torchvision's backbone weights), or a weights file, in checkpoints/ "
-        "for the teacher, in initial_weights/ for students"
+        description="random, imagenet (weights of the backbone: those of tf_efficientnet_lite0, 1 and 2 are installed, "
+        "torchvision's and timm's others are downloaded), or a weights file, in checkpoints/ for the teacher, in "
+        "initial_weights/ for students"
     )
     steps: Count = Field(description="optimizer steps")
     batch_size: Annotated[int, Field(ge=2)] = Field(description="crops per step; batch norm needs at least 2")
@@ -125,6 +137,11 @@ class TeacherParams(TrainingParams):
     crop_px: SizePx = Field(description=f"[height, width] of the training crops, from {MIN_PX}")
 
     @property
+    def network(self) -> str:
+        """Return the name of the network, with its backbone."""
+        return network_name(self.arch, self.backbone)
+
+    @property
     def checkpoints(self) -> tuple[str, ...]:
         """Return the files of the teacher, none where it is trained."""
         if self.checkpoint is None:
@@ -141,7 +158,7 @@ class TeacherParams(TrainingParams):
     def described(self) -> str:
         """Return the teacher in a few words: its network, or its files, with flip and scales."""
         named = isinstance(self.checkpoint, tuple) or any(map(is_onnx, self.checkpoints))
-        parts = [" + ".join(PurePath(file).name for file in self.checkpoints) if named else self.arch]
+        parts = [" + ".join(PurePath(file).name for file in self.checkpoints) if named else self.network]
         parts += ["flipped"] if self.flip else []
         parts += [f"at scales {' '.join(f'{scale:g}' for scale in self.scales)}"] if self.scales != (1.0,) else []
         return ", ".join(parts)
@@ -265,6 +282,11 @@ class StudentSettings(DistillParams, TrainingSettings):
     alpha: Fraction
     teacher: Literal["views", "frame", "online", "none"]
 
+    @property
+    def network(self) -> str:
+        """Return the name of the network, with its backbone."""
+        return network_name(self.student, self.backbone)
+
 
 class Params(Section):
     seed: CountOrZero = Field(description="of everything drawn: splits, views, weights, batches")
@@ -288,7 +310,10 @@ class Params(Section):
     def distill_settings(self, run: str) -> StudentSettings:
         """Return the settings of the first steps of `run`."""
         entry = self.runs[run].model_dump(exclude={"finetune", "export"}, exclude_none=True)
-        return StudentSettings(**({"seed": self.seed} | self.distill.model_dump() | entry))
+        settings = {"seed": self.seed} | self.distill.model_dump() | entry
+        if not takes_backbone(settings["student"]):
+            settings["backbone"] = None  # distill.backbone is for the students that take one
+        return StudentSettings(**settings)
 
     def finetune_settings(self, run: str) -> StudentSettings:
         """Return the settings of the further steps of `run`; `steps` is 0 where there are none."""

@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 
 from segdistill.core.errors import UserError, passwords_in, raise_all, without_passwords
 from segdistill.core.yaml_file import MAX_SHOWN, read_mapping, shown
-from segdistill.params.archs import ARCHS, MIN_PX
+from segdistill.params.archs import MIN_PX, arch_facts, takes_backbone
 from segdistill.params.model import ExportParams, FinetuneParams, Params, RunParams, section_of
 
 # Keys of earlier versions, and what to write instead.
@@ -102,7 +102,9 @@ def _cross_errors(params: Params) -> Iterator[str]:
             f"teacher_logits.kinds: found online with the teacher {teacher.described}; online runs the teacher in "
             "every step, and allowed for that is one torch network: no list, no ONNX file, no flip, no scales"
         )
-    yield from _stride_error("teacher", params.teacher.arch, params.teacher.output_stride)
+    yield from _network_errors("teacher", "arch", teacher.arch, teacher.backbone, teacher.output_stride)
+    if params.distill.backbone is not None and not any(takes_backbone(run.student) for run in params.runs.values()):
+        yield f"distill.backbone: found {params.distill.backbone!r}; no run has a student that takes one (*_timm)"
     if not any(run.teacher == "none" for run in params.runs.values()):
         yield "runs: no control; allowed is a sweep with at least one run of alpha 0 and teacher none"
     if params.tracking.uri and passwords_in(params.tracking.uri):
@@ -114,10 +116,18 @@ def _cross_errors(params: Params) -> Iterator[str]:
         yield from _run_errors(params, name)
 
 
-def _stride_error(path: str, arch: str, output_stride: int) -> Iterator[str]:
-    if output_stride not in ARCHS[arch].output_strides:
-        allowed = " or ".join(map(str, ARCHS[arch].output_strides))
-        yield f"{path}.output_stride: found {output_stride}; {arch} can be built at {allowed}"
+def _network_errors(path: str, key: str, arch: str, backbone: str | None, output_stride: int) -> Iterator[str]:
+    try:
+        strides = arch_facts(arch).output_strides
+    except UserError as error:
+        yield f"{path}.{key}: {error}"
+        return
+    if output_stride not in strides:
+        yield f"{path}.output_stride: found {output_stride}; {arch} can be built at {' or '.join(map(str, strides))}"
+    if takes_backbone(arch) and backbone is None:
+        yield f"{path}.backbone: found null; {arch} needs a model of timm, such as tf_efficientnet_lite0"
+    if not takes_backbone(arch) and backbone is not None:
+        yield f"{path}.backbone: found {backbone!r}; {arch} has its own, so allowed is null"
 
 
 def _run_errors(params: Params, name: str) -> Iterator[str]:
@@ -149,7 +159,9 @@ def _run_errors(params: Params, name: str) -> Iterator[str]:
             )
     if run.finetune.get("alpha") and run.teacher == "none":
         yield f"{path}.finetune.alpha: found {run.finetune['alpha']}; a control has no teacher to learn from"
-    yield from _stride_error(path, run.student, params.distill_settings(name).output_stride)
+    settings = params.distill_settings(name)
+    backbone = settings.backbone if takes_backbone(run.student) else run.backbone
+    yield from _network_errors(path, "student", run.student, backbone, settings.output_stride)
 
 
 def known_run(params: Params, name: str) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from segdistill.core.provenance import settings_hash
+from segdistill.params.archs import network_name
 from segdistill.params.model import Params
 
 TEACHER, CONTROL, STUDENT = "teacher", "control", "student"
@@ -259,7 +260,8 @@ def setting_columns(settings: Mapping[str, Any], finetune_steps: int) -> dict[st
     columns = {name: settings[name] for name in SETTINGS if name not in ("arch", "finetune_steps", *only_taught)}
     columns |= {name: settings[name] if is_taught else None for name in only_taught}
     role = STUDENT if is_taught else CONTROL
-    return columns | {"role": role, "arch": settings["student"], "finetune_steps": finetune_steps}
+    arch = network_name(settings["student"], settings.get("backbone"))
+    return columns | {"role": role, "arch": arch, "finetune_steps": finetune_steps}
 
 
 def row_key(params: Params, run: str, data_fingerprint: str) -> str:

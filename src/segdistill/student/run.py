@@ -37,7 +37,7 @@ def distill(params: Params, run: str) -> None:
     """Train the student of `run` for its first steps; write models/runs/RUN/distilled.safetensors and its metrics."""
     settings, data = params.distill_settings(run), PreparedData.open()
     data.check_crop("distill.crop_px", settings.crop_px)
-    net = initial_net(settings.student, len(data.table), settings, settings.seed, f"runs.{run}.init")
+    net = initial_net(settings.network, len(data.table), settings, settings.seed, f"runs.{run}.init")
     start = init_fingerprint(settings.init)
     if start != settings.init:
         warn_if_unseen(f"runs.{run}.init", settings.init, INITIAL_WEIGHTS)
@@ -48,7 +48,7 @@ def finetune(params: Params, run: str) -> None:
     """Train the distilled student of `run` further; write models/runs/RUN/finetuned.safetensors and its metrics."""
     settings, data = params.finetune_settings(run), PreparedData.open()
     distilled = run_models(run) / DISTILLED
-    net, _ = load_net(distilled, Header.of_net(settings.student, len(data.table), settings.output_stride))
+    net, _ = load_net(distilled, Header.of_net(settings.network, len(data.table), settings.output_stride))
     _train_and_write(params, run, "finetune", settings, data, net, file_sha256(distilled))
 
 
@@ -96,7 +96,7 @@ def _train_and_write(
         keep=evenly_spaced(len(val), params.evaluation.images) if recorder else None,
         on_frame=recorder.add if recorder else None,
     )
-    header = Header.of_net(settings.student, data.table, settings.output_stride).with_history(
+    header = Header.of_net(settings.network, data.table, settings.output_stride).with_history(
         params=settings.model_dump(mode="json"),
         seed=settings.seed,
         step=settings.steps,

@@ -117,7 +117,7 @@ def _given_member(params: Params, table: ClassTable, file: str) -> TorchMember |
         return Path(file)
     state, header = read_weights(file, "teacher.checkpoint"), header_if_any(file)
     _check_classes(file, header, table)
-    arch: str = teacher.arch
+    arch: str = teacher.network
     output_stride: int = teacher.output_stride
     if isinstance(teacher.checkpoint, tuple) and header:  # networks of a list may differ; our files name theirs
         arch, output_stride = header.arch, header.output_stride
@@ -152,13 +152,13 @@ def _header(params: Params, table: ClassTable, arch: str, output_stride: int) ->
 def _train(params: Params, data: PreparedData) -> tuple[TorchMember, list[dict], Checkpointer]:
     settings = params.teacher_settings()
     data.check_crop("teacher.crop_px", settings.crop_px)
-    net = initial_net(settings.arch, len(data.table), settings, settings.seed, "teacher.init")
+    net = initial_net(settings.network, len(data.table), settings, settings.seed, "teacher.init")
     start = init_fingerprint(settings.init)
     if start != settings.init:
         warn_if_unseen("teacher.init", settings.init, CHECKPOINTS)
     views = ViewSpec.of(data, settings.crop_px, CROPS_PER_FRAME, stride=1, seed=settings.seed)
     curve, checkpointer = run_training(Training("teacher", net, settings, views, start), params, data)
-    return TorchMember(net, _header(params, data.table, settings.arch, settings.output_stride)), curve, checkpointer
+    return TorchMember(net, _header(params, data.table, settings.network, settings.output_stride)), curve, checkpointer
 
 
 def _stop_if_weak(metrics: dict, class_names: tuple[str, ...], least: float) -> None:

@@ -17,7 +17,7 @@ def student_note(params: Params, run: str) -> str:
         how += f" with weight {settings.alpha:g} and from the labels with {1 - settings.alpha:g}"
     steps = f"{settings.steps} steps of {settings.batch_size} crops at lr {settings.lr:g}"
     steps += f", then {further} steps of finetuning"
-    return f"**{settings.student}** {how}: {steps}.  \nWeights and ONNX files: `models/runs/{run}/`."
+    return f"**{settings.network}** {how}: {steps}.  \nWeights and ONNX files: `models/runs/{run}/`."
 
 
 def teacher_note(params: Params) -> str:

@@ -173,7 +173,7 @@ def _student_params(params: Params, run: str) -> dict:
         "lr": settings.lr,
         "temperature": settings.temperature if taught else None,
         "method": settings.method if taught else None,
-        "student": settings.student,
+        "student": settings.network,
         "teacher": settings.teacher,
         "teacher_arch": params.teacher.described if taught else None,
         "schedule": settings.schedule,

@@ -113,9 +113,11 @@ def initial_net(arch: str, classes: int, settings: TrainingParams, seed: int, pa
     torch.manual_seed(int(generator(seed, "initial weights").integers(2**63)))
     net = build(arch, classes, settings.output_stride)
     if settings.init == "imagenet":
-        load_state(
-            net.get_submodule("backbone"), imagenet_backbone_state(arch), source="torchvision's ImageNet weights"
-        )
+        try:
+            state = imagenet_backbone_state(arch)
+        except UserError as error:
+            raise UserError(f"{params_path}: {error}") from error
+        load_state(net.get_submodule("backbone"), state, source="ImageNet weights")
     elif settings.init != "random":
         state = read_weights(settings.init, params_path)
         check_values(state, source=settings.init)

@@ -25,7 +25,12 @@ from segdistill.scoring.evaluate import classes_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES, TRACED_PX, OPSET = 7, (64, 96), 18
-ARCHS = ("deeplabv3plus_mobilenet", "deeplabv3_mobilenet_lite")
+ARCHS = (
+    "deeplabv3plus_mobilenet",
+    "deeplabv3_mobilenet_lite",
+    "deeplabv3plus_timm:tf_efficientnet_lite0",
+    "lraspp_timm:mobilenetv3_small_050",
+)
 COMPUTE = Compute(torch.device("cpu"), torch.float32, 1)
 
 
@@ -231,8 +236,8 @@ def test_int8_agrees_with_float32_on_most_pixels(lite, int8, size_px):
     assert (classes == expected).mean() > 0.8
 
 
-@pytest.mark.parametrize("arch", ["deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large"])
-def test_int8_of_torchvision_networks_keeps_float_logits(arch, tmp_path):
+@pytest.mark.parametrize("arch", ["deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large", *ARCHS[2:]])
+def test_int8_keeps_float_logits(arch, tmp_path):
     float32, path = Written(arch, tmp_path), tmp_path / "int8.onnx"
     write_int8(path, float32.net, float32.header, OPSET, frames(4, *TRACED_PX, seed=20))
     (last,) = [node for node in onnx.load(path).graph.node if "logits" in node.output]

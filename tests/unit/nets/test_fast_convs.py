@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -12,7 +14,8 @@ from segdistill.formats.header import Header
 from segdistill.nets.depthwise import DepthwiseConv2d
 from segdistill.nets.fast_convs import DilatedConv3x3, PaddedConv1x1, use_fast_convs
 from segdistill.nets.registry import build, network_module
-from segdistill.params.archs import ARCHS
+from segdistill.params.archs import split_network
+from support.networks import NETWORKS
 
 # (input channels, output channels), (height, width), kernel, dilation; the padding keeps the size, or is the dilation
 LAYERS = [
@@ -57,10 +60,11 @@ def is_padded_or_dilated_by_torch(grad_fn):
     return any(is_padded_or_dilated_by_torch(before) for before, _ in grad_fn.next_functions)
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", NETWORKS)
 def test_a_built_network_has_the_weights_of_its_module(arch):
     states = []
-    for make in (lambda: network_module(arch).build(19, 16), lambda: build(arch, 19)):
+    backbone = filter(None, split_network(arch)[1:])
+    for make in (partial(network_module(arch).build, 19, 16, *backbone), partial(build, arch, 19)):
         torch.manual_seed(0)
         states.append(make().state_dict() | {"random": torch.get_rng_state()})
     assert list(states[0]) == list(states[1])

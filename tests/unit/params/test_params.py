@@ -87,6 +87,34 @@ ERRORS = {
         tiny(("arch: deeplabv3plus_mobilenet", "arch: resnet")),
         ['teacher.arch: found "resnet"', "lraspp"],
     ),
+    "misspelt arch": (
+        tiny(("arch: deeplabv3plus_mobilenet", "arch: deeplabv3plus_mobilnet")),
+        ['teacher.arch: found "deeplabv3plus_mobilnet"', "(nearest: deeplabv3plus_mobilenet, "],
+    ),
+    "timm without a backbone": (
+        tiny(("arch: deeplabv3plus_mobilenet", "arch: deeplabv3plus_timm")),
+        ["teacher.backbone: found null; deeplabv3plus_timm needs a model of timm"],
+    ),
+    "backbone of a network that has its own": (
+        tiny(("arch: deeplabv3plus_mobilenet", "arch: deeplabv3plus_mobilenet\n  backbone: tf_efficientnet_lite0")),
+        ["teacher.backbone: found 'tf_efficientnet_lite0'; deeplabv3plus_mobilenet has its own"],
+    ),
+    "backbone of another place": (
+        tiny(("arch: deeplabv3plus_mobilenet", "arch: deeplabv3plus_timm\n  backbone: hf-hub:a/b")),
+        ['teacher.backbone: found "hf-hub:a/b"'],
+    ),
+    "backbone of no student": (
+        tiny(("distill:", "distill:\n  backbone: tf_efficientnet_lite0")),
+        ["distill.backbone: found 'tf_efficientnet_lite0'; no run has a student that takes one"],
+    ),
+    "backbone of a student that has its own": (
+        tiny_with_run("a: {alpha: 0.3, lr: 0.01, teacher: views, backbone: tf_efficientnet_lite0}"),
+        ["runs.a.backbone: found 'tf_efficientnet_lite0'; deeplabv3plus_mobilenet has its own"],
+    ),
+    "timm student without a backbone": (
+        tiny_with_run("a: {student: lraspp_timm, alpha: 0.3, lr: 0.01, teacher: views}"),
+        ["runs.a.backbone: found null; lraspp_timm needs"],
+    ),
     "unknown kind": (tiny(("kinds: [views]", "kinds: [view]")), ['teacher_logits.kinds.0: found "view"']),
     "key of limit_views_to": (
         tiny(("limit_views_to: null", "limit_views_to: {distill_steps: 5, finetune_steps: 0, batch: 4}")),
@@ -290,6 +318,22 @@ def test_overrides_reach_distill(load):
     found = params.distill_settings("a")
     assert (found.alpha, found.lr, found.steps, found.temperature, found.seed) == (0.3, 0.05, 3, 2.0, 7)
     assert (found.student, found.batch_size) == ("deeplabv3_resnet50", params.distill.batch_size)
+
+
+def test_a_backbone_becomes_part_of_the_name_of_the_network(load):
+    run = "a: {student: deeplabv3plus_timm, alpha: 0.3, lr: 0.05, teacher: views"
+    text = tiny_with_run(f"{run}}}\n  b: {run[3:]}, backbone: resnet18}}")
+    params = load(text.replace("distill:", "distill:\n  backbone: tf_efficientnet_lite0", 1))
+    found = {name: params.finetune_settings(name).network for name in params.runs}
+    assert found == {
+        "vanilla": "deeplabv3plus_mobilenet",
+        "a": "deeplabv3plus_timm:tf_efficientnet_lite0",
+        "b": "deeplabv3plus_timm:resnet18",
+    }
+    assert params.distill_settings("vanilla").backbone is None
+    around = "arch: lraspp_timm\n  backbone: resnet18\n  output_stride: 16"
+    teacher = load(tiny(("arch: deeplabv3plus_mobilenet\n  output_stride: 8", around))).teacher
+    assert teacher.network == teacher.described == "lraspp_timm:resnet18"
 
 
 def test_overrides_stay_with_their_run(load):
