@@ -83,30 +83,61 @@ def pad_at_fixed_sides(net: nn.Module) -> None:
             conv.__class__ = SameDepthwiseConv2d if is_depthwise else SameConv2d
 
 
-def _padded(conv: nn.Conv2d, x_BCHW: Tensor) -> Tensor:
-    """Return the image with the zeros that a convolution without padding needs to return a pixel for each stride."""
-    sides: list[int] = []
-    for axis in (1, 0):  # F.pad takes the last axis first
-        stride, reach = conv.stride[axis], conv.dilation[axis] * (conv.kernel_size[axis] - 1) + 1
-        before = max(reach - stride, 0) // 2
-        sides += [before, max(reach - 1 - before, 0)]
-    return F.pad(x_BCHW, sides)
-
-
 class SameConv2d(nn.Conv2d):
-    """A convolution that pads by `_padded`."""
+    """A convolution that pads as `pad_at_fixed_sides` says."""
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return the convolution of the padded image."""
-        return super().forward(_padded(self, x_BCHW))
+        if torch.onnx.is_in_onnx_export():
+            return _OnnxConv.apply(x_BCHW, self.weight, self.bias, self)
+        return super().forward(F.pad(x_BCHW, _sides(self)))
 
 
 class SameDepthwiseConv2d(DepthwiseConv2d):
-    """A depthwise convolution that pads by `_padded`, with fast gradients on a CPU."""
+    """A depthwise convolution that pads as `pad_at_fixed_sides` says, with fast gradients on a CPU."""
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return the convolution of the padded image."""
-        return super().forward(_padded(self, x_BCHW))
+        if torch.onnx.is_in_onnx_export():
+            return _OnnxConv.apply(x_BCHW, self.weight, self.bias, self)
+        return super().forward(F.pad(x_BCHW, _sides(self)))
+
+
+def _sides(conv: nn.Conv2d) -> list[int]:
+    """Return the zeros left, right, above and below an image that a convolution needs for a pixel at each stride."""
+    sides: list[int] = []
+    for axis in (1, 0):  # as F.pad takes them
+        stride, reach = conv.stride[axis], conv.dilation[axis] * (conv.kernel_size[axis] - 1) + 1
+        before = max(reach - stride, 0) // 2
+        sides += [before, max(reach - 1 - before, 0)]
+    return sides
+
+
+class _OnnxConv(torch.autograd.Function):
+    """A padded convolution as one operator of ONNX, which pads each side by another number of zeros.
+
+    torch writes a Pad and a Conv, and onnxruntime merges them neither in float32, as the padding is computed in the
+    graph, nor in int8, where it would be a layer in float.
+    """
+
+    @staticmethod
+    def forward(ctx, x_BCHW: Tensor, weight_OCKK: Tensor, bias_O: Tensor | None, conv: nn.Conv2d) -> Tensor:
+        padded = F.pad(x_BCHW, _sides(conv))
+        return F.conv2d(padded, weight_OCKK, bias_O, conv.stride, 0, conv.dilation, conv.groups)
+
+    @staticmethod
+    def symbolic(graph, x_BCHW, weight_OCKK, bias_O, conv: nn.Conv2d):
+        left, right, above, below = _sides(conv)
+        has_bias = conv.bias is not None
+        return graph.op(
+            "Conv",
+            *((x_BCHW, weight_OCKK, bias_O) if has_bias else (x_BCHW, weight_OCKK)),
+            kernel_shape_i=conv.kernel_size,
+            strides_i=conv.stride,
+            pads_i=[above, left, below, right],
+            dilations_i=conv.dilation,
+            group_i=conv.groups,
+        )
 
 
 def imagenet_state(name: str) -> dict[str, Tensor]:

@@ -236,15 +236,26 @@ def test_int8_agrees_with_float32_on_most_pixels(lite, int8, size_px):
     assert (classes == expected).mean() > 0.8
 
 
-@pytest.mark.parametrize("arch", ["deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large", *ARCHS[2:]])
+# The share of pixels that keep their class. The weights are random, so logits of classes are close: the more layers, the
+# more pixels change.
+KEPT = {
+    "deeplabv3_mobilenet_v3_large": 0.8,
+    "lraspp_mobilenet_v3_large": 0.8,
+    "lraspp_timm:mobilenetv3_small_050": 0.8,
+    "deeplabv3plus_timm:tf_efficientnet_lite0": 0.75,
+}
+
+
+@pytest.mark.parametrize("arch", KEPT)
 def test_int8_keeps_float_logits(arch, tmp_path):
     float32, path = Written(arch, tmp_path), tmp_path / "int8.onnx"
     write_int8(path, float32.net, float32.header, OPSET, frames(4, *TRACED_PX, seed=20))
     (last,) = [node for node in onnx.load(path).graph.node if "logits" in node.output]
+    assert all(node.op_type != "Pad" for node in onnx.load(path).graph.node)  # else a layer in float
     assert last.op_type != "DequantizeLinear"  # opening such a file aborts the process
     images = frames(2, 96, 72, seed=30)
     classes, expected = (OnnxPredictor(file, 1).classes(images) for file in (path, float32.path))
-    assert (classes == expected).mean() > 0.8
+    assert (classes == expected).mean() > KEPT[arch]
 
 
 def test_int8_of_the_same_images_gives_the_same_bytes(lite, int8, tmp_path):
