@@ -67,7 +67,7 @@ def _traced(net: ExportWrapper, opset: int, size_px: tuple[int, int]) -> onnx.Mo
 
 def _write(path: str | Path, model: onnx.ModelProto, header: Header) -> None:
     """Add the class maps and the metadata to a model from frames to logits, check it and save it."""
-    # The exporter does not see the number of classes where the last layer adds a resized map, whose sizes are variables.
+    # The exporter does not see the number of classes where the last layer adds a map that was resized to a free size.
     model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = header.classes
     add_classes(model, native_stride(header.arch, header.output_stride))
     # The quantiser also names operator sets that no node uses. onnxruntime 1.15.1 and 1.17.3 refuse such files; 1.15.1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,8 @@ class TimmBackbone(nn.Module):
                 f"backbone: timm cannot build {name} for output stride {output_stride} "
                 f"({type(error).__name__}: {' '.join(str(error).split())[:200]})"
             ) from error
-        strides, channels = self.features.feature_info.reduction(), self.features.feature_info.channels()
+        info: Any = self.features.feature_info
+        strides, channels = info.reduction(), info.channels()
         if low_stride not in strides[:-1] or strides[-1] != output_stride:
             raise UserError(
                 f"backbone: {name} has features at strides {', '.join(map(str, strides))}; "
@@ -80,7 +82,8 @@ def pad_at_fixed_sides(net: nn.Module) -> None:
     for conv in net.modules():
         if type(conv) is Conv2dSame:
             is_depthwise = 1 < conv.groups == conv.in_channels == conv.out_channels
-            conv.__class__ = SameDepthwiseConv2d if is_depthwise else SameConv2d
+            same: type[nn.Conv2d] = SameDepthwiseConv2d if is_depthwise else SameConv2d
+            conv.__class__ = same  # type: ignore[assignment]  # parameters and attributes are alike
 
 
 class SameConv2d(nn.Conv2d):

@@ -160,7 +160,7 @@ def _run_errors(params: Params, name: str) -> Iterator[str]:
     if run.finetune.get("alpha") and run.teacher == "none":
         yield f"{path}.finetune.alpha: found {run.finetune['alpha']}; a control has no teacher to learn from"
     settings = params.distill_settings(name)
-    backbone = settings.backbone if takes_backbone(run.student) else run.backbone
+    backbone = settings.backbone if takes_backbone(run.student) else run.model_dump()["backbone"]
     yield from _network_errors(path, "student", run.student, backbone, settings.output_stride)
 
 

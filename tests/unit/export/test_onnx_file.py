@@ -236,8 +236,7 @@ def test_int8_agrees_with_float32_on_most_pixels(lite, int8, size_px):
     assert (classes == expected).mean() > 0.8
 
 
-# The share of pixels that keep their class. The weights are random, so logits of classes are close: the more layers, the
-# more pixels change.
+# The share of pixels that keep their class, with random weights, whose logits are close: the more layers, the fewer.
 KEPT = {
     "deeplabv3_mobilenet_v3_large": 0.8,
     "lraspp_mobilenet_v3_large": 0.8,
