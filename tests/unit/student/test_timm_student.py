@@ -25,8 +25,8 @@ def test_every_stage_names_the_network_with_its_backbone(tmp_path, monkeypatch):
     params = tinier_params(
         teacher={"arch": "deeplabv3plus_timm", "backbone": "mobilenetv3_small_050"},
         distill={"backbone": "mobilenetv3_small_050"},
-        teacher_logits={"kinds": ["online"]},
-        benchmark={"frames": 1, "warmup_frames": 0, "threads": 1},
+        teacher_logits={"kinds": ("online",)},
+        benchmark={"frames": 1, "warmup_frames": 1, "threads": 1},
         runs={
             "vanilla": of_runs | {"alpha": 0.0, "teacher": "none"},
             "taught": of_runs | {"alpha": 0.5, "teacher": "online"},
