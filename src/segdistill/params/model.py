@@ -81,8 +81,8 @@ class TrainingParams(Section):
     decay_every_steps: Count = Field(description="step schedule: steps between two decays")
     gamma: Positive = Field(description="step schedule: factor of each decay")
     poly_power: Positive = Field(description="poly schedule: exponent")
-    momentum: Fraction = Field(description="of SGD")
-    weight_decay: NotNegative = Field(description="of SGD")
+    momentum: Fraction = Field(description="of SGD; AdamW's averages have 0.9 and 0.999")
+    weight_decay: NotNegative = Field(description="of the optimizer; AdamW's is apart from the gradient")
     backbone_lr_factor: Positive = Field(description="the backbone learns at lr times this")
     label_loss: Literal["cross_entropy", "focal"] = Field(description="mean over valid pixels")
     focal_gamma: NotNegative = Field(description="focusing exponent of the focal loss")
@@ -95,6 +95,21 @@ class TrainingParams(Section):
         default=False,
         description="run the steps through torch's compiler (a C++ compiler on a CPU, Triton on CUDA), which takes a "
         "minute or two the first time; measure whether steps get faster",
+    )
+
+
+    # New keys have defaults, with which a training is what it was before them.
+    warmup_steps: CountOrZero = Field(
+        default=0, description="the learning rate rises from lr / this to the schedule's over so many first steps"
+    )
+    optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="SGD with momentum, or AdamW")
+    decay_norm_and_bias: bool = Field(
+        default=True, description="false: weight decay leaves out batch norm and biases (parameters of one dimension)"
+    )
+    ema_decay: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = Field(
+        default=0.0,
+        description="of the moving average of weights and batch norm statistics, which is then scored and shipped; "
+        "0 is none",
     )
 
 
@@ -197,6 +212,9 @@ class FinetuneParams(Section):
     gamma: Positive = Field(description="step schedule: factor of each decay")
     lr: Positive | None = Field(description="learning rate at the first of these steps; null is the run's")
     alpha: Fraction | None = Field(description="weight of the distillation loss; null is the run's, a control's is 0")
+    warmup_steps: CountOrZero = Field(
+        default=0, description="the learning rate rises over so many first of these steps, whatever the run's do"
+    )
 
 
 class ExportParams(Section):

@@ -103,6 +103,7 @@ def _cross_errors(params: Params) -> Iterator[str]:
             "every step, and allowed for that is one torch network: no list, no ONNX file, no flip, no scales"
         )
     yield from _stride_error("teacher", params.teacher.arch, params.teacher.output_stride)
+    yield from _warmup_error("teacher", params.teacher.warmup_steps, params.teacher.steps)
     if not any(run.teacher == "none" for run in params.runs.values()):
         yield "runs: no control; allowed is a sweep with at least one run of alpha 0 and teacher none"
     if params.tracking.uri and passwords_in(params.tracking.uri):
@@ -118,6 +119,11 @@ def _stride_error(path: str, arch: str, output_stride: int) -> Iterator[str]:
     if output_stride not in ARCHS[arch].output_strides:
         allowed = " or ".join(map(str, ARCHS[arch].output_strides))
         yield f"{path}.output_stride: found {output_stride}; {arch} can be built at {allowed}"
+
+
+def _warmup_error(path: str, warmup_steps: int, steps: int) -> Iterator[str]:
+    if warmup_steps > steps:
+        yield f"{path}.warmup_steps: found {warmup_steps}; at most the steps, {steps}"
 
 
 def _run_errors(params: Params, name: str) -> Iterator[str]:
@@ -149,7 +155,11 @@ def _run_errors(params: Params, name: str) -> Iterator[str]:
             )
     if run.finetune.get("alpha") and run.teacher == "none":
         yield f"{path}.finetune.alpha: found {run.finetune['alpha']}; a control has no teacher to learn from"
-    yield from _stride_error(path, run.student, params.distill_settings(name).output_stride)
+    resolved = params.distill_settings(name)
+    yield from _stride_error(path, run.student, resolved.output_stride)
+    yield from _warmup_error(path, resolved.warmup_steps, resolved.steps)
+    if not nested and (finetune := params.finetune_params(name)).steps:
+        yield from _warmup_error(f"{path}.finetune", finetune.warmup_steps, finetune.steps)
 
 
 def known_run(params: Params, name: str) -> str:

@@ -112,6 +112,14 @@ ERRORS = {
         ),
         ["teacher.output_stride: found 8", "can be built at 16"],
     ),
+    "average that never moves": (
+        tiny(("  momentum: 0.9", "  momentum: 0.9\n  ema_decay: 1.0")),
+        ["teacher.ema_decay: found 1.0", "less than 1"],
+    ),
+    "warm-up beyond the steps": (
+        tiny(("  momentum: 0.9", "  momentum: 0.9\n  warmup_steps: 9"), ("finetune: {", "finetune: {warmup_steps: 7, ")),
+        ["teacher.warmup_steps: found 9; at most the steps, 8", "runs.light.finetune.warmup_steps: found 7"],
+    ),
     "alpha over 1": (tiny(("alpha: 0.3", "alpha: 1.2")), ["runs.a03-lr01.alpha: found 1.2"]),
     "control with alpha": (
         tiny(
@@ -317,6 +325,14 @@ def test_finetune_has_its_own_schedule(load):
 def test_finetune_keeps_other_settings_of_the_run(load):
     found = load(TINY).finetune_settings("light")
     assert (found.student, found.method, found.temperature) == ("deeplabv3_mobilenet_lite", "sigmoid_kl", 0.01)
+
+
+def test_finetune_has_its_own_warmup(load):
+    run = "a: {alpha: 0.3, lr: 0.05, teacher: views, warmup_steps: 4}"
+    params = load(tiny_with_run(run))
+    assert (params.distill_settings("a").warmup_steps, params.finetune_settings("a").warmup_steps) == (4, 0)
+    params = load(tiny_with_run(run.replace("4}", "4, finetune: {warmup_steps: 2}}")))
+    assert params.finetune_settings("a").warmup_steps == 2
 
 
 def test_overrides_reach_finetune(load):

@@ -211,6 +211,7 @@ def test_export_scores_every_file_and_its_agreement_with_the_teacher(here, preci
         {"jitter": 0.5, "weight_decay": 0.0, "backbone_lr_factor": 0.1},
         {"student": "deeplabv3plus_mobilenet_tv", "output_stride": 8},
         {"student": "deeplabv3plus_mobilenet_separable", "schedule": "step", "decay_every_steps": 1},
+        {"optimizer": "adamw", "decay_norm_and_bias": False, "warmup_steps": 2, "ema_decay": 0.99},
         {"student": "lraspp_mobilenet_v3_large"},
         {"student": "deeplabv3_mobilenet_v3_large"},
     ],
