@@ -103,7 +103,7 @@ def bare_steps(job: Job, steps: int) -> Callable[[], None]:
         for _ in range(steps):
             with job.compute.autocast():
                 logits = job.net(inputs)
-            label_loss("cross_entropy", upsample(logits.float(), targets.shape[-2:]), targets, 0.0).backward()
+            label_loss(job.settings, upsample(logits.float(), targets.shape[-2:]), targets).backward()
             optimizer.step(lr=0.0)
             optimizer.zero_grad()
         finish(job.compute)

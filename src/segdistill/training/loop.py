@@ -45,6 +45,7 @@ class Job(NamedTuple):
         distillation: None for a teacher and for a control.
         holdout_mean_iou: scores the network after so many steps; None where no class occurs.
         forward: the network as its steps run it, where that is not the network itself (compiled).
+        class_weights: of the label loss, float32 (C,) on the device; None weighs all classes alike.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Job(NamedTuple):
     distillation: AddedLoss | None = None
     holdout_mean_iou: Callable[[nn.Module, int], float | None] = lambda *_: None
     forward: Callable[[Tensor], Tensor] | None = None
+    class_weights: Tensor | None = None
 
 
 def train(job: Job, checkpointer: Checkpointer) -> list[dict]:
@@ -130,7 +132,7 @@ def update(job: Job, optimizer: Optimizer, step: int, batch: CropBatch) -> tuple
     with job.compute.autocast():
         logits = (job.forward or job.net)(inputs)
     pixels = upsample(logits.float(), targets.shape[-2:])
-    label = label_loss(settings.label_loss, pixels, targets, settings.focal_gamma)
+    label = label_loss(settings, pixels, targets, job.class_weights)
     if job.distillation is None:
         loss, added = label, torch.zeros_like(label)
     else:

@@ -82,8 +82,9 @@ class Optimizer:
             weight = parameters[name]
             # In the memory layout of the parameter: a loaded state may have another.
             self.state[name] = {
-                key: torch.empty_like(weight if tensor.ndim else tensor, device=weight.device, requires_grad=False)
-                .copy_(tensor)
+                key: torch.empty_like(
+                    weight if tensor.ndim else tensor, device=weight.device, requires_grad=False
+                ).copy_(tensor)
                 for key, tensor in tensors.items()
             }
 

@@ -71,6 +71,7 @@ def test_settings_change_the_key(key_of, section):
     for changed in (
         *({"momentum": 0.5}, {"steps": 9}, {"log_every_steps": 2}, {"evaluate_every_steps": 1}),
         *({"warmup_steps": 1}, {"ema_decay": 0.9}, {"decay_norm_and_bias": False}, {"optimizer": "adamw"}),
+        *({"label_loss": "ohem"}, {"ohem_threshold": 0.5}, {"class_weights": "inverse_log"}),
     ):
         assert key_of(section, **changed) != before
 
