@@ -1,4 +1,4 @@
-"""Optimizers have the bits of torch's fused ones, through stops, layouts and missing gradients; no compiler is loaded."""
+"""Optimizers have the bits of torch's fused ones, through stops, layouts and missing gradients; no compiler loads."""
 
 from __future__ import annotations
 
