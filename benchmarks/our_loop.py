@@ -21,7 +21,8 @@ from segdistill.scoring.label_losses import label_loss
 from segdistill.student.distillation import Distillation
 from segdistill.training.batches import CropLoader
 from segdistill.training.job import compiled
-from segdistill.training.loop import Job, sgd, update
+from segdistill.training.loop import Job, update
+from segdistill.training.optimizers import make_optimizer
 
 PROFILES = Path(__file__).parent.parent / "profiles"
 STUDENT, TEACHER = "deeplabv3plus_mobilenet", "deeplabv3plus_resnet101"
@@ -83,7 +84,7 @@ def through_compiler(job: Job) -> Job:
 
 def next_steps(job: Job, steps: int) -> Callable[[], None]:
     """Return a call that makes the next `steps` steps of `job`, loading included."""
-    optimizer, batches = sgd(job.net, job.settings), job.batches.steps(0, NEVER)
+    optimizer, batches = make_optimizer(job.net, job.settings), job.batches.steps(0, NEVER)
 
     def train_on() -> None:
         for _ in range(steps):
@@ -95,14 +96,14 @@ def next_steps(job: Job, steps: int) -> Callable[[], None]:
 
 def bare_steps(job: Job, steps: int) -> Callable[[], None]:
     """Return a call that makes `steps` steps on one loaded batch: forward, backward, optimizer. No loop can do less."""
-    optimizer, batch = sgd(job.net, job.settings), job.batches.load(0)
+    optimizer, batch = make_optimizer(job.net, job.settings), job.batches.load(0)
     inputs, targets = batch.inputs(job.compute.device), batch.targets(job.compute.device)
 
     def train_on() -> None:
         for _ in range(steps):
             with job.compute.autocast():
                 logits = job.net(inputs)
-            label_loss("cross_entropy", upsample(logits.float(), targets.shape[-2:]), targets, 0.0).backward()
+            label_loss(job.settings, upsample(logits.float(), targets.shape[-2:]), targets).backward()
             optimizer.step(lr=0.0)
             optimizer.zero_grad()
         finish(job.compute)

@@ -37,7 +37,8 @@ from benchmarks.usual_loop import AsPublished
 from segdistill.nets.device import keep_freed_memory, resolve_device
 from segdistill.nets.registry import build
 from segdistill.prepare.cityscapes import CLASSES
-from segdistill.training.loop import Job, sgd, update
+from segdistill.training.loop import Job, update
+from segdistill.training.optimizers import make_optimizer
 
 OPTIMIZER_STEPS = 5  # of a stretch: one alone is too short to time
 
@@ -113,7 +114,7 @@ def _step_rows(ours: OurLoop, steps: int, rounds: int) -> list[Row]:
 
 def _steps_in_line(job: Job, steps: int) -> Callable[[], None]:
     """Return a call as next_steps does, without the loader's thread."""
-    optimizer, numbers = sgd(job.net, job.settings), itertools.count()
+    optimizer, numbers = make_optimizer(job.net, job.settings), itertools.count()
 
     def train_on() -> None:
         for _ in range(steps):
@@ -146,7 +147,7 @@ def _optimizer_rows(ours: OurLoop, rounds: int) -> list[Row]:
     def torch_sgd(**form: bool) -> Callable[[], None]:
         return several(torch.optim.SGD(net().parameters(), **torch_settings, **form).step)
 
-    own = sgd(net(), ours.settings)
+    own = make_optimizer(net(), ours.settings)
     kinds = {
         "ours": several(lambda: own.step(lr)),
         "fused": torch_sgd(fused=True),

@@ -68,6 +68,9 @@ def rows(model: type[BaseModel], prefix: str) -> list[str]:
             found += rows(section, f"{path}.")
         else:
             takes = "mapping of keys" if "dict" in str(field.annotation) else allowed(field.annotation, field.metadata)
+            if not field.is_required() and field.default not in (None, {}):
+                default = str(field.default).lower() if isinstance(field.default, bool) else field.default
+                takes += f"; `{default}` where it is left out"
             found.append(f"| `{path}` | {takes} | {field.description or ''} |")
     return found
 

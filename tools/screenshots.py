@@ -156,7 +156,7 @@ def mlflow_pages() -> Iterator[Pages]:
 
     tracking = load_params().tracking
     experiment = open_experiment(find_store(tracking.uri), tracking.experiment)
-    students = [run for run in experiment.current() if "alpha" in run.data.params]
+    students = [run for run in experiment.current() if "student" in run.data.params]
     best = max(students, key=lambda run: run.data.metrics.get("val/mean_iou", 0.0)).info.run_id
     paths = (
         table_path(experiment.id),

@@ -105,7 +105,7 @@ def ui(
             if tracking.live:
                 started.enter_context(_child([*python, "segdistill", "track", "--watch"], stdout=subprocess.DEVNULL))
             table, curves = (address + table_path(experiment.id, charts) for charts in (False, True))
-            students = [run.info.run_id for run in experiment.current() if "alpha" in run.data.params]
+            students = [run.info.run_id for run in experiment.current() if "student" in run.data.params]
             if len(students) > 1:
                 print(f"side by side:  {address}{compare_path(experiment.id, students)}")
             print(f"curves:        {curves}")

@@ -43,6 +43,7 @@ class PreparedData:
     frame_names: dict[str, tuple[str, ...]]  # by split
     # By split: the city or recording of each frame. Frames of one group look alike.
     frame_groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    _class_frequency: dict[str, object] = field(default_factory=dict)
 
     @classmethod
     def open(cls, root: Path = PREPARED) -> PreparedData:
@@ -74,7 +75,8 @@ class PreparedData:
             name: tuple(str(frame.get("city") or frame["name"]) for frame in split["frames"])
             for name, split in index["splits"].items()
         }
-        return cls(root, index["fingerprint"], table, names, groups)
+        frequency = {name: split.get("class_frequency") for name, split in index["splits"].items()}
+        return cls(root, index["fingerprint"], table, names, groups, frequency)
 
     @cached_property
     def train(self) -> Split:
@@ -87,6 +89,21 @@ class PreparedData:
     @cached_property
     def val(self) -> Split:
         return self._open_split("val")
+
+    def class_frequency(self, split: str) -> list[float]:
+        """Return the share of each class of the labelled pixels of a split.
+
+        Raises:
+            UserError: the index does not have them.
+        """
+        found = self._class_frequency.get(split)
+        are_shares = isinstance(found, list) and all(type(one) in (int, float) and 0 <= one <= 1 for one in found)
+        if not isinstance(found, list) or not are_shares or len(found) != len(self.table):
+            raise UserError(
+                f"{self.root}/index.json: splits.{split}.class_frequency is {found!r:.100}; "
+                f"allowed is the share of each of {len(self.table)} classes; {_REMEDY}"
+            )
+        return found
 
     def check_crop(self, params_path: str, crop_px: tuple[int, int]) -> None:
         """Raise a UserError when a crop does not fit into the frames."""

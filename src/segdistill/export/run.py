@@ -46,7 +46,7 @@ def export_run(params: Params, run: str, models: Path = MODELS, metrics: Path = 
             data.val,
             len(data.table),
             params.evaluation.batch_size,
-            loss=LabelLoss(settings.label_loss, settings.focal_gamma),
+            loss=LabelLoss.of(settings),
             teacher_classes=teacher_classes,
         )
         return metrics_on_disk(evaluation.metrics, data.table.names)

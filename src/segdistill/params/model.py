@@ -6,7 +6,7 @@ This is the one description of the parameters; `params.read` reads the file into
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 from pydantic_core import PydanticCustomError
@@ -93,10 +93,12 @@ class TrainingParams(Section):
     decay_every_steps: Count = Field(description="step schedule: steps between two decays")
     gamma: Positive = Field(description="step schedule: factor of each decay")
     poly_power: Positive = Field(description="poly schedule: exponent")
-    momentum: Fraction = Field(description="of SGD")
-    weight_decay: NotNegative = Field(description="of SGD")
+    momentum: Fraction = Field(description="of SGD; AdamW's averages have 0.9 and 0.999")
+    weight_decay: NotNegative = Field(description="of the optimizer; AdamW's is apart from the gradient")
     backbone_lr_factor: Positive = Field(description="the backbone learns at lr times this")
-    label_loss: Literal["cross_entropy", "focal"] = Field(description="mean over valid pixels")
+    label_loss: Literal["cross_entropy", "focal", "ohem"] = Field(
+        description="mean over valid pixels; ohem is the cross entropy of the hard ones"
+    )
     focal_gamma: NotNegative = Field(description="focusing exponent of the focal loss")
     flip_probability: Fraction = Field(description="of a horizontal flip")
     jitter: Fraction = Field(description="brightness, contrast and saturation vary by a factor in 1 +- this")
@@ -107,6 +109,30 @@ class TrainingParams(Section):
         default=False,
         description="run the steps through torch's compiler (a C++ compiler on a CPU, Triton on CUDA), which takes a "
         "minute or two the first time; measure whether steps get faster",
+    )
+
+    # New keys have defaults, with which a training is what it was before them.
+    ohem_threshold: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.7, description="ohem: pixels whose class has at most this probability are hard"
+    )
+    ohem_min_share: Fraction = Field(
+        default=0.0625, description="ohem: at least this share of the pixels of a batch counts, the hardest"
+    )
+    class_weights: Literal["none", "inverse_log"] = Field(
+        default="none",
+        description="of the label loss, a weighted mean then: inverse_log is 1 / ln(1.02 + share of the train pixels)",
+    )
+    warmup_steps: CountOrZero = Field(
+        default=0, description="the learning rate rises from lr / this to the schedule's over so many first steps"
+    )
+    optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="SGD with momentum, or AdamW")
+    decay_norm_and_bias: bool = Field(
+        default=True, description="false: weight decay leaves out batch norm and biases (parameters of one dimension)"
+    )
+    ema_decay: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = Field(
+        default=0.0,
+        description="of the moving average of weights and batch norm statistics, which is then scored and shipped; "
+        "0 is none",
     )
 
 
@@ -203,6 +229,11 @@ class DistillParams(TrainingParams):
     method: Literal["kl", "channel_kl", "sigmoid_kl"] = Field(description="distillation loss")
     temperature: Positive = Field(description="T of the distillation loss")
     kl_resolution: Literal["stride", "full"] = Field(description="compare on the stored grid, or upsampled to the crop")
+    distill_where: Literal["all", "right", "label_probability"] = Field(
+        default="all",
+        description="kl: the mean over all pixels, over those whose label the teacher predicts, or weighted by the "
+        "probability that it gives the label; void pixels have weight 1",
+    )
 
 
 class FinetuneParams(Section):
@@ -214,6 +245,9 @@ class FinetuneParams(Section):
     gamma: Positive = Field(description="step schedule: factor of each decay")
     lr: Positive | None = Field(description="learning rate at the first of these steps; null is the run's")
     alpha: Fraction | None = Field(description="weight of the distillation loss; null is the run's, a control's is 0")
+    label_weight: NotNegative | None = Field(default=None, description="as in runs; null is the run's")
+    distill_weight: NotNegative | None = Field(default=None, description="as in runs; null is the run's")
+    warmup_steps: CountOrZero = Field(default=0, description="as in distill, of these steps; not taken from the run")
 
 
 class ExportParams(Section):
@@ -254,9 +288,19 @@ class TrackingParams(Section):
 
 class RunBase(Section):
     student: Arch = Field(description="network of the student; the run's stages depend on its file")
-    alpha: Fraction = Field(description="loss = (1 - alpha) * label + alpha * T^2 * distillation")
+    alpha: Fraction | None = Field(
+        default=None, description="loss = (1 - alpha) * label + alpha * T^2 * distillation; a control's is 0"
+    )
+    label_weight: NotNegative | None = Field(
+        default=None, description="with distill_weight in place of alpha; 1 where distill_weight is 0"
+    )
+    distill_weight: NotNegative | None = Field(
+        default=None, description="loss = label_weight * label + distill_weight * T^2 * distillation; a control's is 0"
+    )
     lr: Positive = Field(description="learning rate")
-    teacher: Literal["views", "frame", "online", "none"] = Field(description="none is a control, with alpha 0")
+    teacher: Literal["views", "frame", "online", "none"] = Field(
+        description="none is a control, which learns from labels alone"
+    )
     seed: CountOrZero | None = Field(default=None, description="of initial weights and batches; null is the global one")
     finetune: dict[str, Any] = Field(default={}, description="keys of finetune that differ for this run")
     export: dict[str, Any] = Field(default={}, description="keys of export that differ for this run")
@@ -274,18 +318,39 @@ else:
     RunParams = create_model("RunParams", __base__=RunBase, **_OVERRIDES)
 
 
+class LossWeights(NamedTuple):
+    """loss = label * label loss + distill * T^2 * distillation loss."""
+
+    label: float
+    distill: float
+
+
+# The two ways to give them: alpha alone, or both weights.
+WEIGHT_KEYS = ("alpha", "label_weight", "distill_weight")
+
+
 class StudentSettings(DistillParams, TrainingSettings):
     """One training of one student, fully resolved: what `distill` or `steplr-finetune` reads."""
 
     steps: CountOrZero = Field(description="optimizer steps; 0 hands the student on, in finetune only")
     student: Arch
-    alpha: Fraction
+    alpha: Fraction | None = None
+    label_weight: NotNegative | None = None
+    distill_weight: NotNegative | None = None
     teacher: Literal["views", "frame", "online", "none"]
 
     @property
     def network(self) -> str:
         """Return the name of the network, with its backbone."""
         return network_name(self.student, self.backbone)
+
+    @property
+    def loss_weights(self) -> LossWeights:
+        """Return the weights of both losses, however params give them."""
+        if self.alpha is not None:
+            return LossWeights(1 - self.alpha, self.alpha)
+        assert self.label_weight is not None and self.distill_weight is not None, "params.read checks it"
+        return LossWeights(self.label_weight, self.distill_weight)
 
 
 class Params(Section):
@@ -318,8 +383,10 @@ class Params(Section):
     def finetune_settings(self, run: str) -> StudentSettings:
         """Return the settings of the further steps of `run`; `steps` is 0 where there are none."""
         own = self.finetune_params(run).model_dump(exclude_none=True)
-        if self.runs[run].teacher == "none":
-            own["alpha"] = 0.0
+        if self.runs[run].teacher == "none":  # a control stays one
+            own = {key: value for key, value in own.items() if key not in WEIGHT_KEYS}
+        elif own.keys() & set(WEIGHT_KEYS):  # alpha replaces both weights of the run, and they replace its alpha
+            own = dict.fromkeys(WEIGHT_KEYS) | own
         return self.distill_settings(run).model_copy(update=own)
 
     def finetune_params(self, run: str) -> FinetuneParams:

@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 from segdistill.core.errors import UserError, passwords_in, raise_all, without_passwords
 from segdistill.core.yaml_file import MAX_SHOWN, read_mapping, shown
 from segdistill.params.archs import MIN_PX, arch_facts, takes_backbone
-from segdistill.params.model import ExportParams, FinetuneParams, Params, RunParams, section_of
+from segdistill.params.model import WEIGHT_KEYS, ExportParams, FinetuneParams, Params, RunBase, RunParams, section_of
 
 # Keys of earlier versions, and what to write instead.
 RENAMED = {
@@ -103,6 +103,7 @@ def _cross_errors(params: Params) -> Iterator[str]:
             "every step, and allowed for that is one torch network: no list, no ONNX file, no flip, no scales"
         )
     yield from _network_errors("teacher", "arch", teacher.arch, teacher.backbone, teacher.output_stride)
+    yield from _warmup_error("teacher", teacher.warmup_steps, teacher.steps)
     if params.distill.backbone is not None and not any(takes_backbone(run.student) for run in params.runs.values()):
         yield f"distill.backbone: found {params.distill.backbone!r}; no run has a student that takes one (*_timm)"
     if not any(run.teacher == "none" for run in params.runs.values()):
@@ -130,6 +131,27 @@ def _network_errors(path: str, key: str, arch: str, backbone: str | None, output
         yield f"{path}.backbone: found {backbone!r}; {arch} has its own, so allowed is null"
 
 
+def _warmup_error(path: str, warmup_steps: int, steps: int) -> Iterator[str]:
+    if warmup_steps > steps:
+        yield f"{path}.warmup_steps: found {warmup_steps}; at most the steps, {steps}"
+
+
+def _weight_errors(path: str, section: RunBase | FinetuneParams) -> Iterator[str]:
+    """Yield what is wrong with the weights of both losses; finetune may give none, which are the run's then."""
+    given = {key: getattr(section, key) for key in WEIGHT_KEYS if getattr(section, key) is not None}
+    allowed = [{"alpha"}, {"label_weight", "distill_weight"}]
+    if isinstance(section, FinetuneParams):
+        allowed.append(set())
+    if given.keys() not in allowed:
+        found = " and ".join(f"{key} {value}" for key, value in given.items()) or "no alpha"
+        yield f"{path}: found {found}; allowed is alpha alone, or both label_weight and distill_weight"
+    elif given.get("distill_weight") == 0 and given["label_weight"] != 1:
+        yield (
+            f"{path}.label_weight: found {given['label_weight']} with distill_weight 0; allowed is 1: the learning "
+            "rate alone scales the steps"
+        )
+
+
 def _run_errors(params: Params, name: str) -> Iterator[str]:
     path, run = f"runs.{shown(name)}", params.runs[name]
     if not RUN_NAME.fullmatch(name) or len(name) > MAX_RUN_NAME:
@@ -137,8 +159,12 @@ def _run_errors(params: Params, name: str) -> Iterator[str]:
         yield f"{path[:MAX_SHOWN]}: a run is named by {allowed}"
     if name == "teacher":
         yield f"{path}: this name is taken, by the teacher's own row; any other will do"
-    if (run.alpha == 0) != (run.teacher == "none"):
-        yield f"{path}: found alpha {run.alpha} with teacher {run.teacher}; a control has alpha 0 and teacher none"
+    weights = [*_weight_errors(path, run)]
+    if not weights:
+        key = "distill_weight" if run.alpha is None else "alpha"
+        if (getattr(run, key) == 0) != (run.teacher == "none"):
+            found = f"{key} {getattr(run, key)} with teacher {run.teacher}"
+            weights.append(f"{path}: found {found}; a control has {key} 0 and teacher none")
     if run.teacher != "none" and run.teacher not in params.teacher_logits.kinds:
         kinds = list(params.teacher_logits.kinds)
         yield f"{path}.teacher: found {run.teacher}; teacher_logits.kinds builds {kinds}"
@@ -146,10 +172,14 @@ def _run_errors(params: Params, name: str) -> Iterator[str]:
     _validated(FinetuneParams, params.finetune.model_dump() | run.finetune, f"{path}.finetune", nested)
     _validated(ExportParams, params.export.model_dump() | run.export, f"{path}.export", nested)
     yield from nested
+    if not nested and run.teacher != "none":
+        weights += _weight_errors(f"{path}.finetune", params.finetune_params(name))
+    yield from weights
     stored = params.teacher_logits.limit_views_to
-    if not nested and stored is not None and run.teacher == "views":  # else the logits of all its views are stored
+    # Of another kind, and without a limit, the logits of all views are stored.
+    if not nested and not weights and stored is not None and run.teacher == "views":
         first, further = params.distill_settings(name), params.finetune_settings(name)
-        steps = {"distill": first.steps, "finetune": further.steps if further.alpha > 0 else 0}
+        steps = {"distill": first.steps, "finetune": further.steps if further.loss_weights.distill > 0 else 0}
         fits = all(steps[phase] <= most for phase, most in stored.steps.items())
         if not fits or (first.seed, first.batch_size) != (params.seed, stored.batch_size):
             yield (
@@ -157,11 +187,20 @@ def _run_errors(params: Params, name: str) -> Iterator[str]:
                 f"teacher_logits.limit_views_to stores what up to {stored.steps} with batches of {stored.batch_size} "
                 f"and seed {params.seed} draw, and null stores all views"
             )
-    if run.finetune.get("alpha") and run.teacher == "none":
-        yield f"{path}.finetune.alpha: found {run.finetune['alpha']}; a control has no teacher to learn from"
+    for key in ("alpha", "distill_weight"):
+        if run.finetune.get(key) and run.teacher == "none":
+            yield f"{path}.finetune.{key}: found {run.finetune[key]}; a control has no teacher to learn from"
     settings = params.distill_settings(name)
     backbone = settings.backbone if takes_backbone(run.student) else run.model_dump()["backbone"]
     yield from _network_errors(path, "student", run.student, backbone, settings.output_stride)
+    if settings.distill_where != "all" and settings.method != "kl" and run.teacher != "none":
+        yield (
+            f"{path}.distill_where: found {settings.distill_where} with method {settings.method}, which compares no "
+            "single pixels; allowed is all, or method kl"
+        )
+    yield from _warmup_error(path, settings.warmup_steps, settings.steps)
+    if not nested and (finetune := params.finetune_params(name)).steps:
+        yield from _warmup_error(f"{path}.finetune", finetune.warmup_steps, finetune.steps)
 
 
 def known_run(params: Params, name: str) -> str:

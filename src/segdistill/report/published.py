@@ -148,7 +148,8 @@ def differences(published: dict[str, str], row: Row, params: Params | None) -> l
         further = params.finetune_params(row.run)
         found += ["finetune schedule"] if further.schedule != "step" else []
         found += ["finetune lr"] if further.lr not in (None, row.lr) else []
-        found += ["finetune alpha"] if further.alpha not in (None, row.alpha) else []
+        of_both = (params.distill_settings(row.run).loss_weights, params.finetune_settings(row.run).loss_weights)
+        found += ["finetune alpha"] if of_both[0] != of_both[1] else []
     return found
 
 

@@ -186,7 +186,18 @@ def _mean_iou(counts_3C: np.ndarray) -> float | None:
 
 
 def _setting_of(row: Row) -> tuple:
-    settings = (row.role, row.arch, row.alpha, row.lr, row.temperature, row.method, row.teacher, row.label_loss)
+    settings = (
+        row.role,
+        row.arch,
+        row.alpha,
+        row.label_weight,
+        row.distill_weight,
+        row.lr,
+        row.temperature,
+        row.method,
+        row.teacher,
+        row.label_loss,
+    )
     return (*settings, row.schedule, row.steps, row.finetune_steps, row.setting)
 
 

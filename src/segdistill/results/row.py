@@ -7,13 +7,13 @@ and MLflow all follow the declarations (METRICS), so a new metric is one edit in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from segdistill.core.provenance import settings_hash
 from segdistill.params.archs import network_name
-from segdistill.params.model import Params
+from segdistill.params.model import Params, Section
 
 TEACHER, CONTROL, STUDENT = "teacher", "control", "student"
 MISSING, MINUS = "–", "\N{MINUS SIGN}"
@@ -73,13 +73,21 @@ class Row:
     run: str
     role: str  # teacher, control (a run without a teacher) or student
     arch: str = metric("Network", "", "architecture", shown=(RUNS,))
-    alpha: float | None = metric("α", "g", "weight of the distillation loss", shown=(RUNS, TERMINAL))
+    alpha: float | None = metric(
+        "α", "g", "weight of the distillation loss; the label loss has 1 − α", shown=(RUNS, TERMINAL)
+    )
+    label_weight: float | None = metric(
+        "Label weight", "g", "of the label loss, where a run has both weights in place of α", shown=(RUNS, TERMINAL)
+    )
+    distill_weight: float | None = metric(
+        "Distill weight", "g", "of the distillation loss, likewise", shown=(RUNS, TERMINAL)
+    )
     lr: float | None = metric("lr", "g", "learning rate", shown=(RUNS, TERMINAL))
     temperature: float | None = metric("T", "g", "temperature of the distillation loss", shown=(MORE,))
     method: str | None = metric("Method", "", "distillation loss", shown=(MORE,))
     teacher: str | None = metric("Learns from", "", "teacher logits: views, frame or online", shown=(RUNS,))
     label_loss: str | None = metric(
-        "Label loss", "", "mean losses of different kinds cannot be compared", shown=(MORE,)
+        "Label loss", "", "what it is trained by; only the mean loss of focal is of another kind", shown=(MORE,)
     )
     schedule: str | None = metric("Schedule", "", "learning rate over the first steps", shown=(MORE,))
     steps: int | None = metric("Steps", ",d", "first steps", shown=(MORE,))
@@ -91,7 +99,13 @@ class Row:
     distilled_mean_iou: float | None = metric(
         "mIoU distilled", ".2%", "val mIoU after the first steps", "distill.mean_iou", better=max, shown=(RUNS, COMPARE)
     )
-    mean_loss: float | None = metric("Mean loss", ".4f", "label loss on val", "finished.mean_loss", shown=(MORE,))
+    mean_loss: float | None = metric(
+        "Mean loss",
+        ".4f",
+        "on val: cross entropy, or focal loss where that is trained by",
+        "finished.mean_loss",
+        shown=(MORE,),
+    )
     overall_acc: float | None = metric(
         "Overall acc",
         ".2%",
@@ -245,12 +259,17 @@ METRICS: tuple[Metric, ...] = tuple(
 )
 _NO_COLUMNS = ("setting", "class_iou", "files", "computed_with")
 COLUMNS = tuple(column.name for column in fields(Row) if column.name not in _NO_COLUMNS)
+_WEIGHTS = ("label_weight", "distill_weight")
 SETTINGS = tuple(one.name for one in METRICS if not one.sources and one.name != "gain_over_vanilla")
 
 
-def shown_in(table: str) -> tuple[Metric, ...]:
-    """Return the declared settings and metrics that a table shows, in their order."""
-    return tuple(one for one in METRICS if table in one.shown)
+def shown_in(table: str, rows: Iterable[Row]) -> tuple[Metric, ...]:
+    """Return the declared settings and metrics that a table shows of `rows`, in their order.
+
+    The weights of both losses are left out where every run has alpha.
+    """
+    by_weights = any(row.distill_weight is not None for row in rows)
+    return tuple(one for one in METRICS if table in one.shown and (by_weights or one.name not in _WEIGHTS))
 
 
 def setting_columns(settings: Mapping[str, Any], finetune_steps: int) -> dict[str, Any]:
@@ -277,9 +296,8 @@ def setting_key(params: Params, run: str, data_fingerprint: str) -> str:
 
 def _computed_from(params: Params, run: str, data_fingerprint: str) -> list:
     settings = params.distill_settings(run)
-    facts: list = [settings.model_dump(mode="json")]
-    facts += [params.finetune_params(run).model_dump(mode="json"), params.export_params(run).model_dump(mode="json")]
-    facts.append(data_fingerprint)
+    computed_from: list[Section] = [settings, params.finetune_params(run), params.export_params(run)]
     if settings.teacher != "none":
-        facts += [params.teacher.model_dump(mode="json"), params.teacher_logits.model_dump(mode="json")]
-    return facts
+        computed_from += [params.teacher, params.teacher_logits]
+    # Without defaults, so that a key that a later version adds changes no row.
+    return [*(section.model_dump(mode="json", exclude_defaults=True) for section in computed_from), data_fingerprint]

@@ -22,6 +22,7 @@ from segdistill.data.arrays import drop_pages, prefetch
 from segdistill.data.prepared import Split
 from segdistill.formats.classes import IGNORE
 from segdistill.nets.resize import upsample
+from segdistill.params.model import TrainingParams
 from segdistill.scoring.confusion import Confusion
 from segdistill.scoring.label_losses import label_loss_sum
 
@@ -44,10 +45,18 @@ class ClassPredictor(Protocol):
 
 
 class LabelLoss(NamedTuple):
-    """The label loss that an evaluation reports, as params name it."""
+    """The label loss that an evaluation reports, mean over valid pixels."""
 
     kind: str = "cross_entropy"
     focal_gamma: float = 0.0
+
+    @classmethod
+    def of(cls, settings: TrainingParams) -> LabelLoss:
+        """Return what is reported of a network that was trained by `settings`: focal loss, or plain cross entropy.
+
+        Hard pixels and class weights are means to train by. Without them the loss compares with that of other runs.
+        """
+        return cls("focal", settings.focal_gamma) if settings.label_loss == "focal" else cls()
 
 
 class Evaluation(NamedTuple):
@@ -78,7 +87,7 @@ def evaluate(
     """Predict every frame of `split` and score it.
 
     Args:
-        loss: the label loss to report; cross entropy by default.
+        loss: what to report as `mean_loss`; cross entropy by default.
         teacher_classes: gives the teacher's class map uint8 (H, W) of frame i; adds `teacher_agreement`, the share of
             all pixels on which the two name the same class.
         keep: indices of frames whose class maps are returned.

@@ -11,21 +11,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segdistill.data.teacher_cache import stored_grid
+from segdistill.formats.classes import IGNORE
 from segdistill.nets.device import Compute
 from segdistill.nets.resize import upsample
-from segdistill.params.model import StudentSettings
+from segdistill.params.model import LossWeights, StudentSettings
 from segdistill.training.batches import CropBatch
 
 
-def kl(student_BChw: Tensor, teacher_BChw: Tensor, temperature: float) -> Tensor:
+def kl(student_BChw: Tensor, teacher_BChw: Tensor, temperature: float, weights_Bhw: Tensor | None = None) -> Tensor:
     """Return KL(teacher || student) of the class distribution of each pixel at temperature T, mean over pixels.
 
-    Hinton et al., arXiv:1503.02531, applied pixel by pixel (Liu et al., arXiv:1903.04197).
+    Hinton et al., arXiv:1503.02531, applied pixel by pixel (Liu et al., arXiv:1903.04197). With weights it is the
+    weighted mean; 0 where all weights are.
     """
     student = F.log_softmax(student_BChw.float() / temperature, dim=1)
     teacher = F.log_softmax(teacher_BChw.float() / temperature, dim=1)
-    pixels = student.numel() // student.shape[1]
-    return F.kl_div(student, teacher, reduction="sum", log_target=True) / pixels
+    if weights_Bhw is None:
+        pixels = student.numel() // student.shape[1]
+        return F.kl_div(student, teacher, reduction="sum", log_target=True) / pixels
+    of_pixels_Bhw = F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
+    return (of_pixels_Bhw * weights_Bhw).sum() / weights_Bhw.sum().clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def channel_kl(student_BChw: Tensor, teacher_BChw: Tensor, temperature: float) -> Tensor:
@@ -55,16 +60,35 @@ def sigmoid_kl(student_BChw: Tensor, teacher_BChw: Tensor, temperature: float, c
 DISTILLATION_LOSSES = {"kl": kl, "channel_kl": channel_kl, "sigmoid_kl": sigmoid_kl}
 
 
-def combine_losses(label: Tensor, distillation: Tensor, alpha: float, temperature: float) -> Tensor:
-    """Return (1 - alpha) * label + alpha * T^2 * distillation."""
-    return (1 - alpha) * label + alpha * temperature**2 * distillation
+def pixel_weights(where: str, teacher_BChw: Tensor, labels_BHW: Tensor) -> Tensor:
+    """Return how much each cell of the teacher's logits counts, float32 (B, h, w); see `distill_where` in params.
+
+    right: 1 where the teacher predicts the label, else 0. label_probability: the probability that it gives the label.
+    The label of a cell is that of the pixel at its centre. Where that pixel is void the teacher is all there is: 1.
+    """
+    assert where in ("right", "label_probability"), where
+    rows, columns = (
+        torch.arange(cells, device=labels_BHW.device) * pixels // cells + pixels // (2 * cells)
+        for cells, pixels in zip(teacher_BChw.shape[-2:], labels_BHW.shape[-2:], strict=True)
+    )
+    labels_Bhw = labels_BHW[:, rows[:, None], columns].long()
+    void_Bhw = labels_Bhw == IGNORE
+    if where == "right":
+        return ((teacher_BChw.argmax(1) == labels_Bhw) | void_Bhw).float()
+    of_label_B1hw = labels_Bhw.masked_fill(void_Bhw, 0)[:, None]
+    return teacher_BChw.float().softmax(1).gather(1, of_label_B1hw)[:, 0].masked_fill(void_Bhw, 1.0)
+
+
+def combine_losses(label: Tensor, distillation: Tensor, weights: LossWeights, temperature: float) -> Tensor:
+    """Return the weighted sum of both losses, the distillation loss times T^2."""
+    return weights.label * label + weights.distill * temperature**2 * distillation
 
 
 class Distillation:
     """Adds the distillation loss to the label loss of a batch; the training loop calls it after the forward pass.
 
     Args:
-        settings: alpha, method, temperature and kl_resolution of the run.
+        settings: loss weights, method, temperature, kl_resolution and distill_where of the run.
         compute: where the training runs.
         live_teacher: a network that runs in every step, for `online`; None where the batch has cached logits.
     """
@@ -93,8 +117,13 @@ class Distillation:
         size = pixels_BCHW.shape[-2:] if settings.kl_resolution == "full" else teacher.shape[-2:]
         # Use the logits that are upsampled already, where the losses compare at full size.
         student = pixels_BCHW if size == pixels_BCHW.shape[-2:] else _on_grid(logits_BChw.float(), size)
-        loss = DISTILLATION_LOSSES[settings.method](student, _on_grid(teacher, size), settings.temperature)
-        return combine_losses(label, loss, settings.alpha, settings.temperature), loss
+        teacher = _on_grid(teacher, size)
+        if settings.distill_where == "all":
+            loss = DISTILLATION_LOSSES[settings.method](student, teacher, settings.temperature)
+        else:  # of kl alone, which compares pixel by pixel
+            weights = pixel_weights(settings.distill_where, teacher, batch.labels.to(teacher.device))
+            loss = kl(student, teacher, settings.temperature, weights)
+        return combine_losses(label, loss, settings.loss_weights, settings.temperature), loss
 
 
 class OnStoredGrid(nn.Module):

@@ -68,8 +68,8 @@ def _train_and_write(
     checkpointer: Checkpointer | None = None
     if settings.steps:
         distillation = None
-        # With alpha 0 in finetune a run continues as a control would.
-        if cache is not None and settings.alpha > 0:
+        # With a distillation weight of 0 in finetune a run continues as a control would.
+        if cache is not None and settings.loss_weights.distill > 0:
             live_teacher = None
             if cache.kind == "online":
                 teacher, _ = load_net(cache.folder / TEACHER_WEIGHTS)
@@ -90,7 +90,7 @@ def _train_and_write(
         val,
         len(data.table),
         params.evaluation.batch_size,
-        loss=LabelLoss(settings.label_loss, settings.focal_gamma),
+        loss=LabelLoss.of(settings),
         # A control depends on no teacher, so export-onnx measures its agreement later.
         teacher_classes=teacher_classes,
         keep=evenly_spaced(len(val), params.evaluation.images) if recorder else None,

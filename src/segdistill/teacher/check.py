@@ -71,7 +71,7 @@ def check_teacher(params: Params, models: Path = MODELS, metrics: Path = METRICS
             val,
             len(data.table),
             params.evaluation.batch_size,
-            loss=LabelLoss(teacher.label_loss, teacher.focal_gamma),
+            loss=LabelLoss.of(teacher),
             on_frame=keep,
         )
         on_disk = metrics_on_disk(evaluation.metrics, data.table.names)

@@ -14,7 +14,8 @@ def student_note(params: Params, run: str) -> str:
     if settings.teacher != "none":
         taught = f"({settings.teacher}, {settings.method}, T {settings.temperature:g})"
         how = f"learns from {_described(params)} {taught}"
-        how += f" with weight {settings.alpha:g} and from the labels with {1 - settings.alpha:g}"
+        weights = settings.loss_weights
+        how += f" with weight {weights.distill:g} and from the labels with {weights.label:g}"
     steps = f"{settings.steps} steps of {settings.batch_size} crops at lr {settings.lr:g}"
     steps += f", then {further} steps of finetuning"
     return f"**{settings.network}** {how}: {steps}.  \nWeights and ONNX files: `models/runs/{run}/`."

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from segdistill.core.errors import UserError
 from segdistill.core.log import logger
 from segdistill.core.provenance import file_sha256, package_versions
-from segdistill.params.model import Params
+from segdistill.params.model import WEIGHT_KEYS, Params
 from segdistill.results.champion import RULE, ModelFile
 from segdistill.results.summary import summarise
 
@@ -94,7 +94,7 @@ def _tags(champion: Champion, params: dict[str, str]) -> dict[str, str]:
         "file": file.path,
         "precision": file.precision,
         **{name: f"{value:.4f}" for name, value in measured.items() if value is not None},
-        **{name: params[name] for name in ("alpha", "lr", "student", "teacher")},
+        **{name: params[name] for name in (*WEIGHT_KEYS, "lr", "student", "teacher") if name in params},
         "weights_sha256": champion.weights_sha256,
         FILE_TAG: champion.sha256,
     }

@@ -10,7 +10,7 @@ from segdistill.core.errors import UserError
 from segdistill.core.provenance import settings_hash
 from segdistill.formats.curve import COLUMNS, read_curve
 from segdistill.formats.header import read_header
-from segdistill.params.model import Params
+from segdistill.params.model import WEIGHT_KEYS, Params
 from segdistill.paths import run_metrics
 from segdistill.results import row as results
 from segdistill.results import summary
@@ -167,9 +167,14 @@ def _student_params(params: Params, run: str) -> dict:
     taught, own = settings.teacher != "none", params.finetune_params(run)
     # Leave out what a control never reads, and what finetuning takes over from the first steps: it would only look
     # like one more difference between two rows.
-    own_alpha = finetune.alpha if finetune.steps and taught and own.alpha is not None else None
+    further = {
+        f"finetune_{key}": getattr(finetune, key)
+        if finetune.steps and taught and getattr(own, key) is not None
+        else None
+        for key in WEIGHT_KEYS
+    }
     named = {
-        "alpha": settings.alpha,
+        **{key: getattr(settings, key) for key in WEIGHT_KEYS},
         "lr": settings.lr,
         "temperature": settings.temperature if taught else None,
         "method": settings.method if taught else None,
@@ -179,7 +184,7 @@ def _student_params(params: Params, run: str) -> dict:
         "schedule": settings.schedule,
         "steps": settings.steps,
         "finetune_steps": finetune.steps,
-        "finetune_alpha": own_alpha,
+        **further,
         "finetune_lr": finetune.lr if finetune.steps and own.lr is not None else None,
         "batch_size": settings.batch_size,
         "crop": settings.crop_px,

@@ -21,6 +21,7 @@ from segdistill.nets.device import device_of
 from segdistill.nets.registry import build
 from segdistill.nets.weights import check_values, imagenet_backbone_state, load_initial, load_state, read_weights
 from segdistill.params.model import Params, TrainingParams, TrainingSettings
+from segdistill.scoring.label_losses import inverse_log_weights
 from segdistill.training.batches import CropLoader
 from segdistill.training.checkpoint import Checkpointer
 from segdistill.training.holdout import IMAGES, HoldoutEvaluator
@@ -40,7 +41,7 @@ class Training:
     Attributes:
         name: PHASE/RUN, or teacher; PHASE also names the draws of the batches.
         net: trained in place.
-        settings: resolved, with lr, seed, and alpha of a student.
+        settings: resolved, with lr, seed, and the loss weights of a student.
         views: the crops to draw from.
         start: of the initial weights, see `init_fingerprint`.
         cache: the teacher logits that batches carry; None for a teacher and for a control.
@@ -99,7 +100,11 @@ def run_training(training: Training, params: Params, data: PreparedData) -> tupl
         evaluator.save_start(training.net)
         section = "teacher" if name == "teacher" else "distill"
         forward = compiled(training.net, name, f"{section}.compile") if settings.compile else None
-        job = Job(name, training.net, crops, settings, compute, training.distillation, evaluator, forward)
+        weights = None
+        if settings.class_weights == "inverse_log":
+            frequency_C = torch.tensor(data.class_frequency("train"), dtype=torch.float32)
+            weights = inverse_log_weights(frequency_C).to(compute.device)
+        job = Job(name, training.net, crops, settings, compute, training.distillation, evaluator, forward, weights)
         curve = train(job, checkpointer)
         held.pop_all()  # the caller releases the lock after writing the outputs
     return curve, checkpointer

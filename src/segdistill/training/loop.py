@@ -1,4 +1,4 @@
-"""The training loop, for the teacher and for students: schedule, optimizer, steps.
+"""The training loop, for the teacher and for students: steps and schedule.
 
 Shapes: B batch, H/W crop in pixels, h/w logit grid, C classes.
 """
@@ -6,7 +6,7 @@ Shapes: B batch, H/W crop in pixels, h/w logit grid, C classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -20,8 +20,10 @@ from segdistill.nets.device import Compute
 from segdistill.nets.resize import upsample
 from segdistill.params.model import TrainingParams, TrainingSettings
 from segdistill.scoring.label_losses import label_loss
+from segdistill.training.averaging import MovingAverage
 from segdistill.training.batches import CropBatch, CropLoader
 from segdistill.training.checkpoint import Checkpointer, TrainingStoppedError, stop_requests
+from segdistill.training.optimizers import Optimizer, make_optimizer
 
 CURVE_FILE = "curve.csv"  # in the checkpointer's folder; `segdistill track --watch` follows it
 
@@ -43,6 +45,7 @@ class Job(NamedTuple):
         distillation: None for a teacher and for a control.
         holdout_mean_iou: scores the network after so many steps; None where no class occurs.
         forward: the network as its steps run it, where that is not the network itself (compiled).
+        class_weights: of the label loss, float32 (C,) on the device; None weighs all classes alike.
     """
 
     name: str
@@ -53,10 +56,13 @@ class Job(NamedTuple):
     distillation: AddedLoss | None = None
     holdout_mean_iou: Callable[[nn.Module, int], float | None] = lambda *_: None
     forward: Callable[[Tensor], Tensor] | None = None
+    class_weights: Tensor | None = None
 
 
 def train(job: Job, checkpointer: Checkpointer) -> list[dict]:
     """Train `job.net` in place and return its curve: a point whenever a log or an evaluation is due.
+
+    With `ema_decay` the network ends as the moving average of its steps, which is also what the holdout scores.
 
     Start ladder: 1. the unfinished training of exactly this job, if `checkpointer` holds one; 2. the network as given.
 
@@ -66,12 +72,17 @@ def train(job: Job, checkpointer: Checkpointer) -> list[dict]:
         TrainingStoppedError: SIGINT or SIGTERM came; the state after the running step is saved.
     """
     net, settings = job.compute.place(job.net).train(), job.settings
-    optimizer = sgd(net, settings)
+    optimizer = make_optimizer(net, settings)
+    # With `ema_decay` the average is what is scored, shown and handed on; the steps move the network itself.
+    average = MovingAverage(net, settings.ema_decay) if settings.ema_decay else None
+    result = average.net if average else net
     # Sums of (loss, label loss, distillation loss) since the last point of the curve.
     first, sums, curve = 0, torch.zeros(3, dtype=torch.float64), []
     if (state := checkpointer.load()) is not None:
         net.load_state_dict(state["net"])
         optimizer.load_state_dict(state["optimizer"], source=str(checkpointer.folder))
+        if average:
+            average.net.load_state_dict(state["average"])
         first, sums, curve = state["step"], state["sums"], state["curve"]
         logger.info("%s: continues after step %d of %d", job.name, first, settings.steps)
     curve_file = checkpointer.folder / CURVE_FILE
@@ -80,11 +91,13 @@ def train(job: Job, checkpointer: Checkpointer) -> list[dict]:
     with stop_requests() as stops, Progress(job.name, settings.steps, first) as progress:
         for step, batch in job.batches.steps(first, settings.steps):
             lr, losses = update(job, optimizer, step, batch)
+            if average:
+                average.update(step)
             done = step + 1
             sums += losses.double().cpu()
             evaluate_now = settings.evaluate_every_steps and _is_due(done, settings.evaluate_every_steps, settings)
             if evaluate_now or _is_due(done, settings.log_every_steps, settings):
-                mean_iou = job.holdout_mean_iou(net, done) if evaluate_now else None
+                mean_iou = job.holdout_mean_iou(result, done) if evaluate_now else None
                 net.train()
                 steps_since = done - (curve[-1]["step"] if curve else 0)
                 means = dict(zip(("loss", "label_loss", "distill_loss"), (sums / steps_since).tolist(), strict=True))
@@ -98,14 +111,18 @@ def train(job: Job, checkpointer: Checkpointer) -> list[dict]:
             if stops or _is_due(done, settings.checkpoint_every_steps, settings):
                 _check_weights(net, job, done, lr)
                 state = {"step": done, "net": net.state_dict(), "optimizer": optimizer.state_dict()}
+                if average:
+                    state["average"] = average.net.state_dict()
                 checkpointer.save(state | {"sums": sums, "curve": curve})
             if stops:
                 stopped = f"{job.name}: stopped after step {done} of {settings.steps}"
                 raise TrainingStoppedError(f"{stopped}; dvc repro continues from there")
+    if average:
+        net.load_state_dict(average.net.state_dict())
     return curve
 
 
-def update(job: Job, optimizer: SGD, step: int, batch: CropBatch) -> tuple[float, Tensor]:
+def update(job: Job, optimizer: Optimizer, step: int, batch: CropBatch) -> tuple[float, Tensor]:
     """Make one optimizer step on one batch; return its lr and (loss, label loss, distillation loss) before it (3,)."""
     settings, device = job.settings, job.compute.device
     lr = lr_at(step, settings)
@@ -115,7 +132,7 @@ def update(job: Job, optimizer: SGD, step: int, batch: CropBatch) -> tuple[float
     with job.compute.autocast():
         logits = (job.forward or job.net)(inputs)
     pixels = upsample(logits.float(), targets.shape[-2:])
-    label = label_loss(settings.label_loss, pixels, targets, settings.focal_gamma)
+    label = label_loss(settings, pixels, targets, job.class_weights)
     if job.distillation is None:
         loss, added = label, torch.zeros_like(label)
     else:
@@ -146,96 +163,12 @@ def lr_at(step: int, settings: TrainingSettings) -> float:
 
     constant: lr. step: lr * gamma^(step // decay_every_steps), as torch's StepLR.
     poly: lr * (1 - step / steps)^poly_power (Chen et al., DeepLab, arXiv:1606.00915).
+    Of the first W = warmup_steps, step s has (s + 1) / W of that.
     """
+    warmup = min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
     if settings.schedule == "constant":
-        return settings.lr
+        return settings.lr * warmup
     if settings.schedule == "step":
-        return settings.lr * settings.gamma ** (step // settings.decay_every_steps)
+        return settings.lr * settings.gamma ** (step // settings.decay_every_steps) * warmup
     assert settings.schedule == "poly", settings.schedule
-    return settings.lr * (1 - step / settings.steps) ** settings.poly_power
-
-
-class ParameterGroup(NamedTuple):
-    """Parameters by name, float32 and on one device, whose learning rate is `lr_factor` times the schedule's."""
-
-    parameters: dict[str, nn.Parameter]
-    lr_factor: float
-
-
-def sgd(net: nn.Module, settings: TrainingParams) -> SGD:
-    """Return SGD over the backbone and the rest, each at its own factor of the learning rate."""
-    backbone: dict[str, nn.Parameter] = {}
-    rest: dict[str, nn.Parameter] = {}
-    for name, parameter in net.named_parameters():
-        (backbone if name.startswith("backbone.") else rest)[name] = parameter
-    groups = [ParameterGroup(backbone, settings.backbone_lr_factor), ParameterGroup(rest, 1.0)]
-    return SGD(groups, settings.momentum, settings.weight_decay)
-
-
-class SGD:
-    """SGD with momentum over the kernel that `torch.optim.SGD(fused=True)` calls, with the same bits.
-
-    v <- momentum * v + (gradient + weight_decay * w);  w <- w - lr * v. The first v of a parameter is its decayed
-    gradient; without momentum there is no v. A parameter without a gradient stays as it is.
-
-    Own code, because the first optimizer of torch.optim imports torch's compiler: 2.5 s of CPU time in each stage that
-    trains, more than the tiny profile's steps take.
-
-    The weights have to be in their final memory layout: the kernel takes weight, gradient and v as flat memory, and
-    autograd gives a gradient the layout of its weight.
-    """
-
-    def __init__(self, groups: list[ParameterGroup], momentum: float, weight_decay: float) -> None:
-        self.groups, self.momentum, self.weight_decay = groups, momentum, weight_decay
-        self._velocities: dict[str, Tensor] = {}
-
-    @torch.no_grad()
-    def step(self, lr: float) -> None:
-        """Move every parameter that has a gradient."""
-        for group in self.groups:
-            gradients = {name: weight.grad for name, weight in group.parameters.items() if weight.grad is not None}
-            first = {name: g for name, g in gradients.items() if self.momentum and name not in self._velocities}
-            self._velocities |= {name: torch.empty_like(gradient) for name, gradient in first.items()}
-            later = {name: gradient for name, gradient in gradients.items() if name not in first}
-            for moving, is_first_step in ((first, True), (later, False)):
-                if moving:
-                    torch._fused_sgd_(
-                        [group.parameters[name] for name in moving],
-                        list(moving.values()),
-                        [self._velocities[name] for name in moving] if self.momentum else [],
-                        weight_decay=self.weight_decay,
-                        momentum=self.momentum,
-                        lr=lr * group.lr_factor,
-                        dampening=0.0,
-                        nesterov=False,
-                        maximize=False,
-                        is_first_step=is_first_step,
-                    )
-
-    def zero_grad(self) -> None:
-        """Set all gradients to None."""
-        for group in self.groups:
-            for parameter in group.parameters.values():
-                parameter.grad = None
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return v of each parameter that has moved, by the parameter's name; shared with the optimizer, not copied."""
-        return dict(self._velocities)
-
-    def load_state_dict(self, state: Mapping[str, Tensor], source: str) -> None:
-        """Continue from what `state_dict` gave; `source` names it in messages.
-
-        Raises:
-            UserError: the state is that of other parameters.
-        """
-        parameters = {name: parameter for group in self.groups for name, parameter in group.parameters.items()}
-        for name, velocity in state.items():
-            if name not in parameters or velocity.shape != parameters[name].shape:
-                raise UserError(
-                    f"{source}: holds optimizer state of {name!r}, which this network does not have; remove it"
-                )
-        # In the memory layout of the parameter: a loaded state may have another.
-        self._velocities = {
-            name: torch.empty_like(parameters[name], requires_grad=False).copy_(velocity)
-            for name, velocity in state.items()
-        }
+    return settings.lr * (1 - step / settings.steps) ** settings.poly_power * warmup

@@ -40,6 +40,20 @@ def test_split_has_arrays_and_names(root):
     assert (data.fingerprint, data.table.names, data.table.label_ids) == ("ab", ("road", "car"), (7, 26))
 
 
+def test_class_frequency_is_that_of_the_index(root):
+    write(root, INDEX | {"splits": {"train": INDEX["splits"]["train"] | {"class_frequency": [0.25, 0.75]}}})
+    assert PreparedData.open(root).class_frequency("train") == [0.25, 0.75]
+
+
+@pytest.mark.parametrize("found", [None, [1.0], ["half", "half"], [-1, 2], 0.5])
+def test_class_frequency_of_other_classes_is_refused(root, found):
+    write(root, INDEX | {"splits": {"train": INDEX["splits"]["train"] | {"class_frequency": found}}})
+    with pytest.raises(
+        UserError, match=r"splits\.train\.class_frequency is .*; allowed is the share of each of 2 class"
+    ):
+        PreparedData.open(root).class_frequency("train")
+
+
 @pytest.mark.parametrize(
     ("index", "message"),
     [

@@ -140,6 +140,48 @@ ERRORS = {
         ),
         ["teacher.output_stride: found 8", "can be built at 16"],
     ),
+    "alpha and weights": (
+        tiny_with_run("a: {alpha: 0.3, label_weight: 1.0, distill_weight: 0.8, lr: 0.01, teacher: views}"),
+        ["runs.a: found alpha 0.3 and label_weight 1.0 and distill_weight 0.8; allowed is alpha alone, or both"],
+    ),
+    "one weight": (
+        tiny_with_run("a: {student: deeplabv3plus_mobilenet, distill_weight: 0.8, lr: 0.01, teacher: views}"),
+        ["runs.a: found distill_weight 0.8; allowed is alpha alone, or both label_weight and distill_weight"],
+    ),
+    "no weight": (
+        tiny_with_run("a: {student: deeplabv3plus_mobilenet, lr: 0.01, teacher: views}"),
+        ["runs.a: found no alpha; allowed is alpha alone, or both label_weight and distill_weight"],
+    ),
+    "control with a weight": (
+        tiny(("alpha: 0.0", "label_weight: 1.0, distill_weight: 0.5")),
+        ["runs.vanilla: found distill_weight 0.5 with teacher none; a control has distill_weight 0 and teacher none"],
+    ),
+    "control with a factor": (
+        tiny(("alpha: 0.0", "label_weight: 2.0, distill_weight: 0.0")),
+        ["runs.vanilla.label_weight: found 2.0 with distill_weight 0; allowed is 1"],
+    ),
+    "finetune's one weight": (
+        tiny_with_run("a: {alpha: 0.3, lr: 0.01, teacher: views, finetune: {label_weight: 1.0}}"),
+        ["runs.a.finetune: found label_weight 1.0; allowed is alpha alone"],
+    ),
+    "control that finetunes with a weight": (
+        tiny(("teacher: none}", "teacher: none, finetune: {label_weight: 1.0, distill_weight: 0.5}}")),
+        ["runs.vanilla.finetune.distill_weight: found 0.5; a control has no teacher"],
+    ),
+    "pixels of a method without pixels": (
+        tiny_with_run("a: {alpha: 0.3, lr: 0.01, teacher: views, method: channel_kl, distill_where: right}"),
+        ["runs.a.distill_where: found right with method channel_kl"],
+    ),
+    "average that never moves": (
+        tiny(("  momentum: 0.9", "  momentum: 0.9\n  ema_decay: 1.0")),
+        ["teacher.ema_decay: found 1.0", "less than 1"],
+    ),
+    "warm-up beyond the steps": (
+        tiny(
+            ("  momentum: 0.9", "  momentum: 0.9\n  warmup_steps: 9"), ("finetune: {", "finetune: {warmup_steps: 7, ")
+        ),
+        ["teacher.warmup_steps: found 9; at most the steps, 8", "runs.light.finetune.warmup_steps: found 7"],
+    ),
     "alpha over 1": (tiny(("alpha: 0.3", "alpha: 1.2")), ["runs.a03-lr01.alpha: found 1.2"]),
     "control with alpha": (
         tiny(
@@ -361,6 +403,39 @@ def test_finetune_has_its_own_schedule(load):
 def test_finetune_keeps_other_settings_of_the_run(load):
     found = load(TINY).finetune_settings("light")
     assert (found.student, found.method, found.temperature) == ("deeplabv3_mobilenet_lite", "sigmoid_kl", 0.01)
+
+
+def test_finetune_has_its_own_warmup(load):
+    run = "a: {alpha: 0.3, lr: 0.05, teacher: views, warmup_steps: 4}"
+    params = load(tiny_with_run(run))
+    assert (params.distill_settings("a").warmup_steps, params.finetune_settings("a").warmup_steps) == (4, 0)
+    params = load(tiny_with_run(run.replace("4}", "4, finetune: {warmup_steps: 2}}")))
+    assert params.finetune_settings("a").warmup_steps == 2
+
+
+BOTH = "label_weight: 1.0, distill_weight: 0.8"
+
+
+@pytest.mark.parametrize(
+    ("run", "further", "first_weights", "further_weights"),
+    [
+        ("alpha: 0.3", "steps: 2", (0.7, 0.3), (0.7, 0.3)),
+        (BOTH, "steps: 2", (1.0, 0.8), (1.0, 0.8)),
+        (BOTH, "alpha: 0.1", (1.0, 0.8), (0.9, 0.1)),
+        ("alpha: 0.3", "label_weight: 0.5, distill_weight: 2.0", (0.7, 0.3), (0.5, 2.0)),
+    ],
+)
+def test_finetune_has_the_weights_of_the_run_or_its_own(load, run, further, first_weights, further_weights):
+    line = f"a: {{student: deeplabv3plus_mobilenet, {run}, lr: 0.05, teacher: views, finetune: {{{further}}}}}"
+    params = load(tiny_with_run(line))
+    assert params.distill_settings("a").loss_weights == pytest.approx(first_weights)
+    assert params.finetune_settings("a").loss_weights == pytest.approx(further_weights)
+
+
+@pytest.mark.parametrize("control", ["alpha: 0.0", "label_weight: 1.0, distill_weight: 0.0"])
+def test_control_finetunes_as_a_control(load, control):
+    text = tiny(("alpha: 0.0", control), ("lr: null, alpha: null}", "lr: null, alpha: 0.5}"))
+    assert load(text).finetune_settings("vanilla").loss_weights == (1.0, 0.0)
 
 
 def test_overrides_reach_finetune(load):

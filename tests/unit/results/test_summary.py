@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from segdistill.core.errors import UserError
+from segdistill.report.terminal import markdown
 from segdistill.results.champion import choose_champion, floor_of, model_files, pareto_front, why_busy
 from segdistill.results.row import COLUMNS, row_key, setting_key
 from segdistill.results.summary import of_rows, rows_on_disk, summarise, write_summary
@@ -113,9 +114,25 @@ def test_row_key_changes_with_everything_a_run_depends_on() -> None:
     assert key(data="e") != key()
     assert key(teacher={"steps": 99}) != key()
     assert key(teacher_logits={"views": 3}) != key()
+    # A default that is written out is no other experiment.
+    assert key(distill={"ema_decay": 0.0}) == key() != key(distill={"ema_decay": 0.9})
     # A control knows no teacher, and no run knows how the models were timed.
     assert key("vanilla", teacher={"steps": 99}, teacher_logits={"views": 3}) == key("vanilla")
     assert key(benchmark={"frames": 99}) == key()
+
+
+def test_run_with_both_weights_has_them_in_place_of_alpha(metrics: Path) -> None:
+    params = sweep_params()
+    raw = params.model_dump()
+    raw["runs"]["a03"] |= {"alpha": None, "label_weight": 1.0, "distill_weight": 0.8}
+    by_weights = type(params).model_validate(raw)
+    found = {row.run: row for row in summarise(by_weights, metrics).rows}
+    assert (found["a03"].alpha, found["a03"].label_weight, found["a03"].distill_weight) == (None, 1.0, 0.8)
+    assert (found["light"].alpha, found["light"].label_weight, found["light"].distill_weight) == (0.6, None, None)
+    assert row_key(by_weights, "a03", "d") != row_key(params, "a03", "d")
+    heads = markdown(summarise(by_weights, metrics)).splitlines()[0]
+    assert "| α | Label weight | Distill weight | lr |" in heads
+    assert "weight" not in markdown(summarise(params, metrics)).splitlines()[0]
 
 
 def test_missing_metrics_are_named(metrics: Path) -> None:

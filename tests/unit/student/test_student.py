@@ -211,6 +211,11 @@ def test_export_scores_every_file_and_its_agreement_with_the_teacher(here, preci
         {"jitter": 0.5, "weight_decay": 0.0, "backbone_lr_factor": 0.1},
         {"student": "deeplabv3plus_mobilenet_tv", "output_stride": 8},
         {"student": "deeplabv3plus_mobilenet_separable", "schedule": "step", "decay_every_steps": 1},
+        {"distill_where": "right", "kl_resolution": "full"},
+        {"distill_where": "label_probability"},
+        {"label_loss": "ohem", "class_weights": "inverse_log"},
+        {"alpha": None, "label_weight": 1.0, "distill_weight": 0.8},
+        {"optimizer": "adamw", "decay_norm_and_bias": False, "warmup_steps": 2, "ema_decay": 0.99},
         {"student": "lraspp_mobilenet_v3_large"},
         {"student": "deeplabv3_mobilenet_v3_large"},
     ],
@@ -223,6 +228,30 @@ def test_every_option_of_a_run_trains(here, override):
     assert all(math.isfinite(loss) and loss > 0 for loss in losses)
     _, header = load_net("models/runs/views/distilled.safetensors")
     assert header.params | override == header.params
+
+
+def test_weights_of_both_losses_may_replace_alpha(here):
+    by_weights = {"alpha": None, "label_weight": 0.5, "distill_weight": 0.5, "lr": 0.01, "teacher": "views"}
+    control = {"label_weight": 1.0, "distill_weight": 0.0, "lr": 0.01, "teacher": "none"}
+    found = []
+    for run in ("views", "vanilla"):
+        for params in (params_of(), params_of(views=by_weights, vanilla=control)):
+            distill(params, run)
+            finetune(params, run)
+            found.append((curve(run), curve(run, "finetune")))
+    assert found[0] == found[1]
+    assert found[2] == found[3]
+
+
+def test_finetune_with_distill_weight_0_continues_as_a_control(here):
+    by_weights = {"label_weight": 1.0, "distill_weight": 0.8, "lr": 0.01, "teacher": "views"}
+    distill(params_of(), "views")
+    found = []
+    for further in ({"alpha": 0.0}, {"label_weight": 1.0, "distill_weight": 0.0}):
+        finetune(params_of(views=by_weights | {"finetune": further}), "views")
+        found.append(curve("views", "finetune"))
+    assert found[0] == found[1]
+    assert all(float(row["distill_loss"]) == 0 and row["loss"] == row["label_loss"] for row in found[0])
 
 
 def test_bfloat16_trains_close_to_float32(here):

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs
 
 from segdistill.params.read import load_params
 from segdistill.tracking.mlflow import track
-from segdistill.tracking.rows import rows_on_disk
+from segdistill.tracking.rows import row_of, rows_on_disk
 from support.sweep_on_disk import (
     HEADER,
     IMAGE_KEY,
@@ -61,6 +61,19 @@ def test_a_row_has_params_metrics_curve_and_files(home, capfd):
     assert row.files == ["metrics/distill.json", "metrics/export.json", "metrics/finetune.json", *images]
     notes = {name: run.data.tags["mlflow.note.content"] for name, (run,) in found.items()}
     assert {name: len(note.split("  \n")) for name, note in notes.items()} == dict.fromkeys(found, 2)
+
+
+def test_row_of_a_run_with_both_weights_names_them_and_no_alpha(home):
+    params = load_params()
+    raw = params.model_dump()
+    raw["runs"]["a03-lr01"] |= {"alpha": None, "label_weight": 1.0, "distill_weight": 0.8}
+    raw["runs"]["a03-lr01"] |= {"finetune": {"label_weight": 1.0, "distill_weight": 0.5}}
+    row = row_of(type(params).model_validate(raw), "a03-lr01", "data")
+    found = {name: value for name, value in row.params.items() if "alpha" in name or "weight" in name}
+    finetune = {"finetune_label_weight": "1", "finetune_distill_weight": "0.5"}
+    assert found == {"label_weight": "1", "distill_weight": "0.8"} | finetune
+    assert "with weight 0.8 and from the labels with 1" in row.tags["mlflow.note.content"]
+    assert row.key != row_of(params, "a03-lr01", "data").key
 
 
 def test_finetuning_continues_the_curve_of_distilling(home):

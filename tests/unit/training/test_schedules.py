@@ -42,3 +42,19 @@ def test_poly_equals_torchs_polynomial_lr(power):
 
 def test_every_schedule_starts_at_lr():
     assert [ours(schedule)[0] for schedule in ("constant", "step", "poly")] == [0.1] * 3
+
+
+@pytest.mark.parametrize("schedule", ["constant", "step", "poly"])
+@pytest.mark.parametrize("warmup_steps", [1, 4, 20])
+def test_warmup_equals_torchs_linear_lr_before_the_schedule(schedule, warmup_steps):
+    def make(optimizer):
+        torch_schedules = torch.optim.lr_scheduler
+        after = {
+            "constant": lambda: torch_schedules.ConstantLR(optimizer, factor=1.0),
+            "step": lambda: torch_schedules.StepLR(optimizer, 6, 0.3),
+            "poly": lambda: torch_schedules.PolynomialLR(optimizer, 20, 0.9),
+        }[schedule]()
+        warmup = torch_schedules.LinearLR(optimizer, 1 / warmup_steps, total_iters=warmup_steps - 1)
+        return torch_schedules.ChainedScheduler([warmup, after])
+
+    assert ours(schedule, warmup_steps=warmup_steps) == pytest.approx(torchs(make), rel=1e-9)

@@ -99,6 +99,36 @@ def test_loss_combines_both_losses_by_alpha(tmp_path, method, kl_resolution):
         assert row["loss"] == pytest.approx(0.6 * row["label_loss"] + 0.4 * 4 * row["distill_loss"], rel=1e-5)
 
 
+def test_weights_of_both_losses_replace_alpha(tmp_path):
+    given = distilled(alpha=None, label_weight=1.5, distill_weight=0.8)
+    for row in run(tmp_path / "weights", **given)[1]:
+        assert row["loss"] == pytest.approx(1.5 * row["label_loss"] + 0.8 * 4 * row["distill_loss"], rel=1e-5)
+    alike = distilled(alpha=None, label_weight=1 - 0.4, distill_weight=0.4)
+    assert_same(run(tmp_path / "a", **alike), run(tmp_path / "b", **distilled(alpha=0.4)))
+
+
+@pytest.mark.parametrize("kl_resolution", ["stride", "full"])
+def test_student_learns_only_where_the_teacher_is_right(tmp_path, kl_resolution):
+    """Against the formula over the pixels of the first batch, whose flips move label and logits alike."""
+    given = distilled(temperature=1.0, kl_resolution=kl_resolution, distill_where="right")
+    job = make_job(jitter=0.0, **given)
+    batch = job.batches.load(0)
+    assert batch.indices.flips.any()
+    assert not batch.indices.flips.all()
+    size = CROP_PX if kl_resolution == "full" else (8, 8)
+    with torch.no_grad():
+        student = TinyNet(dropout=0.0)(normalize(batch.images))
+    teacher = batch.teacher_logits(COMPUTE.device)
+    student, teacher = (upsample(x.double(), size).log_softmax(1) for x in (student, teacher))
+    stride = CROP_PX[0] // size[0]
+    labels = batch.labels[:, stride // 2 :: stride, stride // 2 :: stride].long()
+    kept = (teacher.argmax(1) == labels) | (labels == IGNORE)
+    assert 0 < kept.double().mean() < 1
+    expected = (teacher.exp() * (teacher - student)).sum(1)[kept].mean().item()
+    _, curve = run(tmp_path, net=TinyNet(dropout=0.0), jitter=0.0, steps=1, **given)
+    assert curve[0]["distill_loss"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_with_alpha_0_the_teacher_does_not_matter(straight, tmp_path):
     net, _ = run(tmp_path, **distilled(alpha=0.0))
     torch.testing.assert_close(net.state_dict(), straight[0].state_dict())

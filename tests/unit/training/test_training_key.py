@@ -68,7 +68,11 @@ def key_of(here, monkeypatch):
 def test_settings_change_the_key(key_of, section):
     before = key_of(section)
     assert key_of(section, checkpoint_every_steps=1) == before
-    for changed in ({"momentum": 0.5}, {"steps": 9}, {"log_every_steps": 2}, {"evaluate_every_steps": 1}):
+    for changed in (
+        *({"momentum": 0.5}, {"steps": 9}, {"log_every_steps": 2}, {"evaluate_every_steps": 1}),
+        *({"warmup_steps": 1}, {"ema_decay": 0.9}, {"decay_norm_and_bias": False}, {"optimizer": "adamw"}),
+        *({"label_loss": "ohem"}, {"ohem_threshold": 0.5}, {"class_weights": "inverse_log"}),
+    ):
         assert key_of(section, **changed) != before
 
 
