@@ -62,6 +62,7 @@ VALUES = {
         [*(f"{s}@{STUDENT}" for s in ("distill", "steplr-finetune", "export-onnx")), "benchmark"],
     ),
     "distill.temperature": (2.0, STUDENTS + EXPORT),
+    "distill.scale_range": ([1.0, 2.0], LOGITS + STUDENTS + EXPORT),
     "finetune.steps": (1, FINETUNE),
     "teacher.steps": (3, TEACHER),
     "teacher_logits.dtype": ("uint8", LOGITS),

@@ -88,11 +88,16 @@ class PreparedData:
     def val(self) -> Split:
         return self._open_split("val")
 
-    def check_crop(self, params_path: str, crop_px: tuple[int, int]) -> None:
-        """Raise a UserError when a crop does not fit into the frames."""
-        if crop_px[0] > self.train.size_px[0] or crop_px[1] > self.train.size_px[1]:
+    def check_crop(self, section: str, crop_px: tuple[int, int], scale_range: tuple[float, float]) -> None:
+        """Raise a UserError when crop_px or scale_range of a section of params do not fit into the frames."""
+        frame_px = self.train.size_px
+        if crop_px[0] > frame_px[0] or crop_px[1] > frame_px[1]:
+            raise UserError(f"{section}.crop_px: found {list(crop_px)}; at most the frames' size {list(frame_px)}")
+        least = max(crop_px[0] / frame_px[0], crop_px[1] / frame_px[1])
+        if scale_range[1] < least:
             raise UserError(
-                f"{params_path}: found {list(crop_px)}; at most the frames' size {list(self.train.size_px)}"
+                f"{section}.scale_range: found {list(scale_range)}; crops of {list(crop_px)} fit into the frames "
+                f"{list(frame_px)} at scales from {least:.3f} on"
             )
 
     def _open_split(self, name: str) -> Split:

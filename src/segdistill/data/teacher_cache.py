@@ -37,7 +37,7 @@ from segdistill.core.errors import UserError
 from segdistill.core.files import read_json, write_json
 from segdistill.core.provenance import file_sha256
 from segdistill.data.arrays import drop_pages, open_array, prefetch
-from segdistill.data.sampling import BatchIndices, BatchSampler, ViewSpec
+from segdistill.data.sampling import UNSCALED, BatchIndices, BatchSampler, ViewSpec
 from segdistill.data.transforms import crop
 from segdistill.paths import TEACHER, TEACHER_LOGITS, TEACHER_WEIGHTS
 
@@ -116,7 +116,9 @@ class Manifest:
             found = read_json(folder / MANIFEST)
         except (OSError, ValueError) as error:
             raise UserError(f"{folder}: no readable manifest ({error}); {_REMEDY}") from None
-        for key, expected in (spec.facts() | {"kind": kind}).items():
+        needed = {"scale_range": list(UNSCALED)} | spec.facts() | {"kind": kind}
+        found = {"scale_range": list(UNSCALED)} | found  # manifests of unscaled views do not name it
+        for key, expected in needed.items():
             if found.get(key) != expected:
                 raise UserError(f"{folder}: {key} is {found.get(key)!r:.200} there, {expected!r} is needed")
         if not isinstance(found.get("teacher_sha256"), str):

@@ -17,6 +17,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Scale = Annotated[float, Field(ge=0.1, le=10)]
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 SizePx = tuple[Count, Count]
@@ -98,6 +99,11 @@ class TrainingParams(Section):
     backbone_lr_factor: Positive = Field(description="the backbone learns at lr times this")
     label_loss: Literal["cross_entropy", "focal"] = Field(description="mean over valid pixels")
     focal_gamma: NotNegative = Field(description="focusing exponent of the focal loss")
+    scale_range: tuple[Scale, Scale] = Field(
+        default=(1.0, 1.0),
+        description="[smallest, largest] scale of a crop, drawn uniformly: at scale s a window of crop_px / s pixels, "
+        "resized to crop_px; from 0.1 to 10, and from the smallest scale that fits into the frame",
+    )
     flip_probability: Fraction = Field(description="of a horizontal flip")
     jitter: Fraction = Field(description="brightness, contrast and saturation vary by a factor in 1 +- this")
     log_every_steps: Count = Field(description="steps between two points of the curves")
@@ -262,10 +268,10 @@ class RunBase(Section):
     export: dict[str, Any] = Field(default={}, description="keys of export that differ for this run")
 
 
-# The crop views are drawn once for all students, so their size is the same in all runs.
+# The crop views are drawn once for all students, so their size and scales are the same in all runs.
 _OVERRIDES: dict[str, Any] = {}
 for _name, _field in DistillParams.model_fields.items():
-    if _name != "crop_px":
+    if _name not in {"crop_px", "scale_range"}:
         _kind: Any = Annotated[_field.annotation, *_field.metadata] if _field.metadata else _field.annotation
         _OVERRIDES[_name] = (_kind | None, None)
 if TYPE_CHECKING:  # a type checker cannot run `create_model`

@@ -53,8 +53,9 @@ class LogitsOf(Protocol):
 def teacher_logits(params: Params, kind: str) -> None:
     """Build data/teacher_logits/KIND from models/teacher, as the stage does."""
     data, logits = PreparedData.open(), params.teacher_logits
-    data.check_crop("distill.crop_px", params.distill.crop_px)
-    spec = ViewSpec.of(data, params.distill.crop_px, logits.views, logits.stride, params.seed)
+    crop_px, scale_range = params.distill.crop_px, params.distill.scale_range
+    data.check_crop("distill", crop_px, scale_range)
+    spec = ViewSpec.of(data, crop_px, logits.views, logits.stride, params.seed, scale_range)
     build_cache(kind, TEACHER_LOGITS / kind, data.train, spec, logits, device_of(params.compute), len(data.table))
 
 
@@ -129,12 +130,12 @@ def stored_shape(kind: str, spec: ViewSpec, classes: int, stored: np.ndarray | N
 def _view_crops(split: Split, spec: ViewSpec, stored: np.ndarray | None, batch_size: int) -> Iterator[Crops]:
     """Yield the views that are `stored`, bool (N, K), or all, in order."""
     frames, views = np.nonzero(np.ones((spec.frames, spec.views), bool) if stored is None else stored)
-    origins = spec.origins()[frames, views]
+    origins, sizes = spec.origins()[frames, views], spec.sizes()[frames, views]
     for first in range(0, len(frames), batch_size):
         chosen = slice(first, first + batch_size)
         images = np.empty((len(frames[chosen]), *spec.crop_px, 3), np.uint8)
         unflipped = np.zeros(len(images), bool)
-        yield frames[chosen], crop(split.images, frames[chosen], origins[chosen], unflipped, spec.crop_px, images)
+        yield frames[chosen], crop(split.images, frames[chosen], origins[chosen], unflipped, sizes[chosen], images)
         drop_pages(split.images)
 
 

@@ -57,6 +57,7 @@ class CropLoader:
         crop_px: height and width of a crop.
         cached: stored teacher logits, or None.
         pinned: whether to stage batches in page-locked memory, for a GPU.
+        sizes: heights and widths of the views in their frames, int (N, K, 2) in pixels, where these are not crop_px.
     """
 
     def __init__(
@@ -67,24 +68,28 @@ class CropLoader:
         crop_px: tuple[int, int],
         cached: StoredLogits | None = None,
         pinned: bool = False,
+        sizes: np.ndarray | None = None,
     ) -> None:
         self.split, self.batches, self.origins, self.crop_px = split, batches, origins, crop_px
-        self.cached, self.pinned = cached, pinned
+        self.cached, self.pinned, self.sizes = cached, pinned, sizes
         self._bytes_read = 0
 
     def load(self, step: int) -> CropBatch:
         """Return batch number `step`."""
         indices = self.batches.indices(step)
         origins = self.origins[indices.frames, indices.views]
+        sizes = np.broadcast_to(self.crop_px, origins.shape)
+        if self.sizes is not None:
+            sizes = self.sizes[indices.frames, indices.views]
         # Start all reads, then wait.
         for source in (self.split.images, self.split.labels):
-            self._bytes_read += prefetch(source, indices.frames, origins[:, 0], self.crop_px[0])
+            self._bytes_read += prefetch(source, indices.frames, origins[:, 0], sizes[:, 0])
         if self.cached is not None:
             self._bytes_read += self.cached.prefetch(indices, origins)
         images = torch.empty((len(origins), *self.crop_px, 3), dtype=torch.uint8, pin_memory=self.pinned)
         labels = torch.empty((len(origins), *self.crop_px), dtype=torch.uint8, pin_memory=self.pinned)
         for source, out in ((self.split.images, images), (self.split.labels, labels)):
-            crop(source, indices.frames, origins, indices.flips, self.crop_px, out.numpy())
+            crop(source, indices.frames, origins, indices.flips, sizes, out.numpy())
         logits = None if self.cached is None else self.cached.crop(indices, origins)
         if self._bytes_read > DROP_AFTER_BYTES:
             self.drop_pages()

@@ -78,7 +78,7 @@ def run_training(training: Training, params: Params, data: PreparedData) -> tupl
         training.cache.check_holds(name, batches, settings.steps)
         stored = training.cache.stored
     pinned = compute.device.type == "cuda"
-    crops = CropLoader(data.train, batches, views.origins(), views.crop_px, stored, pinned)
+    crops = CropLoader(data.train, batches, views.origins(), views.crop_px, stored, pinned, views.sizes())
 
     # The key of the checkpoint covers all that the result depends on, the code itself too: its version does not change
     # with an edit, and half a training by each would be neither's.
