@@ -106,6 +106,12 @@ class TrainingParams(Section):
     )
     flip_probability: Fraction = Field(description="of a horizontal flip")
     jitter: Fraction = Field(description="brightness, contrast and saturation vary by a factor in 1 +- this")
+    mix: Literal["none", "cutmix", "classmix"] = Field(
+        default="none",
+        description="paste a part of another crop of the batch into a crop, its label and its teacher logits: a "
+        "rectangle, or the pixels of half of the classes",
+    )
+    mix_probability: Fraction = Field(default=0.5, description="of a crop to get a part of another, by mix")
     log_every_steps: Count = Field(description="steps between two points of the curves")
     evaluate_every_steps: CountOrZero = Field(description="steps between two mIoU points on the holdout; 0 is never")
     checkpoint_every_steps: Count = Field(description="steps between two resumable checkpoints")

@@ -18,6 +18,7 @@ from segdistill.data.prepared import Split
 from segdistill.data.sampling import BatchIndices, BatchSampler
 from segdistill.data.teacher_cache import StoredCrops, StoredLogits
 from segdistill.data.transforms import crop, normalize
+from segdistill.training.mixing import Mixed, Mixer
 
 # Drop mapped pages after this many bytes, to bound resident memory; so rarely that it costs nothing.
 DROP_AFTER_BYTES = 64 * 2**20
@@ -25,12 +26,17 @@ _LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, as torchvision's rgb_to_grayscale
 
 
 class CropBatch(NamedTuple):
-    """Images uint8 (B, H, W, 3), labels uint8 (B, H, W), stored logits or None, and the draws of the batch."""
+    """Images uint8 (B, H, W, 3), labels uint8 (B, H, W), stored logits or None, and the draws of the batch.
+
+    Where crops are mixed, images and labels are so already; `mixed` says where, and logits follow when they are taken.
+    Colour jitter comes after mixing, one draw for a mixed image.
+    """
 
     images: Tensor
     labels: Tensor
     logits: StoredCrops | None
     indices: BatchIndices
+    mixed: Mixed | None = None
 
     def inputs(self, device: torch.device) -> Tensor:
         """Return the input of the network: jittered and normalised floats (B, 3, H, W) on `device`."""
@@ -43,8 +49,11 @@ class CropBatch(NamedTuple):
         return self.labels.to(device, non_blocking=True).long()
 
     def teacher_logits(self, device: torch.device) -> Tensor | None:
-        """Return the stored logits, float32 (B, C, h, w) on `device`; None without."""
-        return None if self.logits is None else self.logits.floats(device)
+        """Return the stored logits, float32 (B, C, h, w) on `device`, mixed as the images; None without."""
+        if self.logits is None:
+            return None
+        logits = self.logits.floats(device)
+        return logits if self.mixed is None else self.mixed.mix(logits)
 
 
 class CropLoader:
@@ -58,6 +67,7 @@ class CropLoader:
         cached: stored teacher logits, or None.
         pinned: whether to stage batches in page-locked memory, for a GPU.
         sizes: heights and widths of the views in their frames, int (N, K, 2) in pixels, where these are not crop_px.
+        mixer: pastes parts of crops into others, or None.
     """
 
     def __init__(
@@ -69,9 +79,10 @@ class CropLoader:
         cached: StoredLogits | None = None,
         pinned: bool = False,
         sizes: np.ndarray | None = None,
+        mixer: Mixer | None = None,
     ) -> None:
         self.split, self.batches, self.origins, self.crop_px = split, batches, origins, crop_px
-        self.cached, self.pinned, self.sizes = cached, pinned, sizes
+        self.cached, self.pinned, self.sizes, self.mixer = cached, pinned, sizes, mixer
         self._bytes_read = 0
 
     def load(self, step: int) -> CropBatch:
@@ -90,10 +101,11 @@ class CropLoader:
         labels = torch.empty((len(origins), *self.crop_px), dtype=torch.uint8, pin_memory=self.pinned)
         for source, out in ((self.split.images, images), (self.split.labels, labels)):
             crop(source, indices.frames, origins, indices.flips, sizes, out.numpy())
+        mixed = self.mixer.paste(step, images.numpy(), labels.numpy()) if self.mixer else None
         logits = None if self.cached is None else self.cached.crop(indices, origins)
         if self._bytes_read > DROP_AFTER_BYTES:
             self.drop_pages()
-        return CropBatch(images, labels, logits.pinned() if logits and self.pinned else logits, indices)
+        return CropBatch(images, labels, logits.pinned() if logits and self.pinned else logits, indices, mixed)
 
     def drop_pages(self) -> None:
         """Drop the pages that were read from memory."""
