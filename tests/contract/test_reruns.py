@@ -66,6 +66,7 @@ VALUES = {
     "finetune.steps": (1, FINETUNE),
     "teacher.steps": (3, TEACHER),
     "teacher_logits.dtype": ("uint8", LOGITS),
+    "teacher_logits.mirrored": (True, LOGITS),
     "export.opset": (19, [*EXPORT, "benchmark"]),
     "benchmark.frames": (2, ["benchmark"]),
     "tracking.experiment": ("other", []),

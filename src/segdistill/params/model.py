@@ -204,6 +204,11 @@ class TeacherLogitsParams(Section):
         description="stored precision; uint8 has a scale for each class of each row"
     )
     batch_size: Count = Field(description="crops per forward pass of the teacher")
+    mirrored: Literal["auto"] | bool = Field(
+        default=False,
+        description="store the teacher's logits of the mirrored views as well, twice the bytes; auto does so where the "
+        "teacher differs too much on them. Without them, flipped crops get the mirrored logits",
+    )
     limit_views_to: ViewLimitParams | None = Field(
         default=None,
         description="store only the views that runs of so many steps draw with the global seed; null stores all",
