@@ -43,6 +43,7 @@ class PreparedData:
     frame_names: dict[str, tuple[str, ...]]  # by split
     # By split: the city or recording of each frame. Frames of one group look alike.
     frame_groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    unlabelled_frames: int = 0  # the last ones of train, all of whose pixels are ignored
 
     @classmethod
     def open(cls, root: Path = PREPARED) -> PreparedData:
@@ -74,7 +75,12 @@ class PreparedData:
             name: tuple(str(frame.get("city") or frame["name"]) for frame in split["frames"])
             for name, split in index["splits"].items()
         }
-        return cls(root, index["fingerprint"], table, names, groups)
+        unlabelled = index["splits"].get("train", {}).get("unlabelled", 0)
+        if not isinstance(unlabelled, int) or not 0 <= unlabelled <= len(names.get("train", ())):
+            raise UserError(
+                f"{path}: unlabelled is {unlabelled!r:.100}; allowed is a number of train frames; {_REMEDY}"
+            )
+        return cls(root, index["fingerprint"], table, names, groups, unlabelled)
 
     @cached_property
     def train(self) -> Split:

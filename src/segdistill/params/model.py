@@ -65,6 +65,11 @@ class DataParams(Section):
     )
     size_px: SizePx | None = Field(description="[height, width] to resize to; null keeps the size of the files")
     holdout_fraction: Fraction = Field(description="share of train frames held out for choices and calibration")
+    unlabelled: str | None = Field(
+        default=None,
+        description="folder inside root, of JPEG and PNG images without labels: further train frames for students that "
+        "have a teacher",
+    )
     synthetic: SyntheticParams = Field(description="size of the built-in city, used when source is synthetic")
 
 

@@ -80,6 +80,8 @@ def _cross_errors(params: Params) -> Iterator[str]:
         yield f"data.root: found {params.data.root!r}; DVC does not expand ~, so write the path in full: {full}"
     if params.data.source == "synthetic" and size_px is None:
         yield "data.size_px: found null; the synthetic city needs [height, width]"
+    if params.data.source == "synthetic" and params.data.unlabelled is not None:
+        yield f"data.unlabelled: found {params.data.unlabelled!r}; the synthetic city has labels, and allows null"
     for section in ("teacher", "distill"):
         crop_px = getattr(params, section).crop_px
         if size_px is not None and (crop_px[0] > size_px[0] or crop_px[1] > size_px[1]):

@@ -66,10 +66,12 @@ def run_training(training: Training, params: Params, data: PreparedData) -> tupl
     """
     name, settings, views, compute = training.name, training.settings, training.views, device_of(params.compute)
     phase = name.split("/")[0]
+    # Frames without labels teach nothing without a teacher.
+    frames = views.frames - (0 if training.cache is not None else data.unlabelled_frames)
     batches = BatchSampler(
         settings.seed,
         phase,
-        views.frames,
+        frames,
         views.views,
         settings.batch_size,
         settings.flip_probability,

@@ -153,6 +153,10 @@ ERRORS = {
     ),
     "crop of one side": (tiny(("crop_px: [64, 64]", "crop_px: [64]")), ["teacher.crop_px.1"]),
     "synthetic without size": (tiny(("size_px: [64, 128]", "size_px: null")), ["data.size_px: found null"]),
+    "city without labels": (
+        tiny(("  synthetic: {", "  unlabelled: more\n  synthetic: {")),
+        ["data.unlabelled: found 'more'; the synthetic city has labels"],
+    ),
     "stride that cannot be": (
         tiny(
             ("arch: deeplabv3plus_mobilenet\n  output_stride: 8", "arch: lraspp_mobilenet_v3_large\n  output_stride: 8")
