@@ -43,6 +43,7 @@ from segdistill.teacher.model import open_teacher
 # Views on which the teacher's symmetry is measured, evenly spread.
 MIRRORED_VIEWS = 8
 # `teacher_logits.mirrored: auto` stores the mirrored views of a teacher that gives more of their cells another class.
+# Moving a crop by one cell changes about as many (docs/design.md).
 MAX_CHANGED_SHARE = 0.05
 Crops = tuple[np.ndarray, np.ndarray]  # the frame of each (B,), and images uint8 (B, H, W, 3)
 _LEVELS = 255

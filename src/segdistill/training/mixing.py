@@ -52,10 +52,9 @@ class Mixer:
         """Mix images and labels of batch number `step` in place; return where."""
         partners = np.roll(np.arange(len(labels_BHW)), -1)
         pasted = self._pasted(step, labels_BHW[partners])
-        for crops in (images_BHW3, labels_BHW):
-            unmixed = crops.copy()  # the partner itself may be mixed first
-            for slot in np.flatnonzero(pasted.any(axis=(1, 2))):
-                crops[slot][pasted[slot]] = unmixed[partners[slot]][pasted[slot]]
+        # A pixel of three bytes as one element: with a channel axis NumPy takes 15 times as long.
+        for crops in (images_BHW3.view("V3")[..., 0], labels_BHW):
+            np.copyto(crops, crops[partners], where=pasted)
         return Mixed(torch.from_numpy(partners), torch.from_numpy(pasted))
 
     def _pasted(self, step: int, labels_BHW: np.ndarray) -> np.ndarray:
