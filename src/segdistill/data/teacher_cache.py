@@ -237,7 +237,7 @@ class StoredLogits:
         if self.rows is None or (self.rows >= 0).all():
             return None
         lacking = self.rows < 0
-        return lacking.reshape(len(lacking), 1 + self.mirrored, -1).any(axis=1)
+        return lacking[:, : lacking.shape[1] // (1 + self.mirrored)]  # both sides of a view are stored, or neither
 
     def crop(self, indices: BatchIndices, origins: np.ndarray) -> StoredCrops:
         """Return the stored logits of a batch, flipped as its crops are; `origins` (B, 2) are in pixels."""

@@ -85,7 +85,7 @@ def test_cutmix_pastes_rectangles_of_whole_cells_of_all_sizes_everywhere():
             assert (np.diff(np.flatnonzero(columns)) == 1).all()
             shares.append(mask.mean())
             covered += mask
-    assert np.quantile(shares, [0.1, 0.5, 0.9]) == pytest.approx([0.1, 0.5, 0.9], abs=0.06)
+    assert np.quantile(shares, [0.1, 0.5, 0.9]) == pytest.approx([0.1, 0.5, 0.9], abs=0.08)
     assert covered.min() > 0
 
 
