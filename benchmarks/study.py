@@ -83,8 +83,8 @@ class Study:
 
     def views(self, arm: Arm) -> ViewSpec:
         """Return the spec of the crops of `arm`."""
-        stride = self.params.teacher_logits.stride
-        return ViewSpec.of(self.data, self.params.distill.crop_px, arm.views, stride, self.params.seed)
+        stride, distill = self.params.teacher_logits.stride, self.params.distill
+        return ViewSpec.of(self.data, distill.crop_px, arm.views, stride, self.params.seed, distill.scale_range)
 
     def cache(self, arm: Arm) -> TeacherCache | None:
         """Return the teacher's logits for `arm`, computed on first use; None for the control."""
@@ -135,7 +135,8 @@ class Study:
             settings, cache, views = self.settings(arm, seed=0, steps=NEVER), self.cache(arm), self.views(arm)
             draws = (settings.batch_size, settings.flip_probability, settings.jitter)
             sampler = BatchSampler(0, "timed", views.frames, views.views, *draws)
-            crops = CropLoader(self.data.train, sampler, views.origins(), views.crop_px, cache.stored)
+            at = (views.origins(), views.crop_px, cache.stored)
+            crops = CropLoader(self.data.train, sampler, *at, sizes=views.sizes())
             net = self.compute.place(build(STUDENT, len(self.data.table), settings.output_stride)).train()
             job = Job("timed", net, crops, settings, self.compute, self.distillation(arm, settings))
             kinds[name] = next_steps(job, stretch_steps)

@@ -98,7 +98,10 @@ def page() -> str:
         "",
     ]
     lines += [*head, *rows(RunBase, "runs.RUN."), ""]
-    lines += ["A run may have any key of `distill` but `crop_px`, which then replaces that of `distill`.", ""]
+    lines += [
+        "A run may have any key of `distill` but `crop_px` and `scale_range`, which then replaces that of `distill`.",
+        "",
+    ]
     lines += [
         *("## Networks", ""),
         "A network is a file of `src/segdistill/networks`, and a file of your own there is one more (extend.md). One",

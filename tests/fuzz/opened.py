@@ -137,7 +137,7 @@ def read_onnx(path: Path) -> None:
 
 def read_index_and_split(path: Path) -> None:
     data = PreparedData.open(path.parent)
-    data.check_crop("distill.crop_px", (8, 8))
+    data.check_crop("distill", (8, 8), (1.0, 1.0))
     assert all(isinstance(name, str) for name in (*data.table.names, *data.val.names, data.fingerprint))
 
 

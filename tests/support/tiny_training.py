@@ -112,11 +112,13 @@ def origins() -> np.ndarray:
     return ViewSpec("tiny", FRAMES, FRAME_PX, CROP_PX, VIEWS, stride=4, seed=0).origins()
 
 
-def make_job(net=None, hook=None, cached=None, split=None, holdout=None, live_teacher=None, **changed) -> Job:
+def make_job(
+    net=None, hook=None, cached=None, split=None, holdout=None, live_teacher=None, mixer=None, **changed
+) -> Job:
     """A job whose students distil where they have logits or a live teacher; `changed` are settings."""
     settings = settings_of(**changed)
     batches = BatchSampler(0, "distill", FRAMES, VIEWS, settings.batch_size, settings.flip_probability, settings.jitter)
-    crops = FailingBatches(split or make_split(), batches, origins(), CROP_PX, cached)
+    crops = FailingBatches(split or make_split(), batches, origins(), CROP_PX, cached, mixer=mixer)
     if hook is not None:
         crops.hook = hook
     distillation = Distillation(settings, COMPUTE, live_teacher) if cached or live_teacher else None

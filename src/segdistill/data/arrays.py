@@ -39,21 +39,23 @@ def open_array(path: Path, remedy: str) -> np.ndarray:
     return array
 
 
-def prefetch(array: np.ndarray, frames: np.ndarray, tops: np.ndarray, rows: int) -> int:
-    """Start reading `rows` rows from `tops` (B,) on of `frames` (B,) of array (N, H, ...); return the bytes they span.
+def prefetch(array: np.ndarray, frames: np.ndarray, tops: np.ndarray, rows: np.ndarray | int) -> int:
+    """Start reading `rows` rows, (B,) or one number for all, from `tops` (B,) on of `frames` (B,) of array (N, H, ...).
+
+    Return the bytes that they span.
 
     Without it the kernel reads around each missing page and waits for it: for a crop of a large frame that is many
     times the bytes, one read after the other.
     """
-    row_bytes = array.strides[1]
+    row_bytes, rows = array.strides[1], np.broadcast_to(rows, tops.shape)
     mapping = _mapping(array) if _ADVICE else None
     if mapping is not None:
         file, start = mapping
-        for frame, top in zip(frames.tolist(), tops.tolist(), strict=True):
+        for frame, top, count in zip(frames.tolist(), tops.tolist(), rows.tolist(), strict=True):
             first = start + frame * array.strides[0] + top * row_bytes
             page = first - first % mmap.PAGESIZE
-            file.madvise(mmap.MADV_WILLNEED, page, first + rows * row_bytes - page)
-    return len(frames) * rows * row_bytes
+            file.madvise(mmap.MADV_WILLNEED, page, first + count * row_bytes - page)
+    return int(rows.sum()) * row_bytes
 
 
 def drop_pages(array: np.ndarray) -> None:

@@ -43,6 +43,7 @@ class PreparedData:
     frame_names: dict[str, tuple[str, ...]]  # by split
     # By split: the city or recording of each frame. Frames of one group look alike.
     frame_groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    unlabelled_frames: int = 0  # the last ones of train, all of whose pixels are ignored
     _class_frequency: dict[str, object] = field(default_factory=dict)
 
     @classmethod
@@ -76,7 +77,12 @@ class PreparedData:
             for name, split in index["splits"].items()
         }
         frequency = {name: split.get("class_frequency") for name, split in index["splits"].items()}
-        return cls(root, index["fingerprint"], table, names, groups, frequency)
+        unlabelled = index["splits"].get("train", {}).get("unlabelled", 0)
+        if not isinstance(unlabelled, int) or not 0 <= unlabelled <= len(names.get("train", ())):
+            raise UserError(
+                f"{path}: unlabelled is {unlabelled!r:.100}; allowed is a number of train frames; {_REMEDY}"
+            )
+        return cls(root, index["fingerprint"], table, names, groups, unlabelled, frequency)
 
     @cached_property
     def train(self) -> Split:
@@ -105,11 +111,16 @@ class PreparedData:
             )
         return found
 
-    def check_crop(self, params_path: str, crop_px: tuple[int, int]) -> None:
-        """Raise a UserError when a crop does not fit into the frames."""
-        if crop_px[0] > self.train.size_px[0] or crop_px[1] > self.train.size_px[1]:
+    def check_crop(self, section: str, crop_px: tuple[int, int], scale_range: tuple[float, float]) -> None:
+        """Raise a UserError when crop_px or scale_range of a section of params do not fit into the frames."""
+        frame_px = self.train.size_px
+        if crop_px[0] > frame_px[0] or crop_px[1] > frame_px[1]:
+            raise UserError(f"{section}.crop_px: found {list(crop_px)}; at most the frames' size {list(frame_px)}")
+        least = max(crop_px[0] / frame_px[0], crop_px[1] / frame_px[1])
+        if scale_range[1] < least:
             raise UserError(
-                f"{params_path}: found {list(crop_px)}; at most the frames' size {list(self.train.size_px)}"
+                f"{section}.scale_range: found {list(scale_range)}; crops of {list(crop_px)} fit into the frames "
+                f"{list(frame_px)} at scales from {least:.3f} on"
             )
 
     def _open_split(self, name: str) -> Split:

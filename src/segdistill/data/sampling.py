@@ -15,6 +15,8 @@ import numpy as np
 from segdistill.data.prepared import PreparedData
 from segdistill.formats.header import MEAN, STD
 
+UNSCALED = (1.0, 1.0)
+
 
 def generator(seed: int, purpose: str, *counters: int) -> np.random.Generator:
     """Return a fresh generator for (seed, purpose, counters); equal arguments give equal streams on every machine."""
@@ -31,10 +33,12 @@ class ViewSpec:
         data_fingerprint: of the prepared data.
         frames: N train frames.
         frame_px: (H, W) of a frame.
-        crop_px: (H, W) of a view.
+        crop_px: (H, W) of a view, as the networks see it.
         views: K views per frame.
-        stride: the corners of views are multiples of it; in a cache, also the input pixels per stored logit.
-        seed: draws the corners.
+        stride: the corners of unscaled views are multiples of it; in a cache, also the input pixels per stored logit.
+        seed: draws the corners and scales.
+        scale_range: smallest and largest scale of a view: at scale s it is a window of crop_px / s pixels of the frame,
+            resized to crop_px.
     """
 
     data_fingerprint: str
@@ -44,26 +48,56 @@ class ViewSpec:
     views: int
     stride: int
     seed: int
+    scale_range: tuple[float, float] = UNSCALED
 
     @classmethod
-    def of(cls, data: PreparedData, crop_px: tuple[int, int], views: int, stride: int, seed: int) -> ViewSpec:
+    def of(
+        cls,
+        data: PreparedData,
+        crop_px: tuple[int, int],
+        views: int,
+        stride: int,
+        seed: int,
+        scale_range: tuple[float, float] = UNSCALED,
+    ) -> ViewSpec:
         """Return the spec of views of the train split of `data`."""
         train = data.train
-        return cls(data.fingerprint, len(train), train.size_px, crop_px, views, stride, seed)
+        return cls(data.fingerprint, len(train), train.size_px, crop_px, views, stride, seed, scale_range)
 
     def facts(self) -> dict:
         """Return the spec as JSON-like values, with the normalisation of the pixels that the teacher sees."""
         facts = asdict(self) | {"frame_px": list(self.frame_px), "crop_px": list(self.crop_px)}
+        if self.scale_range == UNSCALED:
+            del facts["scale_range"]  # so that caches from before there were scales stay valid
+        else:
+            facts["scale_range"] = list(self.scale_range)
         return facts | {"normalisation": {"mean": list(MEAN), "std": list(STD)}}
 
     def origins(self) -> np.ndarray:
-        """Return the top-left corners of the views, int64 (N, K, 2) in pixels, multiples of `stride`.
+        """Return the top-left corners of the views in their frames, int64 (N, K, 2) in pixels.
 
-        They are drawn frame by frame, so that a longer data set keeps the views of its first frames.
+        They are drawn frame by frame, so that a longer data set keeps the views of its first frames. Those of unscaled
+        views are multiples of `stride`, so that crops of whole-frame logits start at a cell.
         """
-        steps = [(frame - crop) // self.stride + 1 for frame, crop in zip(self.frame_px, self.crop_px, strict=True)]
+        stride = self.stride if self.scale_range == UNSCALED else 1
+        places = (np.asarray(self.frame_px) - self.sizes()) // stride + 1
         draws = [generator(self.seed, "views", frame).random((self.views, 2)) for frame in range(self.frames)]
-        return (np.asarray(draws).reshape(self.frames, self.views, 2) * steps).astype(np.int64) * self.stride
+        return (np.asarray(draws).reshape(self.frames, self.views, 2) * places).astype(np.int64) * stride
+
+    def sizes(self) -> np.ndarray:
+        """Return heights and widths of the views' windows in their frames, int64 (N, K, 2) in pixels: crop_px / s.
+
+        The scale s is uniform over `scale_range`, as in the usual recipes. Where the window of a small scale would not
+        fit into the frame, the range begins at the smallest scale that fits: padding would teach networks its edges.
+        """
+        if self.scale_range == UNSCALED:
+            return np.broadcast_to(np.asarray(self.crop_px, np.int64), (self.frames, self.views, 2))
+        crop_px, (smallest, largest) = np.asarray(self.crop_px), self.scale_range
+        smallest = max(smallest, *(crop_px / self.frame_px))
+        draws = [generator(self.seed, "view scales", frame).random(self.views) for frame in range(self.frames)]
+        scales = smallest + (largest - smallest) * np.asarray(draws).reshape(self.frames, self.views, 1)
+        # Rounding may pass the frame by a pixel.
+        return np.rint(crop_px / scales).astype(np.int64).clip(1, self.frame_px)
 
 
 class BatchIndices(NamedTuple):

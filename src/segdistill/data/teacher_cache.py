@@ -14,6 +14,9 @@ agreement). Next to logits.npy:
     rows.npy    where only some views are stored: int32 (N, K), the place of each in the arrays, which are then
                 (M, h, w, C) and (M, h, 2, C); -1 where it is not stored
 
+A flipped crop gets the mirrored logits of its view. Where a teacher differs too much on a mirrored image, `views` has
+2 K views of each frame instead: view K + k is the teacher on view k mirrored, and no logits are mirrored.
+
 logit = offset + step * stored. A scale for each class of each row costs 4 C / w bytes more per vector than one for each
 class of the view, and its error is several times smaller; one for each cell, over its classes, costs 4 bytes per vector
 and has a larger error as well (benchmarks/cache_precision.py). Offsets are kept, because only a softmax over classes
@@ -37,7 +40,7 @@ from segdistill.core.errors import UserError
 from segdistill.core.files import read_json, write_json
 from segdistill.core.provenance import file_sha256
 from segdistill.data.arrays import drop_pages, open_array, prefetch
-from segdistill.data.sampling import BatchIndices, BatchSampler, ViewSpec
+from segdistill.data.sampling import UNSCALED, BatchIndices, BatchSampler, ViewSpec
 from segdistill.data.transforms import crop
 from segdistill.paths import TEACHER, TEACHER_LOGITS, TEACHER_WEIGHTS
 
@@ -85,6 +88,9 @@ class Manifest:
         dtype: of the stored logits; uint8 has a scale as well.
         arrays: the arrays of the folder by file name; empty for `online`.
         limit_views_to: the trainings whose views are stored, as teacher_logits.limit_views_to; None stores all.
+        mirrored: whether the mirrored views are stored as well, as views K to 2 K - 1.
+        mirror_error: how far the teacher on mirrored views is from its mirrored logits: the measured `views`, their
+            `mean_kl`, and `changed_share`, that of the cells with another class; None where nothing was measured.
     """
 
     kind: str
@@ -93,13 +99,23 @@ class Manifest:
     teacher_sha256: str
     arrays: dict[str, ArraySpec]
     limit_views_to: dict[str, int] | None = None
+    mirrored: bool = False
+    mirror_error: dict[str, float] | None = None
 
     def facts(self) -> dict[str, Any]:
         """Return the manifest as JSON-like values."""
         arrays = {name: {"dtype": array.dtype, "shape": list(array.shape)} for name, array in self.arrays.items()}
-        facts = {"kind": self.kind, "dtype": self.dtype, "teacher_sha256": self.teacher_sha256}
-        limit = {} if self.limit_views_to is None else {"limit_views_to": self.limit_views_to}
-        return self.spec.facts() | facts | ({"arrays": arrays} if self.kind != "online" else {}) | limit
+        facts: dict[str, Any] = {"kind": self.kind, "dtype": self.dtype, "teacher_sha256": self.teacher_sha256}
+        if self.kind != "online":
+            facts["arrays"] = arrays
+        # Facts that caches of earlier versions do not have are written where they say something.
+        if self.limit_views_to is not None:
+            facts["limit_views_to"] = self.limit_views_to
+        if self.mirrored:
+            facts["mirrored"] = True
+        if self.mirror_error is not None:
+            facts["mirror_error"] = self.mirror_error
+        return self.spec.facts() | facts
 
     def write(self, folder: Path) -> None:
         """Write the manifest into `folder`, atomically."""
@@ -116,7 +132,9 @@ class Manifest:
             found = read_json(folder / MANIFEST)
         except (OSError, ValueError) as error:
             raise UserError(f"{folder}: no readable manifest ({error}); {_REMEDY}") from None
-        for key, expected in (spec.facts() | {"kind": kind}).items():
+        needed = {"scale_range": list(UNSCALED)} | spec.facts() | {"kind": kind}
+        found = {"scale_range": list(UNSCALED)} | found  # manifests of unscaled views do not name it
+        for key, expected in needed.items():
             if found.get(key) != expected:
                 raise UserError(f"{folder}: {key} is {found.get(key)!r:.200} there, {expected!r} is needed")
         if not isinstance(found.get("teacher_sha256"), str):
@@ -130,7 +148,16 @@ class Manifest:
                 if not is_right or not isinstance(facts["shape"], list):
                     raise UserError(f"{folder}: its manifest says {facts!r:.100} of {name}; {_REMEDY}")
                 arrays[name] = ArraySpec(str(facts["dtype"]), tuple(facts["shape"]))
-        return cls(kind, spec, str(found.get("dtype")), found["teacher_sha256"], arrays, found.get("limit_views_to"))
+        return cls(
+            kind,
+            spec,
+            str(found.get("dtype")),
+            found["teacher_sha256"],
+            arrays,
+            found.get("limit_views_to"),
+            found.get("mirrored") is True,
+            found.get("mirror_error"),
+        )
 
 
 def rows_of(stored: np.ndarray) -> np.ndarray:
@@ -167,6 +194,7 @@ class StoredLogits:
         grid: tuple[int, int],
         stride: int,
         rows: np.ndarray | None = None,
+        mirrored: bool = False,
     ) -> None:
         """Read from `logits` at `stride` pixels per cell.
 
@@ -174,8 +202,9 @@ class StoredLogits:
             logits: (N, K, h, w, C) of views, (N, Hs, Ws, C) of frames, or (M, h, w, C) of the views that `rows` places.
             scale: for uint8 only.
             rows: int (N, K), -1 where a view is not stored.
+            mirrored: whether the second half of the views of a frame are those of the first half, mirrored.
         """
-        self.grid, self.stride = grid, stride
+        self.grid, self.stride, self.mirrored = grid, stride, mirrored
         if rows is None and logits.ndim == 5:
             rows = rows_of(np.ones(logits.shape[:2], bool))
         self.rows = None if rows is None else np.asarray(rows)  # None for whole frames
@@ -200,21 +229,25 @@ class StoredLogits:
             raise UserError(f"{folder / ROWS}: does not name each of the {stored} stored views once; {_REMEDY}")
         spec = manifest.spec
         grid = (spec.crop_px[0] // spec.stride, spec.crop_px[1] // spec.stride)
-        return cls(opened[LOGITS], opened.get(SCALE), grid, spec.stride, rows)
+        return cls(opened[LOGITS], opened.get(SCALE), grid, spec.stride, rows, manifest.mirrored)
 
     @property
     def lacking(self) -> np.ndarray | None:
         """Return the views that are not stored, bool (N, K); None where all are."""
-        return None if self.rows is None or (self.rows >= 0).all() else self.rows < 0
+        if self.rows is None or (self.rows >= 0).all():
+            return None
+        lacking = self.rows < 0
+        return lacking[:, : lacking.shape[1] // (1 + self.mirrored)]  # both sides of a view are stored, or neither
 
     def crop(self, indices: BatchIndices, origins: np.ndarray) -> StoredCrops:
         """Return the stored logits of a batch, flipped as its crops are; `origins` (B, 2) are in pixels."""
         frames, cells = self._place(indices, origins)
+        unflipped = np.zeros(len(frames), bool)
+        flips = unflipped if self.mirrored else indices.flips
         values = np.empty((len(frames), *self.grid, self.arrays[0].shape[-1]), self.arrays[0].dtype)
-        crops = [torch.from_numpy(crop(self.arrays[0], frames, cells, indices.flips, self.grid, values))]
+        crops = [torch.from_numpy(crop(self.arrays[0], frames, cells, flips, self.grid, values))]
         for scale in self.arrays[1:]:  # a flip moves cells along a row, and the row keeps its scale
             size, rows = (self.grid[0], 2), cells * (1, 0)
-            unflipped = np.zeros(len(frames), bool)
             out = np.empty((len(frames), *size, scale.shape[-1]), scale.dtype)
             crops.append(torch.from_numpy(crop(scale, frames, rows, unflipped, size, out)))
         return StoredCrops(*crops)
@@ -233,7 +266,10 @@ class StoredLogits:
         """Return where in the arrays (M, ...) each crop is: its frame or view (B,), and its top-left cell (B, 2)."""
         if self.rows is None:
             return indices.frames, origins // self.stride
-        return self.rows[indices.frames, indices.views], np.zeros_like(origins)
+        views = indices.views
+        if self.mirrored:
+            views = views + indices.flips * (self.rows.shape[1] // 2)
+        return self.rows[indices.frames, views], np.zeros_like(origins)
 
 
 class TeacherCache:
@@ -263,7 +299,7 @@ class TeacherCache:
         if kind != "online":
             self.stored = StoredLogits.open(self.folder, self.manifest)
             found = () if self.stored.rows is None else self.stored.rows.shape
-            needed = (spec.frames, spec.views) if kind == "views" else ()
+            needed = (spec.frames, spec.views * (1 + self.manifest.mirrored)) if kind == "views" else ()
             if found != needed:
                 arrays = f"its arrays are of {list(found)} frames and views, {list(needed)} are needed"
                 raise UserError(f"{self.folder}: {arrays}; {_REMEDY}")

@@ -1,4 +1,4 @@
-"""Crops, flips and normalisation: one geometry for image, label and cached logits.
+"""Crops, scales, flips and normalisation: one geometry for image, label and cached logits.
 
 Shapes: B batch, H/W crop in pixels, h/w crop in logit cells (H / stride), C classes.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from segdistill.formats.header import MEAN, STD
@@ -19,18 +20,36 @@ def crop(
     frames: np.ndarray,
     origins: np.ndarray,
     flips: np.ndarray,
-    size: tuple[int, int],
+    sizes: np.ndarray | tuple[int, int],
     out: np.ndarray,
 ) -> np.ndarray:
-    """Copy a crop of each of `frames` out of source (N, H, W, ...) into out (B, *size, ...), flipped where `flips` say.
+    """Copy a window of each of `frames` out of source (N, H, W, ...) into out (B, ...), flipped where `flips` say.
 
-    `origins` (B, 2) and `size` are in cells of `source`. Only the crops' own rows of a mapped array are read.
+    `origins` (B, 2) and `sizes`, (B, 2) or one for all, are in cells of `source`. Windows of another size than `out`
+    are resized, which only images and labels can be. Only the windows' own rows of a mapped array are read.
     """
-    for slot, (frame, (top, left), flip) in enumerate(zip(frames, origins, flips, strict=True)):
-        out[slot] = source[frame, top : top + size[0], left : left + size[1]]
+    sizes = np.broadcast_to(sizes, (len(frames), 2))
+    for slot, (frame, (top, left), (height, width), flip) in enumerate(zip(frames, origins, sizes, flips, strict=True)):
+        window = source[frame, top : top + height, left : left + width]
+        is_scaled = (height, width) != out.shape[1:3]
+        out[slot] = resized(window, out.shape[1:3]) if is_scaled else window
         if flip:
             hflip(out[slot])
     return out
+
+
+def resized(window: np.ndarray, size_px: tuple[int, ...]) -> np.ndarray:
+    """Return an image uint8 (H, W, 3) or a label (H, W) at another size, with half-pixel centres.
+
+    Images are interpolated, and averaged where they shrink (antialias). A label is that of the pixel under the centre
+    of each new one: classes do not blend.
+    """
+    if window.ndim == 2:
+        rows, columns = ((2 * np.arange(n) + 1) * m // (2 * n) for n, m in zip(size_px, window.shape, strict=True))
+        return window[rows][:, columns]
+    # A copy: torch warns of read-only memory, and its fast kernel for bytes needs whole channels-last images.
+    planes = torch.from_numpy(np.array(window)).permute(2, 0, 1).unsqueeze(0)
+    return F.interpolate(planes, size_px, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
 
 
 def hflip(crop_HW: np.ndarray) -> None:

@@ -17,6 +17,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Scale = Annotated[float, Field(ge=0.1, le=10)]
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 SizePx = tuple[Count, Count]
@@ -64,6 +65,11 @@ class DataParams(Section):
     )
     size_px: SizePx | None = Field(description="[height, width] to resize to; null keeps the size of the files")
     holdout_fraction: Fraction = Field(description="share of train frames held out for choices and calibration")
+    unlabelled: str | None = Field(
+        default=None,
+        description="folder inside root, of JPEG and PNG images without labels: further train frames for students that "
+        "have a teacher",
+    )
     synthetic: SyntheticParams = Field(description="size of the built-in city, used when source is synthetic")
 
 
@@ -100,8 +106,19 @@ class TrainingParams(Section):
         description="mean over valid pixels; ohem is the cross entropy of the hard ones"
     )
     focal_gamma: NotNegative = Field(description="focusing exponent of the focal loss")
+    scale_range: tuple[Scale, Scale] = Field(
+        default=(1.0, 1.0),
+        description="[smallest, largest] scale of a crop, drawn uniformly: at scale s a window of crop_px / s pixels, "
+        "resized to crop_px; from 0.1 to 10, and from the smallest scale that fits into the frame",
+    )
     flip_probability: Fraction = Field(description="of a horizontal flip")
     jitter: Fraction = Field(description="brightness, contrast and saturation vary by a factor in 1 +- this")
+    mix: Literal["none", "cutmix", "classmix"] = Field(
+        default="none",
+        description="paste a part of another crop of the batch into a crop, its label and its teacher logits: a "
+        "rectangle, or the pixels of half of the classes",
+    )
+    mix_probability: Fraction = Field(default=0.5, description="of a crop to get a part of another, by mix")
     log_every_steps: Count = Field(description="steps between two points of the curves")
     evaluate_every_steps: CountOrZero = Field(description="steps between two mIoU points on the holdout; 0 is never")
     checkpoint_every_steps: Count = Field(description="steps between two resumable checkpoints")
@@ -218,6 +235,11 @@ class TeacherLogitsParams(Section):
         description="stored precision; uint8 has a scale for each class of each row"
     )
     batch_size: Count = Field(description="crops per forward pass of the teacher")
+    mirrored: Literal["auto"] | bool = Field(
+        default=False,
+        description="store the teacher's logits of the mirrored views as well, twice the bytes; auto does so where the "
+        "teacher differs too much on them. Without them, flipped crops get the mirrored logits",
+    )
     limit_views_to: ViewLimitParams | None = Field(
         default=None,
         description="store only the views that runs of so many steps draw with the global seed; null stores all",
@@ -306,10 +328,10 @@ class RunBase(Section):
     export: dict[str, Any] = Field(default={}, description="keys of export that differ for this run")
 
 
-# The crop views are drawn once for all students, so their size is the same in all runs.
+# The crop views are drawn once for all students, so their size and scales are the same in all runs.
 _OVERRIDES: dict[str, Any] = {}
 for _name, _field in DistillParams.model_fields.items():
-    if _name != "crop_px":
+    if _name not in {"crop_px", "scale_range"}:
         _kind: Any = Annotated[_field.annotation, *_field.metadata] if _field.metadata else _field.annotation
         _OVERRIDES[_name] = (_kind | None, None)
 if TYPE_CHECKING:  # a type checker cannot run `create_model`

@@ -80,12 +80,31 @@ def _cross_errors(params: Params) -> Iterator[str]:
         yield f"data.root: found {params.data.root!r}; DVC does not expand ~, so write the path in full: {full}"
     if params.data.source == "synthetic" and size_px is None:
         yield "data.size_px: found null; the synthetic city needs [height, width]"
+    if params.data.source == "synthetic" and params.data.unlabelled is not None:
+        yield f"data.unlabelled: found {params.data.unlabelled!r}; the synthetic city has labels, and allows null"
     for section in ("teacher", "distill"):
         crop_px = getattr(params, section).crop_px
         if size_px is not None and (crop_px[0] > size_px[0] or crop_px[1] > size_px[1]):
             yield f"{section}.crop_px: found {list(crop_px)}; at most the frame, data.size_px {list(size_px)}"
         if min(crop_px) < MIN_PX:
             yield f"{section}.crop_px: found {list(crop_px)}; at least {MIN_PX} pixels a side"
+        scale_range = getattr(params, section).scale_range
+        if scale_range[0] > scale_range[1]:
+            yield f"{section}.scale_range: found {list(scale_range)}; allowed is [smallest, largest]"
+        if (
+            size_px is not None
+            and scale_range[1] < (least := max(crop_px[0] / size_px[0], crop_px[1] / size_px[1])) <= 1
+        ):
+            yield (
+                f"{section}.scale_range: found {list(scale_range)}; crops of {list(crop_px)} fit into the frames "
+                f"{list(size_px)} at scales from {least:.3f} on"
+            )
+    scale_range = params.distill.scale_range
+    if "frame" in params.teacher_logits.kinds and scale_range != (1.0, 1.0):
+        yield (
+            f"teacher_logits.kinds: found frame with distill.scale_range {list(scale_range)}; frame allows [1.0, 1.0], "
+            "because the logits of whole frames are of one scale"
+        )
     crop_px = params.distill.crop_px
     if any(side % stride for side in crop_px):
         nearest = [max(stride, round(side / stride) * stride) for side in crop_px]

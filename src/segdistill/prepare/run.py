@@ -29,6 +29,7 @@ from segdistill.core.progress import Progress
 from segdistill.core.provenance import usable_cores
 from segdistill.formats.classes import IGNORE, ClassTable
 from segdistill.prepare.sources import Frame, FrameError, FrameSource, draw_frames, draw_groups
+from segdistill.prepare.unlabelled import UNLABELLED, WithUnlabelled
 
 if TYPE_CHECKING:  # pydantic takes longer to load than a worker takes for a frame
     from segdistill.params.model import DataParams
@@ -48,6 +49,11 @@ def prepare(data: DataParams, seed: int, out: Path, workers: int | None = None) 
     """
     source = open_source(data, seed)
     frames, errors = _assign_splits(source, data.holdout_fraction, seed)
+    if data.unlabelled is not None:
+        source = WithUnlabelled.open(source, data.root, data.unlabelled)
+        unlabelled, more = source.list_frames(UNLABELLED)
+        frames["train"] += unlabelled  # the last ones, so that labelled frames are a slice
+        errors += more
     listed = [frame for split in frames.values() for frame in split]
     size_px = data.size_px
     if size_px is None:  # all frames have to have the size of the first one with a readable header
@@ -166,6 +172,9 @@ def _index(
         ]
         splits[split] = {"frames": rows, "class_frequency": (pixels / pixels.sum()).tolist()}
         fingerprinted.append([split, [[row["name"], row["checksum"]] for row in rows]])
+        if unlabelled := sum(frame.split == UNLABELLED for frame in members):
+            splits[split]["unlabelled"] = unlabelled
+            fingerprinted.append([UNLABELLED, unlabelled])
     raise_all(errors, "labels without any evaluated class")
     facts = table.facts()
     return {

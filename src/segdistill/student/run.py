@@ -36,7 +36,7 @@ from segdistill.training.job import Training, init_fingerprint, initial_net, run
 def distill(params: Params, run: str) -> None:
     """Train the student of `run` for its first steps; write models/runs/RUN/distilled.safetensors and its metrics."""
     settings, data = params.distill_settings(run), PreparedData.open()
-    data.check_crop("distill.crop_px", settings.crop_px)
+    data.check_crop("distill", settings.crop_px, settings.scale_range)
     net = initial_net(settings.network, len(data.table), settings, settings.seed, f"runs.{run}.init")
     start = init_fingerprint(settings.init)
     if start != settings.init:
@@ -58,7 +58,7 @@ def _train_and_write(
     """Train one phase of a run, evaluate it on val, and write its weights, curve, metrics and images."""
     is_last, metrics, compute = phase == "finetune", run_metrics(run), device_of(params.compute)
     logits = params.teacher_logits
-    views = ViewSpec.of(data, settings.crop_px, logits.views, logits.stride, params.seed)
+    views = ViewSpec.of(data, settings.crop_px, logits.views, logits.stride, params.seed, settings.scale_range)
     cache = None if settings.teacher == "none" else TeacherCache(settings.teacher, views)
     # Open these before the training: after hours of it a missing file would be found too late.
     val = data.val

@@ -151,12 +151,12 @@ def _header(params: Params, table: ClassTable, arch: str, output_stride: int) ->
 
 def _train(params: Params, data: PreparedData) -> tuple[TorchMember, list[dict], Checkpointer]:
     settings = params.teacher_settings()
-    data.check_crop("teacher.crop_px", settings.crop_px)
+    data.check_crop("teacher", settings.crop_px, settings.scale_range)
     net = initial_net(settings.network, len(data.table), settings, settings.seed, "teacher.init")
     start = init_fingerprint(settings.init)
     if start != settings.init:
         warn_if_unseen("teacher.init", settings.init, CHECKPOINTS)
-    views = ViewSpec.of(data, settings.crop_px, CROPS_PER_FRAME, stride=1, seed=settings.seed)
+    views = ViewSpec.of(data, settings.crop_px, CROPS_PER_FRAME, 1, settings.seed, settings.scale_range)
     curve, checkpointer = run_training(Training("teacher", net, settings, views, start), params, data)
     return TorchMember(net, _header(params, data.table, settings.network, settings.output_stride)), curve, checkpointer
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from segdistill.core.errors import UserError
 from segdistill.core.files import atomic_directory
+from segdistill.core.log import logger
 from segdistill.core.progress import Progress
 from segdistill.data.arrays import drop_pages
 from segdistill.data.prepared import PreparedData, Split
@@ -39,6 +40,11 @@ from segdistill.params.model import Params, TeacherLogitsParams, ViewLimitParams
 from segdistill.paths import TEACHER, TEACHER_LOGITS, TEACHER_WEIGHTS, VAL_CLASSES
 from segdistill.teacher.model import open_teacher
 
+# Views on which the teacher's symmetry is measured, evenly spread.
+MIRRORED_VIEWS = 8
+# `teacher_logits.mirrored: auto` stores the mirrored views of a teacher that gives more of their cells another class.
+# Moving a crop by one cell changes about as many (docs/design.md).
+MAX_CHANGED_SHARE = 0.05
 Crops = tuple[np.ndarray, np.ndarray]  # the frame of each (B,), and images uint8 (B, H, W, 3)
 _LEVELS = 255
 
@@ -53,8 +59,9 @@ class LogitsOf(Protocol):
 def teacher_logits(params: Params, kind: str) -> None:
     """Build data/teacher_logits/KIND from models/teacher, as the stage does."""
     data, logits = PreparedData.open(), params.teacher_logits
-    data.check_crop("distill.crop_px", params.distill.crop_px)
-    spec = ViewSpec.of(data, params.distill.crop_px, logits.views, logits.stride, params.seed)
+    crop_px, scale_range = params.distill.crop_px, params.distill.scale_range
+    data.check_crop("distill", crop_px, scale_range)
+    spec = ViewSpec.of(data, crop_px, logits.views, logits.stride, params.seed, scale_range)
     build_cache(kind, TEACHER_LOGITS / kind, data.train, spec, logits, device_of(params.compute), len(data.table))
 
 
@@ -79,17 +86,21 @@ def build_cache(
         raise UserError(f"{TEACHER}: {found}; run: dvc repro teacher-check")
     if kind == "online" and is_ensemble(TEACHER):
         raise UserError(f"teacher_logits.kinds: found online; {teacher.description} is more than one torch network")
-    limit = params.limit_views_to if kind == "views" else None
+    is_views = kind == "views"
+    limit = params.limit_views_to if is_views else None
+    mirrored, mirror_error = False, None
+    if is_views:
+        mirror_error = measure_mirror_error(teacher.predict, split, spec)
+        mirrored = _stores_mirrored(params.mirrored, mirror_error)
     with atomic_directory(out) as folder:
         arrays: dict[str, ArraySpec] = {}
         if kind == "online":
             shutil.copyfile(TEACHER / TEACHER_WEIGHTS, folder / TEACHER_WEIGHTS)
         else:
-            # Which views are stored, bool (N, K); None is all of them, or whole frames.
-            stored = None if limit is None else views_drawn_by(spec, limit)
-            is_views = kind == "views"
-            crops = _view_crops(split, spec, stored, params.batch_size) if is_views else _whole_frames(split)
-            shape = stored_shape(kind, spec, teacher.classes, stored)
+            # Which views are stored, bool (N, K), or (N, 2 K) with the mirrored ones; None is all of them, or frames.
+            stored = None if limit is None else np.tile(views_drawn_by(spec, limit), 1 + mirrored)
+            crops = _view_crops(split, spec, stored, params.batch_size, mirrored) if is_views else _whole_frames(split)
+            shape = stored_shape(kind, spec, teacher.classes, stored, mirrored)
             rows = None if stored is None else rows_of(stored)
             with LogitsWriter(folder, params.dtype, shape, rows) as writer:
                 *lead, height, width, _ = shape
@@ -104,7 +115,40 @@ def build_cache(
             arrays = writer.arrays
         shutil.copyfile(TEACHER / VAL_CLASSES, folder / VAL_CLASSES)
         limit_facts = None if limit is None else limit.model_dump()
-        Manifest(kind, spec, params.dtype, teacher_sha256(TEACHER), arrays, limit_facts).write(folder)
+        sha256 = teacher_sha256(TEACHER)
+        Manifest(kind, spec, params.dtype, sha256, arrays, limit_facts, mirrored, mirror_error).write(folder)
+
+
+def measure_mirror_error(teacher: LogitsOf, split: Split, spec: ViewSpec) -> dict[str, float]:
+    """Return how far the teacher on mirrored views is from its mirrored logits, as in `Manifest`.
+
+    Convolutions with a stride sample other pixels of a mirrored image, and position embeddings differ left and right.
+    """
+    grid = stored_grid(spec.crop_px, spec.stride)
+    chosen = np.zeros(spec.frames * spec.views, bool)
+    chosen[np.linspace(0, len(chosen) - 1, MIRRORED_VIEWS).astype(int)] = True
+    divergences, changed = [], []
+    for _, images in _view_crops(split, spec, chosen.reshape(spec.frames, spec.views), batch_size=1, mirrored=False):
+        given = torch.from_numpy(logits_on_grid(teacher, images, grid)).flip(2)
+        exact = torch.from_numpy(logits_on_grid(teacher, np.ascontiguousarray(images[:, :, ::-1]), grid))
+        log_exact = exact.log_softmax(-1)
+        divergences.append((log_exact.exp() * (log_exact - given.log_softmax(-1))).sum(-1).mean().item())
+        changed.append((exact.argmax(-1) != given.argmax(-1)).float().mean().item())
+    mean_kl, changed_share = (float(np.mean(values)) for values in (divergences, changed))
+    return {"views": len(changed), "mean_kl": mean_kl, "changed_share": changed_share}
+
+
+def _stores_mirrored(wanted: str | bool, error: dict[str, float]) -> bool:
+    """Return whether to store the mirrored views, and log why."""
+    mirrored = error["changed_share"] > MAX_CHANGED_SHARE if wanted == "auto" else bool(wanted)
+    logger.info(
+        "teacher-logits: on mirrored views the teacher differs from its mirrored logits by a mean KL of %.4f and in "
+        "the class of %.1f%% of the cells; flipped crops get %s",
+        error["mean_kl"],
+        100 * error["changed_share"],
+        "its logits of the mirrored views" if mirrored else "the mirrored logits (teacher_logits.mirrored)",
+    )
+    return mirrored
 
 
 def views_drawn_by(spec: ViewSpec, limit: ViewLimitParams) -> np.ndarray:
@@ -115,26 +159,34 @@ def views_drawn_by(spec: ViewSpec, limit: ViewLimitParams) -> np.ndarray:
     return drawn
 
 
-def stored_shape(kind: str, spec: ViewSpec, classes: int, stored: np.ndarray | None = None) -> tuple[int, ...]:
+def stored_shape(
+    kind: str, spec: ViewSpec, classes: int, stored: np.ndarray | None = None, mirrored: bool = False
+) -> tuple[int, ...]:
     """Return the shape of the stored logits.
 
-    (N, K, h, w, C) of `views`, or (M, h, w, C) of the M that are `stored`; (N, h, w, C) of the whole frames of `frame`.
+    (N, K, h, w, C) of `views`, (N, 2 K, h, w, C) with the mirrored ones, or (M, h, w, C) of the M that are `stored`;
+    (N, h, w, C) of the whole frames of `frame`.
     """
     grid = stored_grid(spec.crop_px if kind == "views" else spec.frame_px, spec.stride)
     if kind != "views":
         return (spec.frames, *grid, classes)
-    return (*((spec.frames, spec.views) if stored is None else (int(stored.sum()),)), *grid, classes)
+    views = (spec.frames, spec.views * (1 + mirrored)) if stored is None else (int(stored.sum()),)
+    return (*views, *grid, classes)
 
 
-def _view_crops(split: Split, spec: ViewSpec, stored: np.ndarray | None, batch_size: int) -> Iterator[Crops]:
-    """Yield the views that are `stored`, bool (N, K), or all, in order."""
-    frames, views = np.nonzero(np.ones((spec.frames, spec.views), bool) if stored is None else stored)
-    origins = spec.origins()[frames, views]
+def _view_crops(
+    split: Split, spec: ViewSpec, stored: np.ndarray | None, batch_size: int, mirrored: bool
+) -> Iterator[Crops]:
+    """Yield the views that are `stored`, bool (N, K), or (N, 2 K) with the `mirrored` ones, or all, in order."""
+    if stored is None:
+        stored = np.ones((spec.frames, spec.views * (1 + mirrored)), bool)
+    frames, views = np.nonzero(stored)
+    flips, views = views >= spec.views, views % spec.views
+    origins, sizes = spec.origins()[frames, views], spec.sizes()[frames, views]
     for first in range(0, len(frames), batch_size):
         chosen = slice(first, first + batch_size)
         images = np.empty((len(frames[chosen]), *spec.crop_px, 3), np.uint8)
-        unflipped = np.zeros(len(images), bool)
-        yield frames[chosen], crop(split.images, frames[chosen], origins[chosen], unflipped, spec.crop_px, images)
+        yield frames[chosen], crop(split.images, frames[chosen], origins[chosen], flips[chosen], sizes[chosen], images)
         drop_pages(split.images)
 
 

@@ -18,6 +18,7 @@ from segdistill.data.prepared import Split
 from segdistill.data.sampling import BatchIndices, BatchSampler
 from segdistill.data.teacher_cache import StoredCrops, StoredLogits
 from segdistill.data.transforms import crop, normalize
+from segdistill.training.mixing import Mixed, Mixer
 
 # Drop mapped pages after this many bytes, to bound resident memory; so rarely that it costs nothing.
 DROP_AFTER_BYTES = 64 * 2**20
@@ -25,12 +26,17 @@ _LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, as torchvision's rgb_to_grayscale
 
 
 class CropBatch(NamedTuple):
-    """Images uint8 (B, H, W, 3), labels uint8 (B, H, W), stored logits or None, and the draws of the batch."""
+    """Images uint8 (B, H, W, 3), labels uint8 (B, H, W), stored logits or None, and the draws of the batch.
+
+    Where crops are mixed, images and labels are so already; `mixed` says where, and logits follow when they are taken.
+    Colour jitter comes after mixing, one draw for a mixed image.
+    """
 
     images: Tensor
     labels: Tensor
     logits: StoredCrops | None
     indices: BatchIndices
+    mixed: Mixed | None = None
 
     def inputs(self, device: torch.device) -> Tensor:
         """Return the input of the network: jittered and normalised floats (B, 3, H, W) on `device`."""
@@ -43,8 +49,11 @@ class CropBatch(NamedTuple):
         return self.labels.to(device, non_blocking=True).long()
 
     def teacher_logits(self, device: torch.device) -> Tensor | None:
-        """Return the stored logits, float32 (B, C, h, w) on `device`; None without."""
-        return None if self.logits is None else self.logits.floats(device)
+        """Return the stored logits, float32 (B, C, h, w) on `device`, mixed as the images; None without."""
+        if self.logits is None:
+            return None
+        logits = self.logits.floats(device)
+        return logits if self.mixed is None else self.mixed.mix(logits)
 
 
 class CropLoader:
@@ -57,6 +66,8 @@ class CropLoader:
         crop_px: height and width of a crop.
         cached: stored teacher logits, or None.
         pinned: whether to stage batches in page-locked memory, for a GPU.
+        sizes: heights and widths of the views in their frames, int (N, K, 2) in pixels, where these are not crop_px.
+        mixer: pastes parts of crops into others, or None.
     """
 
     def __init__(
@@ -67,28 +78,34 @@ class CropLoader:
         crop_px: tuple[int, int],
         cached: StoredLogits | None = None,
         pinned: bool = False,
+        sizes: np.ndarray | None = None,
+        mixer: Mixer | None = None,
     ) -> None:
         self.split, self.batches, self.origins, self.crop_px = split, batches, origins, crop_px
-        self.cached, self.pinned = cached, pinned
+        self.cached, self.pinned, self.sizes, self.mixer = cached, pinned, sizes, mixer
         self._bytes_read = 0
 
     def load(self, step: int) -> CropBatch:
         """Return batch number `step`."""
         indices = self.batches.indices(step)
         origins = self.origins[indices.frames, indices.views]
+        sizes = np.broadcast_to(self.crop_px, origins.shape)
+        if self.sizes is not None:
+            sizes = self.sizes[indices.frames, indices.views]
         # Start all reads, then wait.
         for source in (self.split.images, self.split.labels):
-            self._bytes_read += prefetch(source, indices.frames, origins[:, 0], self.crop_px[0])
+            self._bytes_read += prefetch(source, indices.frames, origins[:, 0], sizes[:, 0])
         if self.cached is not None:
             self._bytes_read += self.cached.prefetch(indices, origins)
         images = torch.empty((len(origins), *self.crop_px, 3), dtype=torch.uint8, pin_memory=self.pinned)
         labels = torch.empty((len(origins), *self.crop_px), dtype=torch.uint8, pin_memory=self.pinned)
         for source, out in ((self.split.images, images), (self.split.labels, labels)):
-            crop(source, indices.frames, origins, indices.flips, self.crop_px, out.numpy())
+            crop(source, indices.frames, origins, indices.flips, sizes, out.numpy())
+        mixed = self.mixer.paste(step, images.numpy(), labels.numpy()) if self.mixer else None
         logits = None if self.cached is None else self.cached.crop(indices, origins)
         if self._bytes_read > DROP_AFTER_BYTES:
             self.drop_pages()
-        return CropBatch(images, labels, logits.pinned() if logits and self.pinned else logits, indices)
+        return CropBatch(images, labels, logits.pinned() if logits and self.pinned else logits, indices, mixed)
 
     def drop_pages(self) -> None:
         """Drop the pages that were read from memory."""

@@ -26,6 +26,7 @@ from segdistill.training.batches import CropLoader
 from segdistill.training.checkpoint import Checkpointer
 from segdistill.training.holdout import IMAGES, HoldoutEvaluator
 from segdistill.training.loop import AddedLoss, Job, train
+from segdistill.training.mixing import Mixer
 
 # Settings that do not change a training. `init` enters the key by the content of its file.
 _WITHOUT_EFFECT = {
@@ -65,10 +66,13 @@ def run_training(training: Training, params: Params, data: PreparedData) -> tupl
         outputs; until then it is locked.
     """
     name, settings, views, compute = training.name, training.settings, training.views, device_of(params.compute)
+    phase = name.split("/")[0]
+    # Frames without labels teach nothing without a teacher.
+    frames = views.frames - (0 if training.cache is not None else data.unlabelled_frames)
     batches = BatchSampler(
         settings.seed,
-        name.split("/")[0],
-        views.frames,
+        phase,
+        frames,
         views.views,
         settings.batch_size,
         settings.flip_probability,
@@ -78,8 +82,11 @@ def run_training(training: Training, params: Params, data: PreparedData) -> tupl
     if training.cache is not None:
         training.cache.check_holds(name, batches, settings.steps)
         stored = training.cache.stored
+    mixer = None
+    if settings.mix != "none":
+        mixer = Mixer(settings.mix, settings.mix_probability, settings.seed, phase, views.stride)
     pinned = compute.device.type == "cuda"
-    crops = CropLoader(data.train, batches, views.origins(), views.crop_px, stored, pinned)
+    crops = CropLoader(data.train, batches, views.origins(), views.crop_px, stored, pinned, views.sizes(), mixer)
 
     # The key of the checkpoint covers all that the result depends on, the code itself too: its version does not change
     # with an edit, and half a training by each would be neither's.

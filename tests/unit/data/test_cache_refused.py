@@ -26,6 +26,7 @@ OTHER_SPECS = {
     "views": 3,
     "frames": 4,
     "frame_px": (48, 96),
+    "scale_range": (0.5, 2.0),
 }
 
 
@@ -54,6 +55,15 @@ def test_logits_that_are_not_finite_leave_an_earlier_cache_unchanged(opened, cop
 def test_cache_of_another_spec_is_refused(opened, copied, key):
     with pytest.raises(UserError, match=f"{key} is .* there, .* is needed"):
         TeacherCache("views", replace(opened.spec, **{key: OTHER_SPECS[key]}), copied)
+
+
+@pytest.mark.parametrize("found", [[0.5, 2.0], [0.5, 1.0], None])
+def test_cache_of_scaled_views_is_refused_where_unscaled_ones_are_needed(opened, copied, found):
+    manifest = json.loads((copied / "manifest.json").read_text())
+    assert "scale_range" not in manifest
+    (copied / "manifest.json").write_text(json.dumps(manifest | {"scale_range": found}))
+    with pytest.raises(UserError, match=r"scale_range is .* there, \[1\.0, 1\.0\] is needed"):
+        TeacherCache("views", opened.spec, copied)
 
 
 def test_cache_of_another_normalisation_is_refused(opened, copied):

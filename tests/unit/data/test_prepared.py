@@ -102,6 +102,14 @@ def test_arrays_that_do_not_fit_are_refused(root, name, shape, dtype, message):
 
 
 def test_crop_larger_than_the_frames_is_refused(root):
-    PreparedData.open(root).check_crop("distill.crop_px", (4, 6))
+    PreparedData.open(root).check_crop("distill", (4, 6), (1.0, 1.0))
     with pytest.raises(UserError, match=r"distill\.crop_px: found \[4, 8\]; at most the frames' size \[4, 6\]"):
-        PreparedData.open(root).check_crop("distill.crop_px", (4, 8))
+        PreparedData.open(root).check_crop("distill", (4, 8), (1.0, 1.0))
+
+
+def test_scales_at_which_no_crop_fits_into_the_frames_are_refused(root):
+    PreparedData.open(root).check_crop("distill", (2, 4), (0.1, 0.7))
+    with pytest.raises(
+        UserError, match=r"distill\.scale_range: found \[0\.1, 0\.6\]; crops of \[2, 4\] fit .* from 0\.667 on"
+    ):
+        PreparedData.open(root).check_crop("distill", (2, 4), (0.1, 0.6))

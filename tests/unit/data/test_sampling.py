@@ -77,6 +77,66 @@ def test_crop_of_the_whole_frame_starts_at_its_corner():
     assert not view_origins(0, 5, 3, (64, 128), (64, 128), 4).any()
 
 
+def scaled(scale_range, seed=0, frames=50, views=8, frame_px=(240, 320), crop_px=(96, 128)) -> ViewSpec:
+    return ViewSpec("data", frames, frame_px, crop_px, views, 4, seed, scale_range)
+
+
+def test_unscaled_views_are_those_of_every_earlier_cache():
+    # Frozen: caches name their views by seed alone.
+    spec = ViewSpec("data", 2, (64, 128), (32, 32), 2, 4, 5)
+    assert spec.origins().tolist() == [[[28, 20], [16, 4]], [[24, 0], [12, 72]]]
+    assert (spec.sizes() == (32, 32)).all()
+    assert "scale_range" not in spec.facts()
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**40), st.floats(0.1, 10), st.floats(0.1, 10), sizes, sizes, sizes, sizes)
+def test_windows_of_any_scale_are_within_the_frame(seed, one, other, crop_h, crop_w, more_h, more_w):
+    crop_px, frame_px = (crop_h, crop_w), (crop_h + more_h, crop_w + more_w)
+    spec = scaled((min(one, other), max(one, other, 1.0)), seed, 4, 5, frame_px, crop_px)
+    origins, windows = spec.origins(), spec.sizes()
+    assert origins.shape == windows.shape == (4, 5, 2)
+    assert (origins >= 0).all()
+    assert (windows >= 1).all()
+    assert (origins + windows <= frame_px).all()
+
+
+def test_windows_are_the_crop_divided_by_scales_that_fill_the_range():
+    heights, widths = np.moveaxis(scaled((0.5, 2.0), frames=400).sizes(), 2, 0)
+    scales = 96 / heights
+    assert (np.abs(heights - 96 / 128 * widths) <= 1).all(), "both sides share one scale"
+    assert scales.min() == pytest.approx(0.5, abs=0.01)
+    assert scales.max() == pytest.approx(2.0, abs=0.03)
+    assert np.mean(scales < 1.25) == pytest.approx(0.5, abs=0.03), "uniform over the range"
+
+
+def test_range_begins_at_the_smallest_scale_that_fits():
+    windows = scaled((0.1, 1.0), frames=400, frame_px=(120, 320)).sizes()
+    assert windows.max(axis=(0, 1)).tolist() == [120, 160]
+    assert np.mean(windows[..., 0] == 120) < 0.05, "the views that would be larger do not pile up there"
+
+
+def test_one_scale_for_all_views():
+    assert (scaled((0.5, 0.5)).sizes() == (192, 256)).all()
+
+
+def test_scales_keep_with_more_frames_and_more_views():
+    few, many = scaled((0.5, 2.0), frames=3, views=2), scaled((0.5, 2.0), frames=9, views=5)
+    assert np.array_equal(few.sizes(), many.sizes()[:3, :2])
+    assert np.array_equal(few.origins(), many.origins()[:3, :2])
+
+
+def test_scaled_views_reach_every_row_of_the_frame():
+    spec = scaled((0.5, 2.0), frames=400)
+    (tops, _), (heights, _) = np.moveaxis(spec.origins(), 2, 0), np.moveaxis(spec.sizes(), 2, 0)
+    assert tops.min() == 0
+    assert (tops + heights).max() == 240
+
+
+def test_facts_name_the_scales():
+    assert scaled((0.5, 2.0)).facts()["scale_range"] == [0.5, 2.0]
+
+
 def test_indices_do_not_depend_on_the_order_of_calls():
     forward, backward = batches(), batches()
     ahead = [forward.indices(step) for step in range(20)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as tv
 
-from segdistill.data.transforms import crop, normalize
+from segdistill.data.transforms import crop, normalize, resized
 from segdistill.formats.header import MEAN, STD
+from segdistill.nets.resize import resize_images
 from segdistill.training.batches import color_jitter
 
 
@@ -94,6 +97,56 @@ def test_crop_beyond_the_frame_is_refused():
     out = np.empty((1, 4, 4), np.uint8)
     with pytest.raises(ValueError, match="broadcast"):
         crop(noise(1, 6, 8), np.array([0]), corners((4, 6)), np.array([False]), (4, 4), out)
+
+
+sides = st.integers(1, 40)
+
+
+@given(sides, sides, sides, sides)
+@settings(deadline=None, max_examples=60)
+def test_resized_image_is_the_interpolated_one_rounded(h, w, H, W):
+    window = noise(h, w, 3)
+    expected = resize_images(window[None], (H, W))[0]
+    found = resized(window, (H, W))
+    assert (found.dtype, found.shape) == (np.uint8, (H, W, 3))
+    assert np.abs(found.astype(int) - expected).max() <= 1
+
+
+@given(sides, sides, sides, sides)
+@settings(deadline=None, max_examples=60)
+def test_resized_label_is_that_under_each_centre(h, w, H, W):
+    window = noise(h, w)
+    expected = [
+        [window[int(Fraction(2 * i + 1, 2) * h / H), int(Fraction(2 * j + 1, 2) * w / W)] for j in range(W)]
+        for i in range(H)
+    ]
+    assert np.array_equal(resized(window, (H, W)), expected)
+
+
+def test_windows_of_all_sizes_become_crops_of_one():
+    images, labels = noise(3, 20, 30, 3), noise(3, 20, 30)
+    frames, origins, flips = np.array([2, 0, 1]), corners((1, 3), (0, 0), (6, 5)), np.array([False, True, True])
+    windows = np.array([(4, 6), (8, 12), (14, 21)])
+    for source in (images, labels):
+        out = crop(source, frames, origins, flips, windows, np.empty((3, 8, 12, *source.shape[3:]), np.uint8))
+        assert np.array_equal(out[0], resized(source[2, 1:5, 3:9], (8, 12)))
+        assert np.array_equal(out[1], source[0, :8, :12][:, ::-1])
+        assert np.array_equal(out[2], resized(source[1, 6:20, 5:26], (8, 12))[:, ::-1])
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_scaled_image_and_label_stay_aligned(flip, factor):
+    """Blocks of 16 pixels, of one class and colour each: wherever a crop shows the inside of a block, both agree."""
+    labels = np.random.default_rng(0).integers(0, 200, (1, 8, 8)).repeat(16, axis=1).repeat(16, axis=2).astype(np.uint8)
+    images = np.stack([labels, labels, labels], axis=-1)
+    at = (np.array([0]), corners((16, 32)), np.array([flip]), np.array([[16 * factor, 16 * factor]]))
+    image = crop(images, *at, np.empty((1, 32, 32, 3), np.uint8))[0, ..., 0]
+    label = crop(labels, *at, np.empty((1, 32, 32), np.uint8))[0]
+    block = 32 // factor
+    inside = (np.arange(32) % block >= block // 4) & (np.arange(32) % block < block - block // 4)
+    assert np.array_equal(image[np.ix_(inside, inside)], label[np.ix_(inside, inside)])
+    assert len(np.unique(label)) > 1 or factor == 1
 
 
 @pytest.mark.parametrize("flip", [False, True])

@@ -132,8 +132,31 @@ ERRORS = {
         tiny(("  crop_px: [64, 64]\n  method", "  crop_px: [62, 64]\n  method")),
         ["distill.crop_px: found [62, 64]", "multiples of teacher_logits.stride 4"],
     ),
+    "scales from large to small": (
+        tiny(("scale_range: [1.0, 1.0]", "scale_range: [2.0, 0.5]")),
+        ["teacher.scale_range: found [2.0, 0.5]; allowed is [smallest, largest]"],
+    ),
+    "scale 0": (tiny(("scale_range: [1.0, 1.0]", "scale_range: [0, 1.0]")), ["teacher.scale_range.0: found 0"]),
+    "scales that do not fit into the frame": (
+        tiny(("scale_range: [1.0, 1.0]", "scale_range: [0.5, 0.9]")),
+        ["teacher.scale_range: found [0.5, 0.9]; crops of [64, 64] fit into the frames [64, 128] at scales from 1.0"],
+    ),
+    "scaled crops of whole-frame logits": (
+        tiny(
+            ("kinds: [views]", "kinds: [views, frame]"), ("scale_range: [1.0, 1.0]", "scale_range: [1.0, 1.1]")
+        ).replace("scale_range: [1.0, 1.0]", "scale_range: [1.0, 2.0]"),
+        ["teacher_logits.kinds: found frame with distill.scale_range [1.0, 2.0]"],
+    ),
+    "run's own scales": (
+        tiny_with_run("a: {alpha: 0.3, lr: 0.01, teacher: views, scale_range: [1.0, 2.0]}"),
+        ["runs.a.scale_range: unknown key"],
+    ),
     "crop of one side": (tiny(("crop_px: [64, 64]", "crop_px: [64]")), ["teacher.crop_px.1"]),
     "synthetic without size": (tiny(("size_px: [64, 128]", "size_px: null")), ["data.size_px: found null"]),
+    "city without labels": (
+        tiny(("  synthetic: {", "  unlabelled: more\n  synthetic: {")),
+        ["data.unlabelled: found 'more'; the synthetic city has labels"],
+    ),
     "stride that cannot be": (
         tiny(
             ("arch: deeplabv3plus_mobilenet\n  output_stride: 8", "arch: lraspp_mobilenet_v3_large\n  output_stride: 8")

@@ -133,7 +133,9 @@ def test_the_fast_decoder_is_found_where_it_is_installed():
 def test_prepared_bytes_do_not_depend_on_the_decoder(tmp_path: Path, monkeypatch):
     pytest.importorskip("kornia_rs")
     write_city(tmp_path / "city", ("aachen_000000_000019", "bochum_000000_000313"), ("ulm_000000_000019",))
-    data = SimpleNamespace(source="cityscapes", root=str(tmp_path / "city"), size_px=None, holdout_fraction=0.5)
+    data = SimpleNamespace(
+        source="cityscapes", root=str(tmp_path / "city"), size_px=None, holdout_fraction=0.5, unlabelled=None
+    )
     prepare(data, 0, tmp_path / "fast", workers=1)
     monkeypatch.setattr(png_file, "fast_decoder", lambda: None)
     prepare(data, 0, tmp_path / "slow", workers=1)

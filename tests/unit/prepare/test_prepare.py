@@ -29,7 +29,8 @@ SPLITS = ("train", "holdout", "val")
 
 def settings(root: Path | str | None, **changed) -> SimpleNamespace:
     return SimpleNamespace(
-        **{"source": "cityscapes", "root": str(root), "size_px": None, "holdout_fraction": 0.25} | changed
+        **{"source": "cityscapes", "root": str(root), "size_px": None, "holdout_fraction": 0.25, "unlabelled": None}
+        | changed
     )
 
 

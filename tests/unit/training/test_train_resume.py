@@ -8,6 +8,7 @@ import signal
 import pytest
 
 from segdistill.training.checkpoint import TrainingStoppedError
+from segdistill.training.mixing import Mixer
 from support.tiny_training import KilledError, TinyNet, assert_same, at, distilled, killed, run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -50,6 +51,16 @@ def test_distillation_resumes_with_the_same_bits(tmp_path):
     with pytest.raises(KilledError):
         run(tmp_path / "killed", hook=at(6, killed), **distilled())
     assert_same(run(tmp_path / "killed", **distilled()), expected)
+
+
+@pytest.mark.parametrize("kind", ["cutmix", "classmix"])
+def test_training_on_mixed_crops_resumes_with_the_same_bits(straight, tmp_path, kind):
+    mixer = Mixer(kind, 1.0, 0, "distill", 4)
+    expected = run(tmp_path / "straight", **distilled(), mixer=mixer)
+    with pytest.raises(KilledError):
+        run(tmp_path / "killed", hook=at(6, killed), **distilled(), mixer=mixer)
+    assert_same(run(tmp_path / "killed", **distilled(), mixer=mixer), expected)
+    assert expected[1] != run(tmp_path / "unmixed", **distilled())[1]
 
 
 def test_finished_training_is_not_repeated(straight, tmp_path):
