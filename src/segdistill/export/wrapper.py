@@ -18,6 +18,7 @@ from segdistill.export.decoder import FactoredDecoder, Linear1x1
 from segdistill.formats.header import MEAN, STD
 from segdistill.nets.heads import V3Head, V3PlusHead
 from segdistill.nets.mobilenet import PaddedMobileNetV2
+from segdistill.nets.realtime import AuxiliaryNet, SegmentHead
 
 PACKED_PX = 4  # neighbouring pixels of a row that PackedStem packs into one
 
@@ -43,6 +44,10 @@ class ExportWrapper(nn.Module):
             last = head.classifier[-1]
             assert isinstance(last, nn.Conv2d)
             head.classifier[-1] = Linear1x1(last)
+        elif isinstance(self.net, AuxiliaryNet):
+            final = self.net.get_submodule("final_layer")
+            assert isinstance(final, SegmentHead) and isinstance(final.conv2, nn.Conv2d)
+            final.conv2 = Linear1x1(final.conv2)
         self.stem = _take_stem(self.net) if from_bytes else None
         self.register_buffer("scale", (1 / (255 * torch.tensor(STD))).view(3, 1, 1), persistent=False)
         self.register_buffer("shift", (-torch.tensor(MEAN) / torch.tensor(STD)).view(3, 1, 1), persistent=False)

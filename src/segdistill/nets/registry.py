@@ -1,7 +1,8 @@
 """Build a network by its name.
 
 The contract of every network: `net(images_BCHW) -> logits_BChw`, float32 normalised images in, logits at the network's
-native stride out, before any final resize; `resize.upsample` brings them to pixels.
+native stride out, before any final resize; `resize.upsample` brings them to pixels. Those of `realtime.AuxiliaryNet`
+return more while they train.
 
 Shapes: B batch, C classes (images: 3), H/W pixels, h/w at the native stride.
 """
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from segdistill.nets.fast_convs import use_fast_convs
-from segdistill.params.archs import check_arch
+from segdistill.params.archs import check_arch, check_name
 
 
 class SegmentationNet(nn.Module):
@@ -52,19 +53,20 @@ class TorchvisionNet(nn.Module):
         return self.classifier(features if self.reads_low_level else features["out"])
 
 
-def network_module(arch: str, output_stride: int = 16) -> ModuleType:
-    """Return the module `segdistill.networks.ARCH`.
+def network_module(arch: str) -> ModuleType:
+    """Return the module `segdistill.networks.ARCH`; raise a UserError when there is no such network."""
+    check_name(arch)
+    return importlib.import_module(f"segdistill.networks.{arch}")
+
+
+def build(arch: str, classes: int, output_stride: int = 16) -> nn.Module:
+    """Return the network named `arch`, freshly initialised from torch's global generator.
 
     Raises:
         UserError: there is no such network, or it cannot have that output stride.
     """
     check_arch(arch, output_stride)
-    return importlib.import_module(f"segdistill.networks.{arch}")
-
-
-def build(arch: str, classes: int, output_stride: int = 16) -> nn.Module:
-    """Return the network named `arch`, freshly initialised from torch's global generator."""
-    return use_fast_convs(network_module(arch, output_stride).build(classes, output_stride))
+    return use_fast_convs(network_module(arch).build(classes, output_stride))
 
 
 def build_uninitialized(arch: str, classes: int, output_stride: int = 16) -> nn.Module:
@@ -87,4 +89,11 @@ class _NoRandomInit(TorchFunctionMode):
 
 def native_stride(arch: str, output_stride: int = 16) -> int:
     """Return the input pixels per logit of the network named `arch`."""
-    return network_module(arch, output_stride).NATIVE_STRIDE or output_stride
+    check_arch(arch, output_stride)
+    return network_module(arch).NATIVE_STRIDE or output_stride
+
+
+def shipped_parameters(net: nn.Module) -> int:
+    """Return the number of parameters without those of auxiliary heads, which only training runs."""
+    heads = tuple(f"{head}." for head in getattr(net, "auxiliary_heads", ()))
+    return sum(weight.numel() for name, weight in net.named_parameters() if not name.startswith(heads))

@@ -14,10 +14,11 @@ MIN_PX = 32
 
 
 class Arch(NamedTuple):
-    """What a network is, and the output strides it can be built at."""
+    """What a network is, the output strides it can be built at, and whether torchvision has weights to start from."""
 
     description: str
     output_strides: tuple[int, ...] = (16, 8)
+    has_imagenet_weights: bool = True
 
 
 _SEPARABLE = "DeepLabV3+ with depthwise-separable convolutions in the head"
@@ -37,13 +38,20 @@ ARCHS: dict[str, Arch] = {
     "deeplabv3plus_mobilenet_separable": Arch(f"{_SEPARABLE}, MobileNetV2"),
     "deeplabv3_mobilenet_v3_large": Arch("torchvision's DeepLabV3, MobileNetV3-Large", (16,)),
     "lraspp_mobilenet_v3_large": Arch("torchvision's Lite R-ASPP, MobileNetV3-Large", (16,)),
+    "ddrnet23_slim": Arch("DDRNet-23-slim", (8,), has_imagenet_weights=False),
+    "pidnet_s": Arch("PIDNet-S", (8,), has_imagenet_weights=False),
 }
+
+
+def check_name(arch: str) -> None:
+    """Raise a UserError when there is no network of that name."""
+    if arch not in ARCHS:
+        raise UserError(f"no network is named {arch!r:.40}; allowed: {', '.join(ARCHS)}")
 
 
 def check_arch(arch: str, output_stride: int) -> None:
     """Raise a UserError when there is no network of that name, or when it cannot be built at that output stride."""
-    if arch not in ARCHS:
-        raise UserError(f"no network is named {arch!r:.40}; allowed: {', '.join(ARCHS)}")
+    check_name(arch)
     allowed = ARCHS[arch].output_strides
     if type(output_stride) is not int or output_stride not in allowed:
         raise UserError(

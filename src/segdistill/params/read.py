@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 from segdistill.core.errors import UserError, passwords_in, raise_all, without_passwords
 from segdistill.core.yaml_file import MAX_SHOWN, read_mapping, shown
 from segdistill.params.archs import ARCHS, MIN_PX
-from segdistill.params.model import ExportParams, FinetuneParams, Params, RunParams, section_of
+from segdistill.params.model import ExportParams, FinetuneParams, Params, RunParams, TrainingParams, section_of
 
 # Keys of earlier versions, and what to write instead.
 RENAMED = {
@@ -102,7 +102,7 @@ def _cross_errors(params: Params) -> Iterator[str]:
             f"teacher_logits.kinds: found online with the teacher {teacher.described}; online runs the teacher in "
             "every step, and allowed for that is one torch network: no list, no ONNX file, no flip, no scales"
         )
-    yield from _stride_error("teacher", params.teacher.arch, params.teacher.output_stride)
+    yield from _network_errors("teacher", teacher.arch, teacher)
     if not any(run.teacher == "none" for run in params.runs.values()):
         yield "runs: no control; allowed is a sweep with at least one run of alpha 0 and teacher none"
     if params.tracking.uri and passwords_in(params.tracking.uri):
@@ -114,10 +114,12 @@ def _cross_errors(params: Params) -> Iterator[str]:
         yield from _run_errors(params, name)
 
 
-def _stride_error(path: str, arch: str, output_stride: int) -> Iterator[str]:
-    if output_stride not in ARCHS[arch].output_strides:
+def _network_errors(path: str, arch: str, settings: TrainingParams) -> Iterator[str]:
+    if settings.output_stride not in ARCHS[arch].output_strides:
         allowed = " or ".join(map(str, ARCHS[arch].output_strides))
-        yield f"{path}.output_stride: found {output_stride}; {arch} can be built at {allowed}"
+        yield f"{path}.output_stride: found {settings.output_stride}; {arch} can be built at {allowed}"
+    if settings.init == "imagenet" and not ARCHS[arch].has_imagenet_weights:
+        yield f"{path}.init: found imagenet; torchvision has no weights for {arch}, allowed are random and a file"
 
 
 def _run_errors(params: Params, name: str) -> Iterator[str]:
@@ -149,7 +151,7 @@ def _run_errors(params: Params, name: str) -> Iterator[str]:
             )
     if run.finetune.get("alpha") and run.teacher == "none":
         yield f"{path}.finetune.alpha: found {run.finetune['alpha']}; a control has no teacher to learn from"
-    yield from _stride_error(path, run.student, params.distill_settings(name).output_stride)
+    yield from _network_errors(path, run.student, params.distill_settings(name))
 
 
 def known_run(params: Params, name: str) -> str:

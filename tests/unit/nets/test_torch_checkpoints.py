@@ -107,6 +107,17 @@ def test_auxiliary_head_is_left_out_with_a_line(capsys):
     assert "tv.pth: leaves out the auxiliary head (8 weights)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("prefixes", [("", ""), ("model.", ""), ("module.model.", "module.")])
+def test_checkpoint_of_a_script_that_saves_its_losses_too(state, prefixes):
+    """As the public training of DDRNet and PIDNet saves it: `model.` before each name, and the weights of classes."""
+    of_net, of_loss = prefixes
+    saved = {f"{of_net}{key}": value for key, value in state.items()}
+    saved |= {f"{of_loss}{name}.criterion.weight": torch.ones(19) for name in ("loss", "sem_loss")}
+    net = Tiny()
+    load_state(net, {"state_dict": saved}, source="public.pt")
+    assert_same_state(net.state_dict(), state)
+
+
 def test_initial_weights_for_other_classes_load_all_but_the_last_layer(state, capsys):
     net = Tiny(5)
     before = net.classifier[1].weight.clone()
@@ -130,9 +141,10 @@ def test_initial_weights_name_what_the_network_has_no_place_for(state, capsys):
     assert "x.pth: not used, as the network has none of these names: neck.weight" in capsys.readouterr().err
 
 
-def test_initial_weights_of_which_none_fits_are_refused():
-    with pytest.raises(UserError, match=r"x\.pth: no weight fits the network deeplabv3_mobilenet_lite"):
-        load_initial(Tiny(), "deeplabv3_mobilenet_lite", {"features.a": torch.ones(1)}, source="x.pth")
+@pytest.mark.parametrize("arch", ["deeplabv3_mobilenet_lite", "pidnet_s"])
+def test_initial_weights_of_which_none_fits_are_refused(arch):
+    with pytest.raises(UserError, match=rf"x\.pth: no weight fits the network {arch}"):
+        load_initial(Tiny(), arch, {"features.a": torch.ones(1)}, source="x.pth")
 
 
 @pytest.mark.parametrize("arch", ["deeplabv3_mobilenet_lite", "deeplabv3plus_resnet50"])
@@ -189,10 +201,10 @@ def test_load_state_hints_at_another_number_of_classes():
         load_state(Tiny(19), Tiny(21).state_dict(), source="voc.pth")
 
 
-@pytest.mark.parametrize("arch", ["deeplabv3plus_mobilenet", "lraspp_mobilenet_v3_large"])
+@pytest.mark.parametrize("arch", ["deeplabv3plus_mobilenet", "lraspp_mobilenet_v3_large", "ddrnet23_slim", "pidnet_s"])
 def test_class_count_hint_for_real_networks(arch):
     with without_values():
-        net, other = build(arch, 19), build(arch, 21)
+        net, other = (build(arch, classes, ARCHS[arch].output_strides[0]) for classes in (19, 21))
     with pytest.raises(UserError, match="21 classes, the network was built for 19"):
         load_state(net, other.state_dict(), source="voc.pth")
 
@@ -300,6 +312,7 @@ def test_unreadable_checkpoint_is_named(tmp_path, write):
         read_torch_checkpoint(path)
 
 
+WITH_IMAGENET = [arch for arch, facts in ARCHS.items() if facts.has_imagenet_weights]
 CLASSIFIERS = {
     "mobilenet": "mobilenet_v2",
     "mobilenet_tv": "mobilenet_v2",
@@ -309,7 +322,7 @@ CLASSIFIERS = {
 }
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", WITH_IMAGENET)
 def test_imagenet_weights_fit_the_backbone(arch):
     """Every weight of the backbone has its counterpart in torchvision's classifier, in the same order."""
     from torchvision.models import get_model
@@ -331,7 +344,7 @@ def test_imagenet_weights_of_an_unknown_network():
 def test_imagenet_weights_exist_for_every_backbone():
     from torchvision.models import get_weight
 
-    for arch in ARCHS:
+    for arch in WITH_IMAGENET:
         assert get_weight(".".join(IMAGENET[network_module(arch).IMAGENET_BACKBONE])).url.startswith(
             "https://download.pytorch.org/"
         )
