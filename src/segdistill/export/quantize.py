@@ -150,7 +150,7 @@ def _casts_of_bytes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
         return []
     of_bytes = {graph.input[0].name}
     for node in graph.node:
-        if node.op_type in {"Pad", "Reshape", "Transpose"} and node.input[0] in of_bytes:
+        if node.op_type in {"Pad", "Concat", "Reshape", "Transpose"} and of_bytes & set(node.input):
             of_bytes.add(node.output[0])
     return [node for node in graph.node if node.op_type == "Cast" and node.input[0] in of_bytes]
 

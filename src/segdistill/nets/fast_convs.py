@@ -1,4 +1,4 @@
-"""Convolutions for training on a CPU: layers that oneDNN has no fast gradients for are computed another way.
+"""Convolutions for training on a CPU: another way for layers that oneDNN has no fast, or no right, gradients for.
 
 Only the class of such a layer changes. Names, weights, random numbers and exported graphs stay as they are, and each
 class keeps nn.Conv2d's own forward for evaluation, traced graphs and GPUs. The choice follows from the layer, the size
