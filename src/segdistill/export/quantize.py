@@ -93,7 +93,7 @@ def _without_advice() -> Iterator[None]:
 
 
 def _kept_float(graph: onnx.GraphProto) -> list[str]:
-    """Return the names of nodes to keep in float32: normalisation, nodes that read only sizes, and the last layer."""
+    """Return the names of nodes to keep in float32: normalisation, positions, sums of products, and the last layer."""
     # Nodes that read only sizes compute positions; ranges calibrated at one size would be wrong at any other.
     of_frames = {graph.input[0].name}
     for node in graph.node:
@@ -107,7 +107,13 @@ def _kept_float(graph: onnx.GraphProto) -> list[str]:
     while last.op_type in {"Reshape", "Transpose"}:
         last = producers[last.input[0]]
     last_layer = [] if last.op_type == "Gemm" else [last]
-    return from_sizes + [node.name for node in [*normalizing_nodes(graph), *last_layer]]
+    # A sum of products, which stay float32: rounding them first adds their error to that of the sum.
+    sums = [node for node in graph.node if node.op_type == "Add" and any(_is_product(producers, x) for x in node.input)]
+    return from_sizes + [node.name for node in [*normalizing_nodes(graph), *sums, *last_layer]]
+
+
+def _is_product(producers: dict[str, onnx.NodeProto], name: str) -> bool:
+    return name in producers and producers[name].op_type == "Mul"
 
 
 def normalizing_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
@@ -144,7 +150,7 @@ def _casts_of_bytes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
         return []
     of_bytes = {graph.input[0].name}
     for node in graph.node:
-        if node.op_type in {"Pad", "Reshape", "Transpose"} and node.input[0] in of_bytes:
+        if node.op_type in {"Pad", "Concat", "Reshape", "Transpose"} and of_bytes & set(node.input):
             of_bytes.add(node.output[0])
     return [node for node in graph.node if node.op_type == "Cast" and node.input[0] in of_bytes]
 

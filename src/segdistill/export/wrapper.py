@@ -8,6 +8,7 @@ Shapes: N batch, H/W frame in pixels, C classes, h/w the net's own grid.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from segdistill.export.decoder import FactoredDecoder, Linear1x1
 from segdistill.formats.header import MEAN, STD
 from segdistill.nets.heads import V3Head, V3PlusHead
 from segdistill.nets.mobilenet import PaddedMobileNetV2
+from segdistill.nets.realtime import AuxiliaryNet, SegmentHead
 
 PACKED_PX = 4  # neighbouring pixels of a row that PackedStem packs into one
 
@@ -43,6 +45,10 @@ class ExportWrapper(nn.Module):
             last = head.classifier[-1]
             assert isinstance(last, nn.Conv2d)
             head.classifier[-1] = Linear1x1(last)
+        elif isinstance(self.net, AuxiliaryNet):
+            final = self.net.get_submodule("final_layer")
+            assert isinstance(final, SegmentHead) and isinstance(final.conv2, nn.Conv2d)
+            final.conv2 = Linear1x1(final.conv2)
         self.stem = _take_stem(self.net) if from_bytes else None
         self.register_buffer("scale", (1 / (255 * torch.tensor(STD))).view(3, 1, 1), persistent=False)
         self.register_buffer("shift", (-torch.tensor(MEAN) / torch.tensor(STD)).view(3, 1, 1), persistent=False)
@@ -55,34 +61,45 @@ class ExportWrapper(nn.Module):
 
 
 def _take_stem(net: nn.Module) -> nn.Module | None:
-    """Remove the first convolution from `net` and return it as one that reads bytes; None where that is not exact.
-
-    A convolution that pads normalised pixels with zeros cannot read bytes: no byte is normalised to exactly zero.
-    """
+    """Remove the first convolution from `net` and return it as one that reads bytes; None for other networks."""
     backbone = getattr(net, "backbone", None)
-    if not isinstance(backbone, PaddedMobileNetV2):
+    if isinstance(backbone, PaddedMobileNetV2):
+        stem = backbone.low_level_features[0]
+        backbone.low_level_features[0] = nn.Identity()
+        pads, activation = False, F.relu6  # that network pads later
+    elif isinstance(net, AuxiliaryNet):
+        layers = net.get_submodule("conv1")
+        assert isinstance(layers, nn.Sequential)
+        stem, net.conv1 = layers[:3], layers[3:]
+        pads, activation = True, F.relu
+    else:
         return None
-    stem = backbone.low_level_features[0]
     assert isinstance(stem, nn.Sequential)
     conv, batch_norm, _ = stem
     assert isinstance(conv, nn.Conv2d) and isinstance(batch_norm, nn.BatchNorm2d)
-    backbone.low_level_features[0] = nn.Identity()
-    return PackedStem(fuse_conv_bn_eval(conv, batch_norm))
+    return PackedStem(fuse_conv_bn_eval(conv, batch_norm), pads, activation)
 
 
 class PackedStem(nn.Module):
-    """Normalise uint8 frames (N, H, W, 3), convolve them (3x3, stride 2, no padding) and apply ReLU6.
+    """Normalise uint8 frames (N, H, W, 3), convolve them (3x3, stride 2) and apply an activation.
 
     The weights include the normalisation. The convolution reads four pixels of a row as one of 12 channels and computes
     two outputs there: int8 kernels work on multiples of 4 input and 16 output channels, and are slow with three.
 
     Args:
         conv: has a bias.
+        pads: whether the convolution pads by one pixel. Zeros around normalised pixels are the mean colour, rounded to
+            bytes here: by half a step at most, which is what quantising normalised pixels costs everywhere.
     """
 
-    def __init__(self, conv: nn.Conv2d) -> None:
+    mean_colour: Tensor
+
+    def __init__(self, conv: nn.Conv2d, pads: bool, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         assert conv.bias is not None
+        self.pads, self.activation = pads, activation
+        mean_colour = (255 * torch.tensor(MEAN)).round().to(torch.uint8)
+        self.register_buffer("mean_colour", mean_colour.view(1, 1, 1, 3), persistent=False)
         weight = conv.weight.detach() / (255 * torch.tensor(STD)).view(3, 1, 1)
         offset = weight * (255 * torch.tensor(MEAN)).view(3, 1, 1)
         self.channels = conv.out_channels
@@ -97,9 +114,14 @@ class PackedStem(nn.Module):
 
     def forward(self, image_NHW3: Tensor) -> Tensor:
         """Return the features of the convolution, at stride 2."""
+        if self.pads:
+            batch, height, width, _ = image_NHW3.shape
+            row = self.mean_colour.expand(batch, 1, width, 3)
+            column = self.mean_colour.expand(batch, height + 2, 1, 3)
+            image_NHW3 = torch.cat([column, torch.cat([row, image_NHW3, row], dim=1), column], dim=2)
         batch, height, width, _ = image_NHW3.shape
         packs = (width + PACKED_PX - 1) // PACKED_PX
         padded = F.pad(image_NHW3, (0, 0, 0, PACKED_PX * (packs + 1) - width))
         pixels = padded.reshape(batch, height, packs + 1, 3 * PACKED_PX).permute(0, 3, 1, 2).float()
-        pairs = F.relu6(self.conv(pixels)).permute(0, 2, 3, 1)
+        pairs = self.activation(self.conv(pixels)).permute(0, 2, 3, 1)
         return pairs.reshape(batch, -1, 2 * packs, self.channels)[:, :, : (width - 1) // 2].permute(0, 3, 1, 2)

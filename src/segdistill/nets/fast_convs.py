@@ -1,4 +1,4 @@
-"""Convolutions for training on a CPU: layers that oneDNN has no fast gradients for are computed another way.
+"""Convolutions for training on a CPU: another way for layers that oneDNN has no fast, or no right, gradients for.
 
 Only the class of such a layer changes. Names, weights, random numbers and exported graphs stay as they are, and each
 class keeps nn.Conv2d's own forward for evaluation, traced graphs and GPUs. The choice follows from the layer, the size
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from segdistill.nets.depthwise import DepthwiseConv2d, dtype_under_autocast, trains_on_cpu
 
+STRIDED_3X3 = (3, 3), (2, 2), (1, 1)  # kernel, stride, padding
 MAX_PADDED = 1.2  # times the pixels of the image, where a 1x1 convolution pads its input
 
 
@@ -29,6 +30,8 @@ def use_fast_convs(net: nn.Module) -> nn.Module:
         pads_zeros_only = conv.bias is None and conv.padding_mode == "zeros" and conv.padding[0] == conv.padding[1]
         if 1 < conv.groups == conv.in_channels == conv.out_channels:
             conv.__class__ = DepthwiseConv2d
+        elif conv.groups == 1 and pads_zeros_only and (conv.kernel_size, conv.stride, conv.padding) == STRIDED_3X3:
+            conv.__class__ = StridedConv3x3
         elif not (is_dense and pads_zeros_only):
             continue
         elif conv.kernel_size == (1, 1) and conv.padding != (0, 0):
@@ -84,3 +87,16 @@ class DilatedConv3x3(nn.Conv2d):
             # Not added in place: torch's compiler takes minutes for that.
             out_BHWO = out_BHWO + F.pad(read, (0, 0, left, right, top, bottom))
         return out_BHWO.permute(0, 3, 1, 2)
+
+
+class StridedConv3x3(nn.Conv2d):
+    """A 3x3 convolution of stride 2, which sees a column of zeros more where the image is one pixel wide.
+
+    There oneDNN leaves most of the weight's bfloat16 gradient unwritten: it is what was in that memory, often NaN.
+    """
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Return nn.Conv2d's output."""
+        if trains_on_cpu(self, x_BCHW) and x_BCHW.shape[3] == 1:
+            return super().forward(F.pad(x_BCHW, (0, 1)))
+        return super().forward(x_BCHW)

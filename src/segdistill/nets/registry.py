@@ -1,7 +1,8 @@
 """Build a network by its name.
 
 The contract of every network: `net(images_BCHW) -> logits_BChw`, float32 normalised images in, logits at the network's
-native stride out, before any final resize; `resize.upsample` brings them to pixels.
+native stride out, before any final resize; `resize.upsample` brings them to pixels. Those of `realtime.AuxiliaryNet`
+return more while they train.
 
 Shapes: B batch, C classes (images: 3), H/W pixels, h/w at the native stride.
 """
@@ -19,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from segdistill.core.errors import UserError
 from segdistill.nets.fast_convs import use_fast_convs
-from segdistill.params.archs import check_arch, network_file, split_network
+from segdistill.params.archs import arch_facts, check_arch, network_file, split_network
 
 
 class SegmentationNet(nn.Module):
@@ -55,14 +56,14 @@ class TorchvisionNet(nn.Module):
         return self.classifier(features if self.reads_low_level else features["out"])
 
 
-def network_module(network: str, output_stride: int = 16) -> ModuleType:
+def network_module(network: str) -> ModuleType:
     """Return the module `segdistill.networks.ARCH` that builds `network`, which is named ARCH or ARCH:BACKBONE.
 
     Raises:
-        UserError: there is no such network, it cannot have that output stride, or its file cannot be imported.
+        UserError: there is no such network, or its file cannot be imported.
     """
-    check_arch(network, output_stride)
     arch, _ = split_network(network)
+    check_arch(network, arch_facts(arch).output_strides[0])
     try:
         return importlib.import_module(f"segdistill.networks.{arch}")
     except Exception as error:  # the file may be the user's own, and hold anything
@@ -74,7 +75,8 @@ def network_module(network: str, output_stride: int = 16) -> ModuleType:
 
 def build(network: str, classes: int, output_stride: int = 16) -> nn.Module:
     """Return the network of that name, freshly initialised from torch's global generator."""
-    module, (arch, backbone) = network_module(network, output_stride), split_network(network)
+    check_arch(network, output_stride)
+    module, (arch, backbone) = network_module(network), split_network(network)
     net = module.build(classes, output_stride, *([] if backbone is None else [backbone]))
     if not isinstance(net, nn.Module):
         raise UserError(f"{network_file(arch)}: build returned a {type(net).__name__}; needed is a torch.nn.Module")
@@ -101,4 +103,11 @@ class _NoRandomInit(TorchFunctionMode):
 
 def native_stride(network: str, output_stride: int = 16) -> int:
     """Return the input pixels per logit of the network of that name."""
-    return network_module(network, output_stride).NATIVE_STRIDE or output_stride
+    check_arch(network, output_stride)
+    return network_module(network).NATIVE_STRIDE or output_stride
+
+
+def shipped_parameters(net: nn.Module) -> int:
+    """Return the number of parameters without those of auxiliary heads, which only training runs."""
+    heads = tuple(f"{head}." for head in getattr(net, "auxiliary_heads", ()))
+    return sum(weight.numel() for name, weight in net.named_parameters() if not name.startswith(heads))

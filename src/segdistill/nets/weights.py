@@ -30,6 +30,9 @@ AVERAGES = ("model_ema", "state_dict_ema", "ema")
 # What wrappers put before every name: DataParallel, torch.compile, Lightning modules and the like.
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 AUXILIARY_HEAD = "aux_classifier."  # of torchvision's segmentation networks; only its own training uses it
+# Class weights of losses, which scripts that descend from HRNet's save with the network, under `model.`.
+LOSSES = ("loss.", "sem_loss.", "bd_loss.")
+LAST_LAYERS = ("classifier.", "final_layer.", "seghead_")  # where names of layers that give logits start
 SHOWN = 5  # keys named in full
 
 # torchvision's enum of weights and the member whose training the public segmentation checkpoints started from.
@@ -184,8 +187,10 @@ def _renamed(found: dict[str, Tensor], wanted: Mapping[str, Tensor], source: str
     """Return `found` under the names of `wanted`, without what other scripts save with the weights."""
     if "n_averaged" not in wanted:
         found.pop("n_averaged", None)  # the counter of torch's AveragedModel
-    while prefix := next((prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in found)), None):
-        if not found or any(key.startswith(prefix) for key in wanted):
+    while True:
+        found = {key: value for key, value in found.items() if key in wanted or not key.startswith(LOSSES)}
+        prefix = next((prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in found)), None)
+        if prefix is None or not found or any(key.startswith(prefix) for key in wanted):
             break
         found = {key.removeprefix(prefix): value for key, value in found.items()}
     auxiliary = [key for key in found if key.startswith(AUXILIARY_HEAD) and key not in wanted]
@@ -305,7 +310,7 @@ def _class_count_hint(shapes: dict[str, tuple[torch.Size, torch.Size]]) -> str:
     """Return a hint where the shapes found and wanted differ only in the number of outputs of the last layer."""
     counts = {(found[:1], wanted[:1]) for found, wanted in shapes.values()}
     only_outputs = all(found[1:] == wanted[1:] for found, wanted in shapes.values())
-    if len(counts) != 1 or not only_outputs or not all("classifier" in key for key in shapes):
+    if len(counts) != 1 or not only_outputs or not all(key.startswith(LAST_LAYERS) for key in shapes):
         return ""
     (found,), (wanted,) = counts.pop()
     return f"  hint: these weights are for {found} classes, the network was built for {wanted}"

@@ -26,10 +26,11 @@ BACKBONE_NAME = re.compile(r"[\w.]+")  # one of timm's own models; its prefixes,
 
 
 class Arch(NamedTuple):
-    """What a network is, and the output strides it can be built at."""
+    """What a network is, the output strides it can be built at, and whether it can start from ImageNet weights."""
 
     description: str
     output_strides: tuple[int, ...]
+    has_imagenet_weights: bool
 
 
 def arch_names() -> list[str]:
@@ -96,7 +97,8 @@ def arch_facts(arch: str) -> Arch:
     if type(strides) is not tuple or not strides or any(stride not in OUTPUT_STRIDES for stride in strides):
         raise UserError(f"{path}: OUTPUT_STRIDES: found {strides!r:.40}; allowed is a tuple of {OUTPUT_STRIDES}")
     described = (ast.get_docstring(tree) or arch).splitlines()[0]
-    return Arch(described.removesuffix("."), strides)
+    has_imagenet_weights = takes_backbone(arch) or constants.get("IMAGENET_BACKBONE") is not None
+    return Arch(described.removesuffix("."), strides, has_imagenet_weights)
 
 
 def network_file(arch: str) -> str:

@@ -15,7 +15,16 @@ from pydantic_core import ErrorDetails
 from segdistill.core.errors import UserError, passwords_in, raise_all, without_passwords
 from segdistill.core.yaml_file import MAX_SHOWN, read_mapping, shown
 from segdistill.params.archs import MIN_PX, arch_facts, takes_backbone
-from segdistill.params.model import WEIGHT_KEYS, ExportParams, FinetuneParams, Params, RunBase, RunParams, section_of
+from segdistill.params.model import (
+    WEIGHT_KEYS,
+    ExportParams,
+    FinetuneParams,
+    Params,
+    RunBase,
+    RunParams,
+    TrainingParams,
+    section_of,
+)
 
 # Keys of earlier versions, and what to write instead.
 RENAMED = {
@@ -121,7 +130,7 @@ def _cross_errors(params: Params) -> Iterator[str]:
             f"teacher_logits.kinds: found online with the teacher {teacher.described}; online runs the teacher in "
             "every step, and allowed for that is one torch network: no list, no ONNX file, no flip, no scales"
         )
-    yield from _network_errors("teacher", "arch", teacher.arch, teacher.backbone, teacher.output_stride)
+    yield from _network_errors("teacher", "arch", teacher.arch, teacher.backbone, teacher)
     yield from _warmup_error("teacher", teacher.warmup_steps, teacher.steps)
     if params.distill.backbone is not None and not any(takes_backbone(run.student) for run in params.runs.values()):
         yield f"distill.backbone: found {params.distill.backbone!r}; no run has a student that takes one (*_timm)"
@@ -136,14 +145,17 @@ def _cross_errors(params: Params) -> Iterator[str]:
         yield from _run_errors(params, name)
 
 
-def _network_errors(path: str, key: str, arch: str, backbone: str | None, output_stride: int) -> Iterator[str]:
+def _network_errors(path: str, key: str, arch: str, backbone: str | None, settings: TrainingParams) -> Iterator[str]:
     try:
-        strides = arch_facts(arch).output_strides
+        facts = arch_facts(arch)
     except UserError as error:
         yield f"{path}.{key}: {error}"
         return
-    if output_stride not in strides:
-        yield f"{path}.output_stride: found {output_stride}; {arch} can be built at {' or '.join(map(str, strides))}"
+    if settings.output_stride not in facts.output_strides:
+        allowed = " or ".join(map(str, facts.output_strides))
+        yield f"{path}.output_stride: found {settings.output_stride}; {arch} can be built at {allowed}"
+    if settings.init == "imagenet" and not facts.has_imagenet_weights:
+        yield f"{path}.init: found imagenet; there are no ImageNet weights for {arch}, allowed are random and a file"
     if takes_backbone(arch) and backbone is None:
         yield f"{path}.backbone: found null; {arch} needs a model of timm, such as tf_efficientnet_lite0"
     if not takes_backbone(arch) and backbone is not None:
@@ -211,7 +223,7 @@ def _run_errors(params: Params, name: str) -> Iterator[str]:
             yield f"{path}.finetune.{key}: found {run.finetune[key]}; a control has no teacher to learn from"
     settings = params.distill_settings(name)
     backbone = settings.backbone if takes_backbone(run.student) else run.model_dump()["backbone"]
-    yield from _network_errors(path, "student", run.student, backbone, settings.output_stride)
+    yield from _network_errors(path, "student", run.student, backbone, settings)
     if settings.distill_where != "all" and settings.method != "kl" and run.teacher != "none":
         yield (
             f"{path}.distill_where: found {settings.distill_where} with method {settings.method}, which compares no "

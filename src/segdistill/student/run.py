@@ -14,6 +14,7 @@ from segdistill.data.teacher_cache import TeacherCache
 from segdistill.formats.curve import write_curve
 from segdistill.formats.header import Header
 from segdistill.nets.device import TorchPredictor, device_of
+from segdistill.nets.registry import shipped_parameters
 from segdistill.nets.weights import load_net, save_net
 from segdistill.params.model import Params, StudentSettings
 from segdistill.paths import (
@@ -111,7 +112,7 @@ def _train_and_write(
         write_images(metrics / "images", images, data.table)
         recorder.write(metrics / "val")
     facts = {
-        "parameters": sum(p.numel() for p in net.parameters()),
+        "parameters": shipped_parameters(net),
         "weights_sha256": file_sha256(weights),
         "data_fingerprint": data.fingerprint,
         "training_precision": compute.precision if settings.steps else None,

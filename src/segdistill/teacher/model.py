@@ -30,6 +30,7 @@ from segdistill.core.provenance import file_sha256
 from segdistill.data.teacher_cache import ENSEMBLE, is_ensemble
 from segdistill.formats.header import Header
 from segdistill.nets.device import Compute, TorchPredictor
+from segdistill.nets.registry import shipped_parameters
 from segdistill.nets.resize import resize_images, upsample
 from segdistill.nets.weights import load_net, save_net
 from segdistill.params.model import TeacherParams, is_onnx
@@ -84,7 +85,7 @@ def open_teacher(folder: Path, compute: Compute) -> Teacher:
     """
     if not is_ensemble(folder):
         net, header = load_net(folder / TEACHER_WEIGHTS)
-        return Teacher(TorchPredictor(net, compute), header.classes, _parameters(net), header.arch)
+        return Teacher(TorchPredictor(net, compute), header.classes, shipped_parameters(net), header.arch)
     facts = read_json(folder / ENSEMBLE)
     members: list[Member] = []
     parameters: int | None = 0
@@ -101,14 +102,10 @@ def open_teacher(folder: Path, compute: Compute) -> Teacher:
         else:
             net, _ = load_net(file)
             members.append(TorchPredictor(net, compute))
-            parameters = None if parameters is None else parameters + _parameters(net)
+            parameters = None if parameters is None else parameters + shipped_parameters(net)
     predict = EnsembleTeacher(members, facts["flip"], facts["scales"], compute.device)
     of_onnx_only = all(is_onnx(row["file"]) for row in facts["members"])
     return Teacher(predict, facts["classes"], parameters, facts["described"], of_onnx_only)
-
-
-def _parameters(net: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in net.parameters())
 
 
 class Member(Protocol):

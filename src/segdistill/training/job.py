@@ -156,7 +156,7 @@ def warn_if_unseen(params_path: str, file: str, folder: Path) -> None:
         logger.warning("%s: DVC does not see changes to %s; %s", params_path, file, remedy)
 
 
-def compiled(net: nn.Module, name: str, params_path: str) -> Callable[[Tensor], Tensor]:
+def compiled(net: nn.Module, name: str, params_path: str) -> Callable[[Tensor], Tensor | tuple[Tensor, ...]]:
     """Return `net` as a function that torch's compiler makes at its first call: equal up to rounding, dropout included.
 
     It shares the weights of `net`, which stays unchanged. Later processes find what torch compiled in its cache.
@@ -167,7 +167,7 @@ def compiled(net: nn.Module, name: str, params_path: str) -> Callable[[Tensor], 
     fast = torch.compile(net, dynamic=False, options={"fallback_random": True})
     is_first_call = True
 
-    def forward(images_BCHW: Tensor) -> Tensor:
+    def forward(images_BCHW: Tensor) -> Tensor | tuple[Tensor, ...]:
         nonlocal is_first_call
         if is_first_call:
             logger.info("%s: torch compiles the network, for a minute or two where it has not done so before", name)

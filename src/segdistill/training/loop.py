@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -17,6 +18,7 @@ from segdistill.core.log import logger
 from segdistill.core.progress import Progress
 from segdistill.formats.curve import append_point, write_curve
 from segdistill.nets.device import Compute
+from segdistill.nets.realtime import AuxiliaryNet
 from segdistill.nets.resize import upsample
 from segdistill.params.model import TrainingParams, TrainingSettings
 from segdistill.scoring.label_losses import label_loss
@@ -44,7 +46,8 @@ class Job(NamedTuple):
         name: PHASE/RUN, or teacher.
         distillation: None for a teacher and for a control.
         holdout_mean_iou: scores the network after so many steps; None where no class occurs.
-        forward: the network as its steps run it, where that is not the network itself (compiled).
+        forward: the network as its steps run it, where that is not the network itself (compiled); it returns what the
+            network does.
         class_weights: of the label loss, float32 (C,) on the device; None weighs all classes alike.
     """
 
@@ -55,7 +58,7 @@ class Job(NamedTuple):
     compute: Compute
     distillation: AddedLoss | None = None
     holdout_mean_iou: Callable[[nn.Module, int], float | None] = lambda *_: None
-    forward: Callable[[Tensor], Tensor] | None = None
+    forward: Callable[[Tensor], Tensor | tuple[Tensor, ...]] | None = None
     class_weights: Tensor | None = None
 
 
@@ -130,13 +133,20 @@ def update(job: Job, optimizer: Optimizer, step: int, batch: CropBatch) -> tuple
     # Dropout is the only random draw of the networks: seeded by the step, it does not depend on earlier steps.
     torch.manual_seed(batch.indices.seed)
     with job.compute.autocast():
-        logits = (job.forward or job.net)(inputs)
+        outputs = (job.forward or job.net)(inputs)
+    logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
     pixels = upsample(logits.float(), targets.shape[-2:])
-    label = label_loss(settings, pixels, targets, job.class_weights)
+    label_loss_of = partial(label_loss, settings, class_weights_C=job.class_weights)
+    label = label_loss_of(pixels, targets)
+    # Auxiliary heads learn from labels only, so the weight of the label loss applies to them, too.
+    from_labels = label
+    if auxiliary:
+        assert isinstance(job.net, AuxiliaryNet)
+        from_labels = label + job.net.auxiliary_loss(auxiliary, pixels, targets, label_loss_of)
     if job.distillation is None:
-        loss, added = label, torch.zeros_like(label)
+        loss, added = from_labels, torch.zeros_like(label)
     else:
-        loss, added = job.distillation(label, logits, pixels, inputs, batch)
+        loss, added = job.distillation(from_labels, logits, pixels, inputs, batch)
     if not math.isfinite(loss.item()):
         names = ", ".join(dict.fromkeys(job.batches.names(step)))
         where = f"at step {step + 1}, lr {lr:g}, frames {names}"

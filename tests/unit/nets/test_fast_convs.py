@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from segdistill.export.onnx_file import write_float32
 from segdistill.formats.header import Header
 from segdistill.nets.depthwise import DepthwiseConv2d
-from segdistill.nets.fast_convs import DilatedConv3x3, PaddedConv1x1, use_fast_convs
+from segdistill.nets.fast_convs import DilatedConv3x3, PaddedConv1x1, StridedConv3x3, use_fast_convs
 from segdistill.nets.registry import build, network_module
 from segdistill.params.archs import split_network
-from support.networks import NETWORKS
+from support.networks import FIRST_STRIDES, NETWORKS
 
 # (input channels, output channels), (height, width), kernel, dilation; the padding keeps the size, or is the dilation
 LAYERS = [
@@ -63,8 +63,8 @@ def is_padded_or_dilated_by_torch(grad_fn):
 @pytest.mark.parametrize("arch", NETWORKS)
 def test_a_built_network_has_the_weights_of_its_module(arch):
     states = []
-    backbone = filter(None, split_network(arch)[1:])
-    for make in (partial(network_module(arch).build, 19, 16, *backbone), partial(build, arch, 19)):
+    backbone, stride = filter(None, split_network(arch)[1:]), FIRST_STRIDES[arch]
+    for make in (partial(network_module(arch).build, 19, stride, *backbone), partial(build, arch, 19, stride)):
         torch.manual_seed(0)
         states.append(make().state_dict() | {"random": torch.get_rng_state()})
     assert list(states[0]) == list(states[1])
@@ -95,6 +95,26 @@ def test_a_step_equals_float64(layer, dtype):
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.shape == theirs.shape
         assert (ours.double() - theirs).norm() <= TOLERANCE[dtype] * theirs.norm()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("size", [(1, 1), (3, 1), (3, 2)])
+def test_a_strided_step_equals_float64(size, dtype):
+    """Over an image of width 1, torch's own bfloat16 gradient is uninitialised memory."""
+    torch.manual_seed(0)
+    net = use_fast_convs(nn.Sequential(nn.Conv2d(64, 128, 3, 2, 1, bias=False))).to(memory_format=torch.channels_last)
+    assert type(net[0]) is StridedConv3x3
+    with torch.no_grad():
+        net[0].weight.copy_(net[0].weight.bfloat16())
+    x = torch.randn(4, 64, *size).to(memory_format=torch.channels_last).to(dtype).requires_grad_()
+    exact = [tensor.detach().double().requires_grad_() for tensor in (x, net[0].weight)]
+    expected = output_and_gradients(F.conv2d(*exact, None, 2, 1), *exact)
+    for _ in range(5):
+        torch.full((128, 64, 3, 3), torch.nan)  # freed at once, so that a gradient may get this memory
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            found = output_and_gradients(net(x), x, net[0].weight)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert (ours.double() - theirs).norm() <= TOLERANCE[dtype] * theirs.norm()
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)

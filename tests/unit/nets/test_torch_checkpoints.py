@@ -24,9 +24,9 @@ from segdistill.nets.weights import (
     load_state,
     read_torch_checkpoint,
 )
-from segdistill.params.archs import split_network
+from segdistill.params.archs import arch_facts, arch_names, takes_backbone
 from support.hostile_files import RunsCode
-from support.networks import NETWORKS
+from support.networks import FIRST_STRIDES
 
 
 class Tiny(nn.Module):
@@ -108,6 +108,17 @@ def test_auxiliary_head_is_left_out_with_a_line(capsys):
     assert "tv.pth: leaves out the auxiliary head (8 weights)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("prefixes", [("", ""), ("model.", ""), ("module.model.", "module.")])
+def test_checkpoint_of_a_script_that_saves_its_losses_too(state, prefixes):
+    """As the public training of DDRNet and PIDNet saves it: `model.` before each name, and the weights of classes."""
+    of_net, of_loss = prefixes
+    saved = {f"{of_net}{key}": value for key, value in state.items()}
+    saved |= {f"{of_loss}{name}.criterion.weight": torch.ones(19) for name in ("loss", "sem_loss")}
+    net = Tiny()
+    load_state(net, {"state_dict": saved}, source="public.pt")
+    assert_same_state(net.state_dict(), state)
+
+
 def test_initial_weights_for_other_classes_load_all_but_the_last_layer(state, capsys):
     net = Tiny(5)
     before = net.classifier[1].weight.clone()
@@ -131,9 +142,10 @@ def test_initial_weights_name_what_the_network_has_no_place_for(state, capsys):
     assert "x.pth: not used, as the network has none of these names: neck.weight" in capsys.readouterr().err
 
 
-def test_initial_weights_of_which_none_fits_are_refused():
-    with pytest.raises(UserError, match=r"x\.pth: no weight fits the network deeplabv3_mobilenet_lite"):
-        load_initial(Tiny(), "deeplabv3_mobilenet_lite", {"features.a": torch.ones(1)}, source="x.pth")
+@pytest.mark.parametrize("arch", ["deeplabv3_mobilenet_lite", "pidnet_s"])
+def test_initial_weights_of_which_none_fits_are_refused(arch):
+    with pytest.raises(UserError, match=rf"x\.pth: no weight fits the network {arch}"):
+        load_initial(Tiny(), arch, {"features.a": torch.ones(1)}, source="x.pth")
 
 
 @pytest.mark.parametrize("arch", ["deeplabv3_mobilenet_lite", "deeplabv3plus_resnet50"])
@@ -190,10 +202,10 @@ def test_load_state_hints_at_another_number_of_classes():
         load_state(Tiny(19), Tiny(21).state_dict(), source="voc.pth")
 
 
-@pytest.mark.parametrize("arch", ["deeplabv3plus_mobilenet", "lraspp_mobilenet_v3_large"])
+@pytest.mark.parametrize("arch", ["deeplabv3plus_mobilenet", "lraspp_mobilenet_v3_large", "ddrnet23_slim", "pidnet_s"])
 def test_class_count_hint_for_real_networks(arch):
     with without_values():
-        net, other = build(arch, 19), build(arch, 21)
+        net, other = (build(arch, classes, FIRST_STRIDES[arch]) for classes in (19, 21))
     with pytest.raises(UserError, match="21 classes, the network was built for 19"):
         load_state(net, other.state_dict(), source="voc.pth")
 
@@ -301,6 +313,8 @@ def test_unreadable_checkpoint_is_named(tmp_path, write):
         read_torch_checkpoint(path)
 
 
+# Those whose weights are torchvision's.
+WITH_IMAGENET = [arch for arch in arch_names() if arch_facts(arch).has_imagenet_weights and not takes_backbone(arch)]
 CLASSIFIERS = {
     "mobilenet": "mobilenet_v2",
     "mobilenet_tv": "mobilenet_v2",
@@ -310,10 +324,7 @@ CLASSIFIERS = {
 }
 
 
-WITH_TORCHVISIONS_BACKBONE = [network for network in NETWORKS if split_network(network)[1] is None]
-
-
-@pytest.mark.parametrize("arch", WITH_TORCHVISIONS_BACKBONE)
+@pytest.mark.parametrize("arch", WITH_IMAGENET)
 def test_imagenet_weights_fit_the_backbone(arch):
     """Every weight of the backbone has its counterpart in torchvision's classifier, in the same order."""
     from torchvision.models import get_model
@@ -335,7 +346,7 @@ def test_imagenet_weights_of_an_unknown_network():
 def test_imagenet_weights_exist_for_every_backbone():
     from torchvision.models import get_weight
 
-    for arch in WITH_TORCHVISIONS_BACKBONE:
+    for arch in WITH_IMAGENET:
         assert get_weight(".".join(IMAGENET[network_module(arch).IMAGENET_BACKBONE])).url.startswith(
             "https://download.pytorch.org/"
         )

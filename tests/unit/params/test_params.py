@@ -245,6 +245,10 @@ ERRORS = {
         ),
         ["runs.a.output_stride: found 8"],
     ),
+    "network that ImageNet's weights do not fit": (
+        tiny_with_run("a: {alpha: 0.3, lr: 0.01, teacher: views, student: pidnet_s, output_stride: 8, init: imagenet}"),
+        ["runs.a.init: found imagenet; there are no ImageNet weights for pidnet_s, allowed are random and a file"],
+    ),
     "run's finetune, unknown key": (
         tiny_with_run("a: {alpha: 0.3, lr: 0.01, teacher: views, finetune: {step: 3}}"),
         ["runs.a.finetune.step: unknown key", "steps"],
