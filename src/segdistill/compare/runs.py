@@ -55,7 +55,7 @@ def compare_runs(params: Params, metrics: Path, names: Sequence[str]) -> Compari
     by_name = {row.run: row for row in summary.rows}
     rows = [by_name[name] for name in names]
     measured = []
-    for one in shown_in(COMPARE):
+    for one in shown_in(COMPARE, rows):
         values = tuple(getattr(row, one.name) for row in rows)
         if any(value is not None for value in values):
             measured.append(Line(one.label, values, tuple(map(one.text, values)), one.better))

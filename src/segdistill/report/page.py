@@ -47,8 +47,8 @@ def page_data(summary: Summary, metrics: Path) -> dict[str, Any]:
         "rule": found.rule,
         "file": summary.champion.path if summary.champion else None,
         "tiles": sections.tiles(summary),
-        "runs": sections.runs_table(summary, shown_in(RUNS)),
-        "more": sections.runs_table(summary, shown_in(MORE)),
+        "runs": sections.runs_table(summary, shown_in(RUNS, summary.rows)),
+        "more": sections.runs_table(summary, shown_in(MORE, summary.rows)),
         "settings": sections.settings_table(summary),
         "settings_note": sections.settings_note(summary),
         "uncontrolled": any(

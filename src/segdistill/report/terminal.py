@@ -95,7 +95,7 @@ def table(summary: Summary, sort: str | None, top: int | None, group: bool) -> t
     rows = list(summary.rows)
     if sort is not None:
         rows.sort(key=lambda row: rank(getattr(row, sort)))
-    columns = shown_in(TERMINAL)
+    columns = shown_in(TERMINAL, rows)
     for row in rows[:top]:
         texts = {column.name: column.text(getattr(row, column.name)) for column in columns}
         if row.run == row.control:

@@ -7,7 +7,7 @@ and MLflow all follow the declarations (METRICS), so a new metric is one edit in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -35,6 +35,7 @@ class Metric:
     times: float = 1.0  # what the value is multiplied by where it is shown
     better: Callable | None = None  # max or min; None where neither is better
     shown: tuple[str, ...] = EVERYWHERE
+    optional: bool = False  # tables and files leave it out where no model has it
     name: str = ""  # the field; filled in by METRICS
 
     def value(self, files: Mapping[str, Any]) -> Any:
@@ -182,6 +183,31 @@ class Row:
         "latency.onnx_int8.end_to_end_p50_ms",
         better=min,
     )
+    openvino_float32_p50_ms: float | None = metric(
+        "ms OpenVINO",
+        ".2f",
+        "p50 end to end, float32 ONNX in OpenVINO",
+        "latency.openvino_float32.end_to_end_p50_ms",
+        better=min,
+        shown=(MORE, COMPARE),
+        optional=True,
+    )
+    openvino_bfloat16_p50_ms: float | None = metric(
+        "ms OpenVINO bf16",
+        ".2f",
+        "p50 end to end, float32 ONNX in OpenVINO, which computes in bfloat16",
+        "latency.openvino_bfloat16.end_to_end_p50_ms",
+        better=min,
+        optional=True,
+    )
+    openvino_int8_p50_ms: float | None = metric(
+        "ms OpenVINO int8",
+        ".2f",
+        "p50 end to end, int8 ONNX in OpenVINO",
+        "latency.openvino_int8.end_to_end_p50_ms",
+        better=min,
+        optional=True,
+    )
     s_per_image: float | None = metric(
         "s / image",
         ".4f",
@@ -231,8 +257,9 @@ class Row:
         return next(((engine, p50_ms) for engine, p50_ms in measured if p50_ms is not None), None)
 
     def columns(self) -> dict[str, Any]:
-        """Return the line of summary.csv, in the order of COLUMNS."""
-        return {name: getattr(self, name) for name in COLUMNS}
+        """Return the line of summary.csv, in the order of COLUMNS, without optional metrics that it does not have."""
+        values = {name: getattr(self, name) for name in COLUMNS}
+        return {name: value for name, value in values.items() if value is not None or name not in OPTIONAL}
 
     @property
     def is_finished(self) -> bool:
@@ -245,12 +272,14 @@ METRICS: tuple[Metric, ...] = tuple(
 )
 _NO_COLUMNS = ("setting", "class_iou", "files", "computed_with")
 COLUMNS = tuple(column.name for column in fields(Row) if column.name not in _NO_COLUMNS)
+OPTIONAL = tuple(one.name for one in METRICS if one.optional)
 SETTINGS = tuple(one.name for one in METRICS if not one.sources and one.name != "gain_over_vanilla")
 
 
-def shown_in(table: str) -> tuple[Metric, ...]:
-    """Return the declared settings and metrics that a table shows, in their order."""
-    return tuple(one for one in METRICS if table in one.shown)
+def shown_in(table: str, rows: Iterable[Row]) -> tuple[Metric, ...]:
+    """Return the declared settings and metrics that a table of `rows` shows, in their order."""
+    had = {name for row in rows for name in row.columns()}
+    return tuple(one for one in METRICS if table in one.shown and one.name in had)
 
 
 def setting_columns(settings: Mapping[str, Any], finetune_steps: int) -> dict[str, Any]:
