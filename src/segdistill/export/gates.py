@@ -108,8 +108,7 @@ def write_int8_within(
 
     if not run_gates():
         logger.warning(
-            "%s: int8 loses %.2f points of mIoU on the holdout; export.max_int8_loss allows %g. "
-            "Ship the float32 file, or use more frames",
+            "%s: int8 loses %.2f points of mIoU on the holdout; export.max_int8_loss allows %g. Ship the float32 file",
             path,
             _best(tries).holdout_loss,
             bound,

@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.util
 
 import numpy as np
+import onnx
 import pytest
 
 from segdistill.core.errors import UserError
 from segdistill.export.onnx_file import ForwardSession, OnnxPredictor
+from segdistill.formats.header import KEY
 from segdistill.latency.openvino_engine import check_openvino, openvino_engines
-from segdistill.latency.run import benchmark
+from segdistill.latency.run import _engines, _network, benchmark, time_engines
+from segdistill.nets.device import resolve_device
 from support.model_files import TRACED_PX, ModelFiles, smooth_frame
 from support.tiny_city import tinier_params
 
@@ -53,3 +56,36 @@ def test_missing_openvino_is_one_message_before_anything_is_read(monkeypatch, tm
         check_openvino("benchmark.engines")
     with pytest.raises(UserError, match=message):
         benchmark(tinier_params(benchmark={"engines": ("torch", "openvino")}))
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        (("torch", "onnxruntime"), {"torch", "torch_best", "onnx_float32", "onnx_int8"}),
+        (("onnxruntime",), {"onnx_float32", "onnx_int8"}),
+        (("openvino",), {"openvino_float32", "openvino_int8"}),
+    ],
+)
+def test_params_name_the_engines_that_are_timed(files, named, expected):
+    if "openvino" in named:
+        pytest.importorskip("openvino")
+    params = tinier_params(benchmark={"frames": 1, "warmup_frames": 1, "engines": named})
+    frames, compute = smooth_frame(TRACED_PX)[None], resolve_device("cpu", "float32", 1)
+    engines = _engines(files.torch, {"float32": files.float32, "int8": files.int8}, compute, params, frames)
+    assert set(engines) - {"openvino_bfloat16"} == expected  # the last one only where the processor has it
+    rows = time_engines({("net", backend): engine for backend, engine in engines.items()}, frames, params)
+    assert all(row["end_to_end_p50_ms"] > 0 for row in rows["net"].values())
+
+
+def test_int8_files_with_layers_in_float_are_timed_as_networks_of_their_own(tmp_path):
+    names = {}
+    for run, layers in {"plain": [], "one": ["/a"], "other": ["/b"], "same": ["/a"]}.items():
+        made = ModelFiles(tmp_path / "runs" / run)
+        model = onnx.load(made.int8)
+        header = OnnxPredictor(made.int8, 1).header.with_history(float_layers=layers or None)
+        onnx.helper.set_model_props(model, {KEY: header.text()})
+        onnx.save(model, made.int8)
+        names[run] = _network(tmp_path, run)
+    assert names["plain"] == "deeplabv3_mobilenet_lite_os16"
+    assert names["one"].startswith("deeplabv3_mobilenet_lite_os16_float1_")
+    assert names["one"] == names["same"] != names["other"]
