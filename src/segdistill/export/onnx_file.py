@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from segdistill.core.errors import UserError
 from segdistill.core.files import atomic_file
 from segdistill.export.argmax_graph import add_classes
-from segdistill.export.quantize import normalizing_nodes, quantize
+from segdistill.export.quantize import Quantizer, normalizing_nodes
 from segdistill.export.wrapper import ExportWrapper
 from segdistill.formats.header import KEY, MEAN, STD, Header
 from segdistill.nets.onnx_session import INPUT, OUTPUTS, open_session
@@ -38,8 +39,19 @@ def write_float32(path: str | Path, net: nn.Module, header: Header, opset: int, 
 
 def write_int8(path: str | Path, net: nn.Module, header: Header, opset: int, images: np.ndarray) -> None:
     """Write `net` quantised to int8, with ranges calibrated on `images` uint8 (N, H, W, 3); see `write_float32`."""
-    traced = _traced(ExportWrapper(net, from_bytes=True), opset, images.shape[1:3])
-    _write(path, quantize(traced, images), header.with_history(quantised="int8"))
+    quantizer = quantizer_of(net, opset, images.shape[1:3])
+    quantizer.calibrate(images)
+    write_quantised(path, quantizer.quantised(), header)
+
+
+def quantizer_of(net: nn.Module, opset: int, size_px: tuple[int, int]) -> Quantizer:
+    """Return what quantises `net`, traced with frames of `size_px`; it is not calibrated yet."""
+    return Quantizer(_traced(ExportWrapper(net, from_bytes=True), opset, size_px))
+
+
+def write_quantised(path: str | Path, model: onnx.ModelProto, header: Header, float_layers: Sequence[str] = ()) -> None:
+    """Write a model that `Quantizer.quantised` made, with `header` and the layers left in float as metadata."""
+    _write(path, model, header.with_history(quantised="int8", float_layers=list(float_layers) or None))
 
 
 def _traced(net: ExportWrapper, opset: int, size_px: tuple[int, int]) -> onnx.ModelProto:
@@ -117,6 +129,25 @@ class OnnxPredictor:
         return self.session.run(OUTPUTS[:1], {INPUT: images_BHW3})[0]
 
 
+def forward_part(path: str | Path) -> tuple[onnx.ModelProto, str]:
+    """Return (the part of an exported file from normalised pixels to logits, the name of its input).
+
+    The name is INPUT where the first layer normalises: then the part reads frames.
+    """
+    model = onnx.load(path)
+    chain = normalizing_nodes(model.graph)
+    start = chain[-1].output[0] if chain else INPUT
+    typed = onnx.shape_inference.infer_shapes(model)
+    return onnx.utils.Extractor(typed).extract_model([start], [OUTPUTS[1]]), start
+
+
+def normalised_planes(images_NHW3: np.ndarray) -> np.ndarray:
+    """Return uint8 frames as float32 (N, 3, H, W), normalised as the graph does it."""
+    scaled = images_NHW3.astype(np.float32) / 255
+    pixels = ((scaled - np.array(MEAN, np.float32)) / np.array(STD, np.float32)).transpose(0, 3, 1, 2)
+    return np.ascontiguousarray(pixels)
+
+
 class ForwardSession:
     """Run only the network of an exported file, from normalised pixels (N, 3, H, W) to logits.
 
@@ -124,12 +155,8 @@ class ForwardSession:
     """
 
     def __init__(self, path: str | Path, threads: int) -> None:
-        model = onnx.load(path)
-        chain = normalizing_nodes(model.graph)
-        self._start = chain[-1].output[0] if chain else INPUT
-        typed = onnx.shape_inference.infer_shapes(model)
-        cut = onnx.utils.Extractor(typed).extract_model([self._start], [OUTPUTS[1]])
-        self.session = open_session(cut.SerializeToString(), threads)
+        part, self._start = forward_part(path)
+        self.session = open_session(part.SerializeToString(), threads)
         self._pixels: dict[tuple, np.ndarray] = {}
 
     def run(self, image_NHW3: np.ndarray) -> np.ndarray:
@@ -137,7 +164,5 @@ class ForwardSession:
         if self._start == INPUT:
             return self.session.run([OUTPUTS[1]], {INPUT: image_NHW3})[0]
         if image_NHW3.shape not in self._pixels:
-            scaled = image_NHW3.astype(np.float32) / 255
-            pixels = ((scaled - np.array(MEAN, np.float32)) / np.array(STD, np.float32)).transpose(0, 3, 1, 2)
-            self._pixels[image_NHW3.shape] = np.ascontiguousarray(pixels)
+            self._pixels[image_NHW3.shape] = normalised_planes(image_NHW3)
         return self.session.run([OUTPUTS[1]], {self._start: self._pixels[image_NHW3.shape]})[0]

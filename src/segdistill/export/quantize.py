@@ -11,9 +11,10 @@ of 2.7% for that student, 2.9 instead of 2.2 and 14.2 instead of 12.5 for two ot
 
 from __future__ import annotations
 
+import copy
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,48 +26,96 @@ from segdistill.core.files import name_path_in_errors
 QUANTISED = ("Conv", "Add", "Concat", "MaxPool", "GlobalAveragePool", "Relu", "Clip", "Resize", "MatMul", "Gemm")
 # Bilinear weights at integer factors are multiples of 1/8 or 1/4, and 1/248 divides both: no rounding.
 WEIGHTS_SCALE = 1 / 248
+FUSED = ("Relu", "Clip")  # the quantiser removes them: the range of their output clips as they do
+Ranges = dict[str, tuple[float, float]]  # lowest and highest value by tensor
+Layer = tuple[str, ...]  # the names of its nodes
 
 
-def quantize(model: onnx.ModelProto, images: np.ndarray) -> onnx.ModelProto:
-    """Return a float32 model quantised to int8.
+class Quantizer:
+    """Quantise one float32 model once or several times, with ranges of its activations from frames.
 
-    Args:
-        model: reads uint8 frames, its only input, and returns logits, which stay float32.
-        images: uint8 (N, H, W, 3), to calibrate the ranges of activations on, one at a time.
+    Attributes:
+        model: the float32 model as it is quantised: constants folded, shapes inferred.
+        ranges: (lowest, highest) of each activation over all frames of `calibrate`, by tensor.
     """
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    place = Path(tempfile.gettempdir())  # the quantiser reads and writes files
-    with name_path_in_errors(place), tempfile.TemporaryDirectory(dir=place) as folder, _without_advice():
-        files = [str(Path(folder) / name) for name in ("traced.onnx", "simplified.onnx", "quantised.onnx")]
-        onnx.save(model, files[0])
-        quant_pre_process(files[0], files[1], skip_symbolic_shape=True)
-        simplified = onnx.load(files[1])
-        quantize_static(
-            files[1],
-            files[2],
-            _CalibrationReader(model.graph.input[0].name, images),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=QUANTISED,
-            nodes_to_exclude=_kept_float(simplified.graph),
-            per_channel=True,
-            reduce_range=True,  # weights of 7 bits
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            extra_options={
-                "OpTypesToExcludeOutputQuantization": ["Gemm"],  # the logits: argmax needs their full precision
-                "TensorQuantOverrides": _known_scales(simplified.graph),
-            },
-        )
-        result = onnx.load(files[2])
-    _read_bytes_directly(result.graph)
-    # Let Shape read the quantised tensor; otherwise onnxruntime dequantises all of it to get its size.
-    quantised_of = {node.output[0]: node.input[0] for node in result.graph.node if node.op_type == "DequantizeLinear"}
-    for node in result.graph.node:
-        if node.op_type == "Shape":
-            node.input[0] = quantised_of.get(node.input[0], node.input[0])
-    return result
+    def __init__(self, model: onnx.ModelProto) -> None:
+        """Prepare a model that reads uint8 frames, its only input, and returns logits, which stay float32."""
+        from onnxruntime.quantization import create_calibrator
+        from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+
+        place = Path(tempfile.gettempdir())  # onnxruntime reads and writes files
+        with name_path_in_errors(place), tempfile.TemporaryDirectory(dir=place) as folder, _without_advice():
+            traced, simplified, observed = (
+                Path(folder) / f"{name}.onnx" for name in ("traced", "simplified", "observed")
+            )
+            onnx.save(model, traced)
+            quant_pre_process(str(traced), str(simplified), skip_symbolic_shape=True)
+            self.model = load_model_with_shape_infer(simplified)
+            self._calibrator = create_calibrator(simplified, QUANTISED, augmented_model_path=str(observed))
+        self.ranges: Ranges = {}
+
+    def calibrate(self, images: np.ndarray) -> None:
+        """Widen the ranges to those of `images` uint8 (N, H, W, 3), run one at a time."""
+        self._calibrator.collect_data(_CalibrationReader(self.model.graph.input[0].name, images))
+        found = self._calibrator.compute_data()
+        self.ranges = {name: (found[name].lowest.item(), found[name].highest.item()) for name in found}
+
+    def layers(self) -> list[Layer]:
+        """Return the nodes that are quantised, layer by layer: each with the activation that is fused into it."""
+        kept = set(_kept_float(self.model.graph))
+        nodes = [node for node in self.model.graph.node if node.op_type in QUANTISED and node.name not in kept]
+        activations = {node.input[0]: node.name for node in nodes if node.op_type in FUSED}
+        fused = set(activations.values())
+        return [
+            (node.name, *(activations[output] for output in node.output if output in activations))
+            for node in nodes
+            if node.name not in fused
+        ]
+
+    def quantised(
+        self, ranges: Ranges | None = None, float_nodes: Iterable[str] = (), only: Iterable[str] = ()
+    ) -> onnx.ModelProto:
+        """Return the model in int8.
+
+        Args:
+            ranges: of activations; those of `calibrate` by default.
+            float_nodes: names of nodes to keep in float32.
+            only: names of the nodes to quantise; all by default.
+        """
+        from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorsData
+
+        ends = {name: np.array(pair, np.float32) for name, pair in (ranges or self.ranges).items()}
+        pairs = {name: (pair[:1], pair[1:]) for name, pair in ends.items()}
+        with _without_advice():
+            quantizer = QDQQuantizer(
+                copy.deepcopy(self.model),
+                per_channel=True,
+                reduce_range=True,  # weights of 7 bits
+                weight_qType=QuantType.QInt8,
+                activation_qType=QuantType.QUInt8,
+                tensors_range=TensorsData(CalibrationMethod.MinMax, pairs),
+                nodes_to_quantize=list(only),
+                nodes_to_exclude=[*_kept_float(self.model.graph), *float_nodes],
+                op_types_to_quantize=QUANTISED,
+                extra_options={
+                    "OpTypesToExcludeOutputQuantization": ["Gemm"],  # the logits: argmax needs their full precision
+                    "TensorQuantOverrides": _known_scales(self.model.graph),
+                },
+            )
+            quantizer.quantize_model()
+            quantizer.model.topological_sort()
+        result = quantizer.model.model
+        _read_bytes_directly(result.graph)
+        # Let Shape read the quantised tensor; otherwise onnxruntime dequantises all of it to get its size.
+        quantised_of = {
+            node.output[0]: node.input[0] for node in result.graph.node if node.op_type == "DequantizeLinear"
+        }
+        for node in result.graph.node:
+            if node.op_type == "Shape":
+                node.input[0] = quantised_of.get(node.input[0], node.input[0])
+        return result
 
 
 class _CalibrationReader:
@@ -158,7 +207,10 @@ def _casts_of_bytes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
 def _read_bytes_directly(graph: onnx.GraphProto) -> None:
     """Remove the casts of bytes to floats that the quantiser turns into the same bytes again, in place."""
     for cast in _casts_of_bytes(graph):
-        for quantise in [node for node in graph.node if node.input[0] == cast.output[0]]:
+        readers = [node for node in graph.node if cast.output[0] in node.input]
+        if any(node.op_type != "QuantizeLinear" for node in readers):  # a first layer that is kept in float32
+            continue
+        for quantise in readers:
             for node in graph.node:
                 if quantise.output[0] in node.input:
                     node.input[0] = cast.input[0]

@@ -11,20 +11,21 @@ from torch import Tensor
 from segdistill.core.files import write_json
 from segdistill.core.provenance import file_sha256
 from segdistill.data.prepared import PreparedData
-from segdistill.export.onnx_file import OnnxPredictor, write_float32, write_int8
+from segdistill.export.gates import write_int8_within
+from segdistill.export.onnx_file import OnnxPredictor, write_float32
 from segdistill.formats.header import Header
 from segdistill.nets.device import TorchPredictor, device_of
 from segdistill.nets.weights import load_net
 from segdistill.params.model import Params
 from segdistill.paths import FINETUNED, METRICS, MODELS, STUDENT_ONNX, VAL_CLASSES, run_metrics, run_models
-from segdistill.scoring.evaluate import LabelLoss, classes_of, evaluate, evenly_spaced
+from segdistill.scoring.evaluate import LabelLoss, classes_of, evaluate
 from segdistill.scoring.record import ClassMapArchive, metrics_on_disk
 
 
 def export_run(params: Params, run: str, models: Path = MODELS, metrics: Path = METRICS) -> None:
     """Write student.onnx and student.int8.onnx of `run`, and their metrics on val to metrics/runs/RUN/export.json.
 
-    Calibrate the int8 ranges on evenly spaced frames of the holdout, never on val, which the metrics are about.
+    What is chosen about the int8 file is chosen on the holdout, never on val, which the metrics are about.
     """
     data, export, folder = PreparedData.open(), params.export_params(run), run_models(run, models)
     settings, weights = params.distill_settings(run), folder / FINETUNED
@@ -34,10 +35,10 @@ def export_run(params: Params, run: str, models: Path = MODELS, metrics: Path = 
     header = header.with_history(weights_sha256=file_sha256(weights))
     files = {precision: folder / name for precision, name in STUDENT_ONNX.items()}
     write_float32(files["float32"], net, header, export.opset, data.val.size_px)
-    calibration = data.holdout.images[evenly_spaced(len(data.holdout), export.calibration_images)]
-    write_int8(files["int8"], net, header, export.opset, calibration)
-
     compute = device_of(params.compute).in_float32()._replace(device=torch.device("cpu"))
+    quantisation = write_int8_within(
+        files["int8"], files["float32"], net, header, data.holdout, export, compute.threads
+    )
     torch_predictor = TorchPredictor(net, compute)
 
     def score(predictor: TorchPredictor | _ComparedWithTorch) -> dict:
@@ -55,7 +56,7 @@ def export_run(params: Params, run: str, models: Path = MODELS, metrics: Path = 
     for precision, file in files.items():
         compared = _ComparedWithTorch(OnnxPredictor(file, compute.threads), torch_predictor)
         rows[precision] = score(compared) | compared.metrics() | {"bytes": file.stat().st_size}
-    write_json(run_metrics(run, metrics) / "export.json", rows)
+    write_json(run_metrics(run, metrics) / "export.json", rows | {"quantisation": quantisation})
 
 
 class _ComparedWithTorch:

@@ -22,7 +22,7 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 NORMALISATION = {"mean": list(MEAN), "std": list(STD), "range": "0..1", "order": "RGB"}
 _TABLE_KEYS = ("class_names", "label_ids", "colors")
-_HISTORY = {"params": dict, "seed": int, "step": int} | dict.fromkeys(
+_HISTORY = {"params": dict, "seed": int, "step": int, "float_layers": list} | dict.fromkeys(
     ("teacher_sha256", "git_revision", "weights_sha256", "quantised"), str
 )
 
@@ -43,6 +43,7 @@ class Header:
         teacher_sha256: the teacher that the student learned from; None for a control.
         weights_sha256: ONNX files only, the safetensors file that was exported.
         quantised: ONNX files only, "int8" or None.
+        float_layers: int8 files only, the layers that were left in float32; None where there are none.
     """
 
     arch: str
@@ -56,6 +57,7 @@ class Header:
     git_revision: str | None = None
     weights_sha256: str | None = None
     quantised: str | None = None
+    float_layers: list[str] | None = None
 
     @classmethod
     def of_net(cls, arch: str, classes: int | ClassTable, output_stride: int) -> Header:

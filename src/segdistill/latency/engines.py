@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,11 +28,12 @@ Argmax = Callable[[torch.Tensor, tuple[int, int]], torch.Tensor]  # logits (1, C
 
 
 class Engine(NamedTuple):
-    """The two calls of a network on one engine; `how` describes the engine and its settings."""
+    """The two calls of a network on one engine; `how` describes the engine and its settings, `facts` join its row."""
 
     forward: Call
     end_to_end: Call
     how: str
+    facts: Mapping[str, float] = {}
 
 
 def full_size_argmax(logits_1Chw: torch.Tensor, size_px: tuple[int, int]) -> torch.Tensor:

@@ -19,14 +19,16 @@ import numpy as np
 import torch
 
 from segdistill.core.files import write_json
-from segdistill.core.provenance import package_versions, processor, usable_cores
+from segdistill.core.provenance import package_versions, processor, settings_hash, usable_cores
 from segdistill.data.prepared import PreparedData
 from segdistill.data.teacher_cache import is_ensemble
 from segdistill.export.onnx_file import write_float32, write_int8
 from segdistill.formats.header import read_header
 from segdistill.latency.engines import Call, Engine, best_torch_engine, onnx_engine, torch_engine
+from segdistill.latency.openvino_engine import check_openvino, openvino_engines
 from segdistill.latency.timing import interleaved_ms, quantiles
 from segdistill.nets.device import Compute, resolve_device
+from segdistill.nets.onnx_session import read_for_serving
 from segdistill.nets.resize import resize_images
 from segdistill.nets.weights import load_net
 from segdistill.params.model import Params
@@ -35,11 +37,14 @@ from segdistill.scoring.evaluate import classes_of, evenly_spaced
 from segdistill.teacher.model import open_teacher
 
 ENSEMBLE_NETWORK = "ensemble"  # in place of the name of a network
+AGREEMENT_FRAMES = 4  # on which engines are compared with onnxruntime
 _SETTLE = "settle"  # the untimed call
 
 
 def benchmark(params: Params, models: Path = MODELS, out: Path = BENCHMARK) -> None:
     """Time every distinct network of the sweep and the teacher, and write metrics/benchmark.json."""
+    if "openvino" in params.benchmark.engines:
+        check_openvino("benchmark.engines")
     load_before = os.getloadavg()
     data = PreparedData.open()
     # Up to 16 val frames uint8 (N, H, W, 3) in memory, at the size to time.
@@ -59,7 +64,7 @@ def benchmark(params: Params, models: Path = MODELS, out: Path = BENCHMARK) -> N
                 made[network] = ensemble
                 continue
             files = _onnx_files(params, name, models, Path(scratch), data)
-            made[network] = _engines(_weights(models, name), files, compute, params, frames[:1])
+            made[network] = _engines(_weights(models, name), files, compute, params, frames)
         in_order = dict.fromkeys(networks.values())
         engines = {(network, backend): made[network][backend] for network in in_order for backend in made[network]}
         rows = time_engines(engines, frames, params)
@@ -72,7 +77,7 @@ def benchmark(params: Params, models: Path = MODELS, out: Path = BENCHMARK) -> N
         "frames": params.benchmark.frames,
         "warmup_frames": params.benchmark.warmup_frames,
         "interleaved": "a frame per network, backend and kind of call in every round, after an untimed one per backend",
-        "versions": package_versions("torch", "onnxruntime", "onnx", "numpy", "segdistill"),
+        "versions": package_versions("torch", *params.benchmark.engines, "onnxruntime", "onnx", "numpy", "segdistill"),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "cpus": usable_cores(),
         # Processes that ran or waited for a core, averaged over the minute before; the second includes this one.
@@ -96,11 +101,19 @@ def _ensemble_engines(folder: Path, compute: Compute) -> dict[str, Engine]:
 
 
 def _network(models: Path, name: str) -> str:
-    """Return the name of a model's network: architecture and output stride, or "ensemble"."""
+    """Return the name of a model's network: architecture and output stride, or "ensemble".
+
+    An int8 file with layers in float32 is another network to the processor: its name says how many and has their hash.
+    """
     if name == "teacher" and is_ensemble(models / "teacher"):
         return ENSEMBLE_NETWORK
     header = read_header(_weights(models, name))
-    return f"{header.arch}_os{header.output_stride}"
+    network = f"{header.arch}_os{header.output_stride}"
+    if name == "teacher":
+        return network
+    _, facts = read_for_serving(run_models(name, models) / STUDENT_ONNX["int8"])
+    layers = facts.get("float_layers")
+    return network if not layers else f"{network}_float{len(layers)}_{settings_hash(layers)[:6]}"
 
 
 def _weights(models: Path, name: str) -> Path:
@@ -112,30 +125,38 @@ def _weights(models: Path, name: str) -> Path:
 def _onnx_files(params: Params, name: str, models: Path, scratch: Path, data: PreparedData) -> dict[str, Path]:
     """Return the exported ONNX files of a student; export those of the teacher into `scratch`."""
     if name != "teacher":
-        return {f"onnx_{precision}": run_models(name, models) / file for precision, file in STUDENT_ONNX.items()}
+        return {precision: run_models(name, models) / file for precision, file in STUDENT_ONNX.items()}
     net, header = load_net(_weights(models, name))
-    files = {"onnx_float32": scratch / "teacher.onnx", "onnx_int8": scratch / "teacher.int8.onnx"}
+    files = {"float32": scratch / "teacher.onnx", "int8": scratch / "teacher.int8.onnx"}
     size_px = params.benchmark.size_px or data.val.size_px
-    write_float32(files["onnx_float32"], net, header, params.export.opset, size_px)
+    write_float32(files["float32"], net, header, params.export.opset, size_px)
     calibration = data.holdout.images[evenly_spaced(len(data.holdout), params.export.calibration_images)]
-    write_int8(files["onnx_int8"], net, header, params.export.opset, calibration)
+    write_int8(files["int8"], net, header, params.export.opset, calibration)
     return files
 
 
 def _engines(
-    weights: Path, files: dict[str, Path], compute: Compute, params: Params, frame: np.ndarray
+    weights: Path, files: dict[str, Path], compute: Compute, params: Params, frames: np.ndarray
 ) -> dict[str, Engine]:
-    """Return a single network on every engine: torch as it is, torch at its fastest, CUDA if any, and ONNX files."""
-    exported = {backend: onnx_engine(file, compute.threads) for backend, file in files.items()}
-    eager = compute.in_float32()
-    engines = {
-        "torch": torch_engine(load_net(weights)[0], eager),
-        "torch_best": best_torch_engine(load_net(weights)[0], compute, frame),
-    }
-    if params.compute.device != "cpu" and torch.cuda.is_available():
-        on_gpu = resolve_device("cuda", params.compute.precision, params.benchmark.threads)
-        engines["torch_cuda"] = torch_engine(on_gpu.place(load_net(weights)[0]), on_gpu, f"CUDA, {on_gpu.dtype}")
-    return engines | exported
+    """Return a single network on every engine that params name.
+
+    Of torch: as it is, at its fastest, on CUDA if any. Of the others: each ONNX file; `files` has them by precision.
+    """
+    engines: dict[str, Engine] = {}
+    # Open the files first, whichever engines run them: an unreadable one is reported at once.
+    exported = {f"onnx_{precision}": onnx_engine(file, compute.threads) for precision, file in files.items()}
+    if "torch" in params.benchmark.engines:
+        engines["torch"] = torch_engine(load_net(weights)[0], compute.in_float32())
+        engines["torch_best"] = best_torch_engine(load_net(weights)[0], compute, frames[:1])
+        if params.compute.device != "cpu" and torch.cuda.is_available():
+            on_gpu = resolve_device("cuda", params.compute.precision, params.benchmark.threads)
+            engines["torch_cuda"] = torch_engine(on_gpu.place(load_net(weights)[0]), on_gpu, f"CUDA, {on_gpu.dtype}")
+    if "onnxruntime" in params.benchmark.engines:
+        engines |= exported
+    if "openvino" in params.benchmark.engines:
+        made = openvino_engines(files, frames[:AGREEMENT_FRAMES], compute.threads)
+        engines |= {f"openvino_{precision}": engine for precision, engine in made.items()}
+    return engines
 
 
 def time_engines(engines: dict[tuple[str, str], Engine], frames: np.ndarray, params: Params) -> dict[str, dict]:
@@ -154,7 +175,8 @@ def time_engines(engines: dict[tuple[str, str], Engine], frames: np.ndarray, par
     for (network, backend, what), taken in taken_ms.items():
         if what == _SETTLE:
             continue
-        row = rows.setdefault(network, {}).setdefault(backend, {"how": engines[network, backend].how})
+        engine = engines[network, backend]
+        row = rows.setdefault(network, {}).setdefault(backend, {"how": engine.how, **engine.facts})
         row |= quantiles(taken, what)
         if what == "end_to_end":
             row["end_to_end_total_ms"] = float(taken.sum())

@@ -275,6 +275,11 @@ class FinetuneParams(Section):
 class ExportParams(Section):
     opset: Annotated[int, Field(ge=18, le=23)] = Field(description="of the ONNX files")
     calibration_images: Count = Field(description="holdout frames that set the ranges of the int8 file")
+    max_int8_loss: NotNegative | None = Field(
+        default=0.5,
+        description="points of holdout mIoU that int8 may lose against float32 before further ways to quantise are "
+        "tried (ship.md); null tries none and measures nothing",
+    )
 
 
 class BenchmarkParams(Section):
@@ -282,6 +287,10 @@ class BenchmarkParams(Section):
     size_px: SizePx | None = Field(description="[height, width] of the timed frames; null is the prepared size")
     warmup_frames: Count = Field(description="rounds before the timed ones that are not counted")
     threads: CountOrZero = Field(description="CPU threads of each model; 0 takes all cores")
+    engines: Annotated[tuple[Literal["torch", "onnxruntime", "openvino"], ...], Field(min_length=1)] = Field(
+        default=("torch", "onnxruntime"),
+        description="what runs the networks; openvino is installed with the extra of that name",
+    )
 
 
 class ReportParams(Section):

@@ -43,7 +43,8 @@ def answer(summary: Summary) -> Answer:
         if row.role == STUDENT:
             reasons.append(claim(summary, summary.setting_of(row.run)))
         reasons.append(_against_teacher(summary, champion, row))
-    reasons += [over_all_settings(summary), _finetuning(summary)]
+        reasons.append("" if summary.busy else _on_openvino(champion, row))
+    reasons += [over_all_settings(summary), _finetuning(summary), *_quantising(summary)]
     if summary.busy:
         reasons.append(f"Do not rely on the latencies: {summary.busy}.")
     if champion is not None:
@@ -171,6 +172,22 @@ def _against_teacher(summary: Summary, champion: ModelFile, row: Row) -> str:
     return text + (f"; it {' and '.join(facts)}." if facts else ".")
 
 
+def _on_openvino(champion: ModelFile, row: Row) -> str:
+    """Return how fast OpenVINO runs the champion's file, at its fastest; empty where that was not measured."""
+    ways = {"": row.openvino_int8_p50_ms}
+    if champion.precision == "float32":
+        ways = {"": row.openvino_float32_p50_ms, " in bfloat16": row.openvino_bfloat16_p50_ms}
+    measured = {way: p50_ms for way, p50_ms in ways.items() if p50_ms is not None}
+    if not measured or champion.p50_ms is None:
+        return ""
+    way = min(measured, key=lambda name: measured[name])
+    ratio = champion.p50_ms / measured[way]
+    return (
+        f"OpenVINO runs the same file{way} {ratio:.1f} times as fast as onnxruntime ({measured[way]:.1f} against "
+        f"{champion.p50_ms:.1f} ms); the pick is by onnxruntime."
+    )
+
+
 def finetuning_lost(row: Row) -> bool:
     """Return whether the further steps lowered val mIoU."""
     if row.distilled_mean_iou is None or row.mean_iou is None or not row.finetune_steps:
@@ -189,6 +206,22 @@ def _finetuning(summary: Summary) -> str:
         f"Finetuning lowered val mIoU in {len(lost)} of {len(summary.runs)} runs: {which}, from "
         f"{worst.distilled_mean_iou:.1%} to {worst.mean_iou:.1%}. The exported file is the finetuned one."
     )
+
+
+def _quantising(summary: Summary) -> list[str]:
+    """Return a sentence for each int8 file that min-max ranges did not bring within the bound."""
+    sentences = []
+    for row in summary.runs:
+        found = row.files.get("export", {}).get("quantisation", {})
+        if len(found.get("tries", ())) < 2:
+            continue
+        layers, first = len(found["float_layers"]), found["tries"][0]["holdout_loss"]
+        way = f"{layers} {'layers' if layers > 1 else 'layer'} left in float32" if layers else found["gate"]
+        loss = f"loses {found['holdout_loss']:.1f} points of mIoU on the holdout"
+        is_within = found["holdout_loss"] <= found["max_int8_loss"]
+        end = "" if is_within else f", more than export.max_int8_loss allows ({found['max_int8_loss']:g})"
+        sentences.append(f"The int8 file of {row.run} {loss} with {way} (min-max: {first:.1f}){end}.")
+    return sentences
 
 
 def signed(gain: float) -> str:

@@ -35,6 +35,7 @@ class Metric:
     times: float = 1.0  # what the value is multiplied by where it is shown
     better: Callable | None = None  # max or min; None where neither is better
     shown: tuple[str, ...] = EVERYWHERE
+    optional: bool = False  # tables and files leave it out where no model has it
     name: str = ""  # the field; filled in by METRICS
 
     def value(self, files: Mapping[str, Any]) -> Any:
@@ -77,10 +78,14 @@ class Row:
         "α", "g", "weight of the distillation loss; the label loss has 1 − α", shown=(RUNS, TERMINAL)
     )
     label_weight: float | None = metric(
-        "Label weight", "g", "of the label loss, where a run has both weights in place of α", shown=(RUNS, TERMINAL)
+        "Label weight",
+        "g",
+        "of the label loss, where a run has both weights in place of α",
+        optional=True,
+        shown=(RUNS, TERMINAL),
     )
     distill_weight: float | None = metric(
-        "Distill weight", "g", "of the distillation loss, likewise", shown=(RUNS, TERMINAL)
+        "Distill weight", "g", "of the distillation loss, likewise", optional=True, shown=(RUNS, TERMINAL)
     )
     lr: float | None = metric("lr", "g", "learning rate", shown=(RUNS, TERMINAL))
     temperature: float | None = metric("T", "g", "temperature of the distillation loss", shown=(MORE,))
@@ -196,6 +201,31 @@ class Row:
         "latency.onnx_int8.end_to_end_p50_ms",
         better=min,
     )
+    openvino_float32_p50_ms: float | None = metric(
+        "ms OpenVINO",
+        ".2f",
+        "p50 end to end, float32 ONNX in OpenVINO",
+        "latency.openvino_float32.end_to_end_p50_ms",
+        better=min,
+        shown=(MORE, COMPARE),
+        optional=True,
+    )
+    openvino_bfloat16_p50_ms: float | None = metric(
+        "ms OpenVINO bf16",
+        ".2f",
+        "p50 end to end, float32 ONNX in OpenVINO, which computes in bfloat16",
+        "latency.openvino_bfloat16.end_to_end_p50_ms",
+        better=min,
+        optional=True,
+    )
+    openvino_int8_p50_ms: float | None = metric(
+        "ms OpenVINO int8",
+        ".2f",
+        "p50 end to end, int8 ONNX in OpenVINO",
+        "latency.openvino_int8.end_to_end_p50_ms",
+        better=min,
+        optional=True,
+    )
     s_per_image: float | None = metric(
         "s / image",
         ".4f",
@@ -245,8 +275,9 @@ class Row:
         return next(((engine, p50_ms) for engine, p50_ms in measured if p50_ms is not None), None)
 
     def columns(self) -> dict[str, Any]:
-        """Return the line of summary.csv, in the order of COLUMNS."""
-        return {name: getattr(self, name) for name in COLUMNS}
+        """Return the line of summary.csv, in the order of COLUMNS, without optional metrics that it does not have."""
+        values = {name: getattr(self, name) for name in COLUMNS}
+        return {name: value for name, value in values.items() if value is not None or name not in OPTIONAL}
 
     @property
     def is_finished(self) -> bool:
@@ -259,17 +290,14 @@ METRICS: tuple[Metric, ...] = tuple(
 )
 _NO_COLUMNS = ("setting", "class_iou", "files", "computed_with")
 COLUMNS = tuple(column.name for column in fields(Row) if column.name not in _NO_COLUMNS)
-_WEIGHTS = ("label_weight", "distill_weight")
+OPTIONAL = tuple(one.name for one in METRICS if one.optional)
 SETTINGS = tuple(one.name for one in METRICS if not one.sources and one.name != "gain_over_vanilla")
 
 
 def shown_in(table: str, rows: Iterable[Row]) -> tuple[Metric, ...]:
-    """Return the declared settings and metrics that a table shows of `rows`, in their order.
-
-    The weights of both losses are left out where every run has alpha.
-    """
-    by_weights = any(row.distill_weight is not None for row in rows)
-    return tuple(one for one in METRICS if table in one.shown and (by_weights or one.name not in _WEIGHTS))
+    """Return the declared settings and metrics that a table of `rows` shows, in their order."""
+    had = {name for row in rows for name in row.columns()}
+    return tuple(one for one in METRICS if table in one.shown and one.name in had)
 
 
 def setting_columns(settings: Mapping[str, Any], finetune_steps: int) -> dict[str, Any]:

@@ -185,7 +185,8 @@ def write_summary(summary: Summary, metrics: Path) -> None:
             }
     write_json(metrics / "summary.json", value)
     with atomic_file(metrics / "summary.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        had = {name for row in summary.rows for name in row.columns()}
+        writer = csv.DictWriter(stream, [name for name in COLUMNS if name in had], lineterminator="\n")
         writer.writeheader()
         writer.writerows(row.columns() for row in summary.rows)
 
@@ -236,7 +237,8 @@ def _run_row(params: Params, metrics: Path, run: str, benchmark: dict, check_sta
     files["latency"] = _latencies(benchmark, run)
     if not files["export"].get("int8"):
         # Latencies are of a network: another run of it has an int8 file, this one has none.
-        files["latency"].pop("onnx_int8", None)
+        for backend in ("onnx_int8", "openvino_int8"):
+            files["latency"].pop(backend, None)
     settings, steps = params.distill_settings(run).model_dump(mode="json"), params.finetune_params(run).steps
     stale = computed_with(params, metrics, run) if check_stale else {}
     columns = setting_columns(stale or settings, stale.get("finetune_steps", steps) if stale else steps)

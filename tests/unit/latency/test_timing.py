@@ -30,7 +30,10 @@ def test_every_engine_runs_untimed_before_it_is_timed():
     log = []
     engines = {
         ("net", name): Engine(
-            lambda _, name=name: log.append(f"{name} forward"), lambda _, name=name: log.append(f"{name} whole"), name
+            lambda _, name=name: log.append(f"{name} forward"),
+            lambda _, name=name: log.append(f"{name} whole"),
+            name,
+            {"agreement_with_onnxruntime": 0.5} if name == "onnx" else {},
         )
         for name in ("torch", "onnx")
     }
@@ -40,3 +43,5 @@ def test_every_engine_runs_untimed_before_it_is_timed():
     assert log == 2 * one_round
     assert set(rows["net"]["onnx"]) >= {"forward_p50_ms", "end_to_end_p50_ms", "end_to_end_p95_to_p50"}
     assert not any("settle" in key for key in rows["net"]["onnx"])
+    assert rows["net"]["onnx"]["agreement_with_onnxruntime"] == 0.5
+    assert "agreement_with_onnxruntime" not in rows["net"]["torch"]

@@ -143,3 +143,42 @@ def test_teacher_of_several_parts_is_shown_in_the_form_it_was_timed_in(parameter
     assert summary.teacher.timed("int8") == (engine, 90.0)
     assert f"9.0 times as fast as the teacher in {engine}." in text_of(summary)
     assert replace(teacher, torch_p50_ms=None).timed() is None
+
+
+def quantised(gate: str, losses: list[float], layers: list[str], bound: float = 0.5) -> dict:
+    best = min(losses)
+    return {
+        "gate": gate,
+        "holdout_loss": best,
+        "float_layers": layers,
+        "max_int8_loss": bound,
+        "tries": [{"holdout_loss": loss} for loss in losses],
+    }
+
+
+def test_int8_files_that_needed_more_than_the_first_try_are_named() -> None:
+    ways = {
+        "plain": quantised("min-max", [0.2], []),
+        "narrow": quantised("percentile 99.9", [1.5, 0.4], []),
+        "float": quantised("layers in float", [3.0, 1.0, 0.9], ["a", "b"]),
+        "unmeasured": {"gate": "min-max", "max_int8_loss": None, "tries": []},
+    }
+    rows = [one(run, 0.5, 0.49, files={"export": {"quantisation": way}}) for run, way in ways.items()]
+    text = text_of(of_rows([one("vanilla", 0.5, role="control"), *rows], {}))
+    assert (
+        "The int8 file of narrow loses 0.4 points of mIoU on the holdout with percentile 99.9 (min-max: 1.5)." in text
+    )
+    assert "of float loses 0.9 points" in text
+    assert "with 2 layers left in float32 (min-max: 3.0), more than export.max_int8_loss allows (0.5)." in text
+    assert "of plain" not in text
+    assert "of unmeasured" not in text
+
+
+def test_openvino_is_compared_on_the_file_that_is_picked() -> None:
+    rows = [one("vanilla", 0.5, role="control"), one("a03", 0.6, 0.6, openvino_int8_p50_ms=2.5)]
+    expected = "OpenVINO runs the same file 2.0 times as fast as onnxruntime (2.5 against 5.0 ms)"
+    assert expected in text_of(of_rows(rows, {}))
+    assert "OpenVINO" not in text_of(replace(of_rows(rows, {}), busy="the machine was busy"))
+    rows = [one("a03", 0.6, openvino_float32_p50_ms=12.0, openvino_bfloat16_p50_ms=4.0)]
+    assert "the same file in bfloat16 2.5 times as fast" in text_of(of_rows(rows, {}))
+    assert "OpenVINO" not in text_of(of_rows([one("a03", 0.6)], {}))

@@ -11,7 +11,7 @@ import pytest
 from segdistill.core.errors import UserError
 from segdistill.report.terminal import markdown
 from segdistill.results.champion import choose_champion, floor_of, model_files, pareto_front, why_busy
-from segdistill.results.row import COLUMNS, row_key, setting_key
+from segdistill.results.row import COLUMNS, OPTIONAL, TERMINAL, row_key, setting_key, shown_in
 from segdistill.results.summary import of_rows, rows_on_disk, summarise, write_summary
 from support.fake_metrics import BENCHMARK, sweep_params, write_metrics, write_sweep
 from support.rows import one
@@ -96,12 +96,26 @@ def test_summary_files_are_flat_and_complete(metrics: Path) -> None:
     assert not any(isinstance(value, dict | list) for value in written["runs"]["a03"].values())
     with (metrics / "summary.csv").open(newline="") as stream:
         lines = list(csv.DictReader(stream))
-    assert tuple(lines[0]) == COLUMNS
+    assert tuple(lines[0]) == tuple(name for name in COLUMNS if name not in OPTIONAL)
     assert [line["run"] for line in lines] == ["teacher", "vanilla", "a03", "light"]
     assert (lines[2]["mean_iou"], lines[3]["int8_mean_iou"], lines[0]["alpha"]) == ("0.53", "", "")
     before = (metrics / "summary.csv").read_bytes(), (metrics / "summary.json").read_bytes()
     write_summary(summarise(sweep_params(), metrics), metrics)
     assert before == ((metrics / "summary.csv").read_bytes(), (metrics / "summary.json").read_bytes())
+
+
+def test_optional_columns_appear_where_a_model_has_them(metrics: Path) -> None:
+    timed = BENCHMARK["networks"]["small_os16"] | {"openvino_int8": BENCHMARK["networks"]["small_os16"]["onnx_int8"]}
+    networks = BENCHMARK["networks"] | {"small_os16": timed}
+    (metrics / "benchmark.json").write_text(json.dumps(BENCHMARK | {"networks": networks}))
+    summary = summarise(sweep_params(), metrics)
+    write_summary(summary, metrics)
+    with (metrics / "summary.csv").open(newline="") as stream:
+        lines = list(csv.DictReader(stream))
+    assert [line["openvino_int8_p50_ms"] for line in lines] == ["", "20", "20", ""]
+    assert "openvino_float32_p50_ms" not in lines[0]
+    assert "openvino_int8_p50_ms" in [one.name for one in shown_in(TERMINAL, summary.rows)]
+    assert "openvino_int8_p50_ms" not in [one.name for one in shown_in(TERMINAL, summary.rows[:1])]
 
 
 def test_row_key_changes_with_everything_a_run_depends_on() -> None:
