@@ -173,19 +173,23 @@ def _against_teacher(summary: Summary, champion: ModelFile, row: Row) -> str:
 
 
 def _on_openvino(champion: ModelFile, row: Row) -> str:
-    """Return how fast OpenVINO runs the champion's file, at its fastest; empty where that was not measured."""
-    ways = {"": row.openvino_int8_p50_ms}
+    """Return how much faster OpenVINO runs the champion's file, at its fastest; empty where it was not or is slower."""
+    ways = {"int8": row.openvino_int8_p50_ms}
     if champion.precision == "float32":
-        ways = {"": row.openvino_float32_p50_ms, " in bfloat16": row.openvino_bfloat16_p50_ms}
+        ways = {"float32": row.openvino_float32_p50_ms, "bfloat16": row.openvino_bfloat16_p50_ms}
     measured = {way: p50_ms for way, p50_ms in ways.items() if p50_ms is not None}
-    if not measured or champion.p50_ms is None:
+    way = min(measured, key=lambda name: measured[name], default=None)
+    if way is None or champion.p50_ms is None or champion.p50_ms <= measured[way]:
         return ""
-    way = min(measured, key=lambda name: measured[name])
-    ratio = champion.p50_ms / measured[way]
-    return (
-        f"OpenVINO runs the same file{way} {ratio:.1f} times as fast as onnxruntime ({measured[way]:.1f} against "
-        f"{champion.p50_ms:.1f} ms); the pick is by onnxruntime."
+    timed = row.files.get("latency", {}).get(f"openvino_{way}", {})
+    agrees = timed.get("agreement_with_onnxruntime")
+    computing = " in bfloat16" if way == "bfloat16" else ""
+    text = (
+        f"OpenVINO runs the same file{computing} {champion.p50_ms / measured[way]:.1f} times as fast as onnxruntime "
+        f"({measured[way]:.1f} against {champion.p50_ms:.1f} ms)"
     )
+    text += "" if agrees is None else f" and names the same class on {agrees:.1%} of the pixels"
+    return f"{text}; pick and mIoU are of onnxruntime."
 
 
 def finetuning_lost(row: Row) -> bool:
