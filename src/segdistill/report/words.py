@@ -98,7 +98,7 @@ def claim(summary: Summary, setting: Setting) -> str:
     if gain.low is None:
         return (
             f"One seed cannot tell distilling from chance (gain in PyTorch {signed(gain.mean)} points): train "
-            f"{setting.name} and its control with at least two more seeds."
+            f"{setting.name} and its control with at least two more seeds, by seeds in params.yaml."
         )
     start = {
         "helped": "Distilling helped:",

@@ -18,7 +18,7 @@ def changed_runs(params: Params, metrics: Path, runs: Iterable[str]) -> str | No
 
     Return None where all are the same or where no record tells.
     """
-    return stale_sentence([run for run in runs if run in params.runs and computed_with(params, metrics, run)])
+    return stale_sentence([run for run in runs if run in params.students() and computed_with(params, metrics, run)])
 
 
 def stale_sentence(runs: list[str]) -> str | None:

@@ -116,7 +116,7 @@ def of_rows(
 
 
 def summarise(params: Params, metrics: Path, *, check_stale: bool = True) -> Summary:
-    """Return the summary of the teacher and of every run in `params`.
+    """Return the summary of the teacher and of every student in `params`.
 
     With `check_stale`, a row whose settings were changed in params.yaml has those that it was computed with.
 
@@ -125,11 +125,11 @@ def summarise(params: Params, metrics: Path, *, check_stale: bool = True) -> Sum
     """
     benchmark = _read(metrics / "benchmark.json")
     teacher = _teacher_row(params, metrics, benchmark)
-    rows = [teacher, *(_run_row(params, metrics, run, benchmark, check_stale) for run in params.runs)]
+    rows = [teacher, *(_run_row(params, metrics, run, benchmark, check_stale) for run in params.students())]
     for row in rows:
         if row.run not in benchmark["models"]:
             raise UserError(f"metrics/benchmark.json: has no latencies of '{row.run}'; dvc repro benchmark takes them")
-    records = {run: _record(metrics / "runs" / run / "val") for run in params.runs}
+    records = {run: _record(metrics / "runs" / run / "val") for run in params.students()}
     counts = {run: record.group_counts for run, record in records.items() if record is not None}
     # The most frequent class predicted for every pixel: a floor, where more than one class occurs.
     baseline, of_teacher = None, _record(metrics / "val")
@@ -152,13 +152,13 @@ def summarise(params: Params, metrics: Path, *, check_stale: bool = True) -> Sum
 
 
 def rows_on_disk(params: Params, metrics: Path) -> tuple[Row, ...]:
-    """Return a row for the teacher and for every run of `params` that was distilled, however far it is.
+    """Return a row for the teacher and for every student of `params` that was distilled, however far it is.
 
     Values that are not there yet are None.
     """
     benchmark = _read(metrics / "benchmark.json", {})
     rows = [_teacher_row(params, metrics, benchmark)] if (metrics / "teacher.json").is_file() else []
-    for run in params.runs:
+    for run in params.students():
         if (metrics / "runs" / run / "distill.json").is_file():
             rows.append(_run_row(params, metrics, run, benchmark, check_stale=True, complete=False))
     return with_gains(rows)

@@ -22,6 +22,7 @@ from segdistill.nets.weights import load_net
 from segdistill.scoring.record import ValRecord
 from segdistill.student.run import distill, finetune
 from segdistill.training import job as training_job
+from segdistill.training import loop as training_loop
 from segdistill.training.checkpoint import Checkpointer
 from support.tiny_city import build_city, build_logits, tinier_params
 
@@ -124,6 +125,28 @@ def test_training_gives_the_same_bytes_twice_and_others_with_another_seed(here):
     )
     distill(params_of(views=RUNS["views"] | {"seed": 5}), "views")
     assert weights("views") != first[0]
+
+
+def test_a_repetition_gives_the_bytes_of_a_run_with_its_seed(here):
+    repeated = params_of().model_copy(update={"seeds": (5,)})
+    distill(repeated, "views-5")
+    finetune(repeated, "views-5")
+    by_hand = params_of(views=RUNS["views"] | {"seed": 5})
+    distill(by_hand, "views")
+    finetune(by_hand, "views")
+    for name in ("distilled", "finetuned"):
+        assert weights("views-5", name) == weights("views", name)
+
+
+def test_a_kept_checkpoint_brings_the_weights_back_without_a_step(here, monkeypatch):
+    distill(params_of(), "views", keep_checkpoint=True)
+    before = weights("views")
+    shutil.rmtree("models/runs/views")  # as DVC does when the stage starts again
+    monkeypatch.setattr(training_loop, "update", None)  # a step would fail
+    checkpointer = distill(params_of(), "views", keep_checkpoint=True)
+    assert weights("views") == before
+    checkpointer.clear()
+    assert not checkpointer.folder.exists()
 
 
 def test_resume_ignores_the_checkpoint_of_other_code(here, monkeypatch):
