@@ -70,6 +70,11 @@ class DataParams(Section):
         description="folder inside root, of JPEG and PNG images without labels: further train frames for students that "
         "have a teacher",
     )
+    unseen_groups: tuple[str, ...] = Field(
+        default=(),
+        description="cities or drives, by name, that are taken out of train, holdout and val, and scored beside val; "
+        "in quotes where YAML reads a number, as '0016e5'",
+    )
     synthetic: SyntheticParams = Field(description="size of the built-in city, used when source is synthetic")
 
 

@@ -28,6 +28,7 @@ from segdistill.paths import (
 )
 from segdistill.scoring.evaluate import LabelLoss, evaluate, evenly_spaced
 from segdistill.scoring.record import ClassMapArchive, ValRecorder, metrics_on_disk, write_images
+from segdistill.scoring.unseen import score_unseen
 from segdistill.student.distillation import Distillation, OnStoredGrid
 from segdistill.training.checkpoint import Checkpointer
 from segdistill.training.holdout import HoldoutEvaluator, keep_images
@@ -73,7 +74,7 @@ def _train_and_write(
     views = ViewSpec.of(data, settings.crop_px, logits.views, logits.stride, params.seed, settings.scale_range)
     cache = None if settings.teacher == "none" else TeacherCache(settings.teacher, views)
     # Open these before the training: after hours of it a missing file would be found too late.
-    val = data.val
+    val, _ = data.val, data.unseen
     teacher_classes = None if cache is None else ClassMapArchive(cache.folder / VAL_CLASSES)
 
     curve: list[dict] = []
@@ -97,17 +98,20 @@ def _train_and_write(
     keep_images(checkpointer.folder if checkpointer else None, metrics / f"{phase}_images", save_given)
 
     recorder = ValRecorder(data.table, val.names, data.frame_groups["val"]) if is_last else None
+    predictor, batch_size = TorchPredictor(net, compute.in_float32()), params.evaluation.batch_size
+    loss = LabelLoss.of(settings)
     evaluation = evaluate(
-        TorchPredictor(net, compute.in_float32()),
+        predictor,
         val,
         len(data.table),
-        params.evaluation.batch_size,
-        loss=LabelLoss.of(settings),
+        batch_size,
+        loss=loss,
         # A control depends on no teacher, so export-onnx measures its agreement later.
         teacher_classes=teacher_classes,
         keep=evenly_spaced(len(val), params.evaluation.images) if recorder else None,
         on_frame=recorder.add if recorder else None,
     )
+    on_unseen, unseen_recorder = score_unseen(predictor, data, batch_size, loss) if is_last else ({}, None)
     header = Header.of_net(settings.network, data.table, settings.output_stride).with_history(
         params=settings.model_dump(mode="json"),
         seed=settings.seed,
@@ -121,14 +125,14 @@ def _train_and_write(
     if recorder:
         images = {f"{index:05d}_student": classes_HW for index, classes_HW in evaluation.classes.items()}
         write_images(metrics / "images", images, data.table)
-        recorder.write(metrics / "val")
+        recorder.write(metrics / "val", unseen_recorder)
     facts = {
         "parameters": shipped_parameters(net),
         "weights_sha256": file_sha256(weights),
         "data_fingerprint": data.fingerprint,
         "training_precision": compute.precision if settings.steps else None,
     }
-    write_json(metrics / f"{phase}.json", metrics_on_disk(evaluation.metrics, data.table.names) | facts)
+    write_json(metrics / f"{phase}.json", metrics_on_disk(evaluation.metrics, data.table.names) | facts | on_unseen)
     if checkpointer and keep_checkpoint:
         checkpointer.release()
     elif checkpointer:
