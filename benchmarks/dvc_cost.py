@@ -133,6 +133,8 @@ def _trivial(folder: Path, runs: int) -> Path:
     real = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     stages = {}
     for name, stage in real.items():
+        if "matrix" in stage:  # there are none without further seeds
+            continue
         key = "${key}" if stage.get("foreach") == "${runs}" else "${item}" if "foreach" in stage else ""
         body = {"cmd": "true", "deps": ["dep.txt"], "outs": [f"outs/{name}/{key or 'only'}.txt"]}
         stages[name] = {"foreach": stage["foreach"], "do": body} if key else body
@@ -173,6 +175,8 @@ def _lock(folder: Path) -> dict:
 def _write_outs(folder: Path, runs: Iterable[str], kinds: list[str]) -> None:
     """Write small files for all outs of dvc.yaml: of the stages of `runs`, and of the stages that exist once."""
     for stage in yaml.safe_load((folder / "dvc.yaml").read_text(encoding="utf-8"))["stages"].values():
+        if "matrix" in stage:
+            continue
         body = stage.get("do", stage)
         outs = [out for section in ("outs", "metrics", "plots") for out in body.get(section, ())]
         for out in (next(iter(out)) if isinstance(out, dict) else out for out in outs):

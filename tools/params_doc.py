@@ -14,12 +14,13 @@ import typing
 from pathlib import Path
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from segdistill.params.archs import arch_facts, arch_names
 from segdistill.params.model import Arch, Params, RunBase, section_of
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "params.md"
-SECTIONS = [name for name in Params.model_fields if name not in {"seed", "runs"}]
+SECTIONS = [name for name in Params.model_fields if name not in {"seed", "seeds", "runs"}]
 
 
 def allowed(annotation: object, metadata: list) -> str:
@@ -67,12 +68,16 @@ def rows(model: type[BaseModel], prefix: str) -> list[str]:
         if section is not None:
             found += rows(section, f"{path}.")
         else:
-            takes = "mapping of keys" if "dict" in str(field.annotation) else allowed(field.annotation, field.metadata)
-            if not field.is_required() and field.default not in (None, {}):
-                default = str(field.default).lower() if isinstance(field.default, bool) else field.default
-                takes += f"; `{default}` where it is left out"
-            found.append(f"| `{path}` | {takes} | {field.description or ''} |")
+            found.append(_row(path, field))
     return found
+
+
+def _row(path: str, field: FieldInfo) -> str:
+    takes = "mapping of keys" if "dict" in str(field.annotation) else allowed(field.annotation, field.metadata)
+    if not field.is_required() and field.default not in (None, {}, ()):
+        default = str(field.default).lower() if isinstance(field.default, bool) else field.default
+        takes += f"; `{default}` where it is left out"
+    return f"| `{path}` | {takes} | {field.description or ''} |"
 
 
 def page() -> str:
@@ -87,7 +92,8 @@ def page() -> str:
         "",
     ]
     head = ["| key | allowed | what it is |", "|---|---|---|"]
-    lines += [*head, f"| `seed` | whole number, at least 0 | {Params.model_fields['seed'].description} |", ""]
+    seeds = {name: Params.model_fields[name] for name in ("seed", "seeds")}
+    lines += [*head, *(_row(name, field) for name, field in seeds.items()), ""]
     for name in SECTIONS:
         lines += [f"## {name}", "", *head, *rows(Params.model_fields[name].annotation, f"{name}."), ""]
     lines += [

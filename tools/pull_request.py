@@ -192,9 +192,10 @@ def read_rows(side: Path) -> dict[str, dict]:
 
 
 def settings_of(params: dict, name: str) -> dict:
-    """Return the settings of a run with those that it inherits, or of the teacher."""
+    """Return the settings of a run or a repetition of one, with those that it inherits, or of the teacher."""
     if name == "teacher":
         return params["teacher"]
+    name = name if name in params["runs"] else name.rpartition("-")[0]  # RUN-SEED
     inherited = params["distill"] | {"finetune": params["finetune"], "export": params["export"]}
     return dict(flat(inherited)) | dict(flat(params["runs"][name]))
 

@@ -39,7 +39,7 @@ EXEMPT_IN = {
     },
     "report": {"training": "it only removes the checkpoints of runs that params.yaml no longer has"},
 }
-# The network that a stage runs, as params name it.
+# The network that a stage runs, as params name it. A repetition depends on the result of its run instead, see dvc.yaml.
 NETWORK_OF = {
     "teacher-check": "${teacher.arch}",
     "teacher-logits": "${teacher.arch}",

@@ -15,6 +15,7 @@ VAL_CLASSES = "val_classes.npz"  # in TEACHER and TEACHER_LOGITS/KIND: the teach
 # In run_models(RUN).
 DISTILLED, FINETUNED = "distilled.safetensors", "finetuned.safetensors"
 STUDENT_ONNX = {"float32": "student.onnx", "int8": "student.int8.onnx"}
+SAME_AS = "same_as.json"  # all that a repetition of a run with its own seed has
 REPORT = Path("reports/index.html")
 BENCHMARK = METRICS / "benchmark.json"
 SCRATCH = Path("scratch")  # unfinished trainings; ignored by git and DVC

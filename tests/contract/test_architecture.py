@@ -35,6 +35,7 @@ SECTION_OF = {
     "teacher-check": "teacher",  # what is checked
     "steplr-finetune": "finetune",  # also a key of a run, where the short word is typed
     "export-onnx": "export",  # as finetune
+    "repeat": "runs",  # what is repeated; the whole list of seeds would rerun all repetitions
 }
 
 stage_deps = load_script(ROOT / "tools" / "stage_deps.py")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ SOURCE = "src/segdistill"
 DISTILL, FINETUNE, EXPORT = (
     [f"{stage}@{run}" for run in RUNS] for stage in ("distill", "steplr-finetune", "export-onnx")
 )
-STUDENTS, TEACHER, LOGITS = DISTILL + FINETUNE, ["teacher-check"], ["teacher-logits@views"]
+REPEAT = [f"repeat@{run}-1" for run in RUNS]
+STUDENTS, TEACHER, LOGITS = DISTILL + FINETUNE + REPEAT, ["teacher-check"], ["teacher-logits@views"]
 # By edit: the files that get a further line, and the stages that have to rerun.
 EDITS = {
     "a distillation loss": (["student/distillation.py"], STUDENTS),
@@ -29,8 +31,11 @@ EDITS = {
     ),
     "the check of the teacher": (["teacher/check.py"], TEACHER),
     "building the cache": (["teacher_logits/build.py"], LOGITS),
-    "ONNX export": (["export/run.py", "export/onnx_file.py", "export/argmax_graph.py", "export/wrapper.py"], EXPORT),
-    "quantisation": (["export/quantize.py"], EXPORT),
+    "ONNX export": (
+        ["export/run.py", "export/onnx_file.py", "export/argmax_graph.py", "export/wrapper.py"],
+        EXPORT + REPEAT,
+    ),
+    "quantisation": (["export/quantize.py"], EXPORT + REPEAT),
     "latency": (["latency/run.py", "latency/engines.py", "latency/timing.py"], ["benchmark"]),
     "the report": (["report/__init__.py"], ["report"]),
     "the results": (["results/summary.py", "results/champion.py"], ["report"]),
@@ -45,6 +50,7 @@ EDITS = {
         [],
     ),
     "a network that no run names": (["networks/deeplabv3_resnet101.py"], []),
+    # Of repetitions DVC knows the run that they repeat: they follow when its result is another one.
     "the network of one run": (
         [f"networks/{RUNS[STUDENT]['student']}.py"],
         [f"{stage}@{STUDENT}" for stage in ("distill", "steplr-finetune", "export-onnx")],
@@ -59,17 +65,23 @@ EDITS = {
 VALUES = {
     f"runs.{STUDENT}.alpha": (
         0.6,
-        [*(f"{s}@{STUDENT}" for s in ("distill", "steplr-finetune", "export-onnx")), "benchmark"],
+        [
+            *(f"{s}@{STUDENT}" for s in ("distill", "steplr-finetune", "export-onnx")),
+            f"repeat@{STUDENT}-1",
+            "benchmark",
+        ],
     ),
     "distill.temperature": (2.0, STUDENTS + EXPORT),
     "distill.scale_range": ([1.0, 2.0], LOGITS + STUDENTS + EXPORT),
-    "finetune.steps": (1, FINETUNE),
+    "finetune.steps": (1, FINETUNE + REPEAT),
     "teacher.steps": (3, TEACHER),
     "teacher_logits.dtype": ("uint8", LOGITS),
     "teacher_logits.mirrored": (True, LOGITS),
-    "export.opset": (19, [*EXPORT, "benchmark"]),
+    "export.opset": (19, [*EXPORT, *REPEAT, "benchmark"]),
     "benchmark.frames": (2, ["benchmark"]),
     "tracking.experiment": ("other", []),
+    # A new seed leaves the repetitions that are there as they are.
+    "seeds": ([1, 2], [*(f"repeat@{run}-2" for run in RUNS), "benchmark"]),
     "seed": (1, ["prepare", *TEACHER, *LOGITS, *STUDENTS, *EXPORT]),
 }
 
@@ -81,11 +93,18 @@ def finished(tmp_path_factory) -> Checkout:
     Stages run in forks of this process, so that torch is loaded once; `dvc commit` then records what they wrote.
     """
     checkout = Checkout(tmp_path_factory.mktemp("clone") / "project")
-    params = tinier_params(data={"synthetic": FRAMES}, benchmark={"frames": 1, "warmup_frames": 1}, runs=RUNS)
+    params = tinier_params(
+        data={"synthetic": FRAMES}, benchmark={"frames": 1, "warmup_frames": 1}, runs=RUNS, seeds=(1,)
+    )
     checkout.params = params.model_dump(mode="json", exclude_none=False)
     checkout.save_params()
     checkout.commit("tiny params")
-    for call in [*TRAINING, *(f"export_onnx --run {run}" for run in RUNS), "benchmark", "report"]:
+    for call in [
+        *TRAINING,
+        *(f"export_onnx --run {run}" for run in RUNS),
+        *(f"repeat --run {run} --seed 1" for run in RUNS),
+        *("benchmark", "report"),
+    ]:
         stage, *arguments = call.split()
         done = call_stage(checkout.folder, stage, *arguments)
         assert done.exit_code == 0, f"{call}: {done.err}"
@@ -133,3 +152,29 @@ def test_value_in_params_reruns_only_the_stages_that_read_it(finished, path):
         assert changed_stages(finished) == sorted([*stages, "report"])
     finally:
         file.write_bytes(before)
+
+
+def own_seed_folders(checkout: Checkout) -> list[Path]:
+    return [folder for top in ("models", "metrics") for folder in (checkout.folder / top / "runs").glob("*-0")]
+
+
+def test_seeds_may_list_the_seed_that_runs_have(finished):
+    """`seeds: [0, 1]` with `seed: 0` asks for no training that is not there: the stage of seed 0 trains nothing."""
+    file: Path = finished.folder / "params.yaml"
+    before = file.read_bytes()
+    file.write_text(json.dumps(finished.params | {"seeds": [0, 1]}), encoding="utf-8")
+    try:
+        own = [f"repeat@{run}-0" for run in RUNS]
+        assert changed_stages(finished) == sorted([*own, "benchmark", "report"])
+        for run in RUNS:
+            done = call_stage(finished.folder, "repeat", "--run", run, "--seed", "0")
+            assert done.exit_code == 0, done.err
+        written = [path.name for folder in own_seed_folders(finished) for path in folder.iterdir()]
+        assert written == ["same_as.json"] * 2 * len(RUNS)
+        assert call_stage(finished.folder, "report").exit_code == 0
+        assert list(finished.metrics("summary.json")["runs"]) == [f"{run}{n}" for run in RUNS for n in ("", "-1")]
+    finally:
+        file.write_bytes(before)
+        for folder in own_seed_folders(finished):
+            shutil.rmtree(folder)
+        assert call_stage(finished.folder, "report").exit_code == 0

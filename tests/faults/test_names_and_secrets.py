@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import csv
 import html
+import re
 import urllib.parse
 from dataclasses import replace
 
@@ -161,10 +162,10 @@ def test_no_string_becomes_a_command():
                 assert not any(keyword.arg == "shell" for keyword in node.keywords), where
 
 
-def test_the_pipeline_hands_a_shell_nothing_but_names_of_runs_and_kinds():
+def test_the_pipeline_hands_a_shell_nothing_but_names_of_runs_kinds_and_seeds():
     """DVC runs a stage's command in a shell; what it fills in is checked by `load_params`, and comes from no data."""
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     commands = [stage.get("do", stage)["cmd"] for stage in stages.values()]
-    filled = {command.partition("${")[2] for command in commands if "${" in command}
-    assert filled == {"key}", "item}"}
+    filled = {name for command in commands for name in re.findall(r"\$\{(.*?)\}", command)}
+    assert filled == {"key", "item", "item.run", "item.seed"}
     assert all(command.startswith("exec python stages/") for command in commands)

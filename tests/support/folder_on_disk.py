@@ -24,6 +24,7 @@ def settings(root: Path | str, **changed) -> SimpleNamespace:
     """A `data` section that reads the folder `root`."""
     return SimpleNamespace(
         **{"source": "folder", "root": str(root), "size_px": None, "holdout_fraction": 0.4, "unlabelled": None}
+        | {"unseen_groups": ()}
         | changed
     )
 

@@ -31,7 +31,7 @@ def tinier_params(**changed: dict) -> Params:
     raw["finetune"] |= {"steps": 2, "decay_every_steps": 1}
     raw["runs"] = {name: run | {"student": ARCH} for name, run in raw["runs"].items()}
     for section, values in changed.items():
-        raw[section] = values if section == "runs" else raw[section] | values
+        raw[section] = values if section in ("runs", "seeds") else raw[section] | values
     raw["runs"] = {name: {"student": ARCH} | run for name, run in raw["runs"].items()}
     return Params.model_validate(raw)
 

@@ -68,7 +68,7 @@ def track(
                 watch()
             return
         # MLflow would keep a row of metrics with settings that they are not of.
-        if changed := changed_runs(params, METRICS, params.runs):
+        if changed := changed_runs(params, METRICS, params.students()):
             raise UserError(changed)
     if not track_all(params, METRICS, shows_progress=True):
         raise typer.Exit(1)

@@ -47,11 +47,11 @@ def compare_runs(params: Params, metrics: Path, names: Sequence[str]) -> Compari
     Raises:
         UserError: params.yaml has no such run, or its metrics are missing.
     """
-    known = (TEACHER, *params.runs)
+    known = (TEACHER, *params.students())
     if unknown := [name for name in names if name not in known]:
         raise UserError(f"no run is named {', '.join(map(repr, unknown))}; there are {', '.join(known)}")
-    compared = {name: run for name, run in params.runs.items() if name in names}
-    summary = summarise(params.model_copy(update={"runs": compared}), metrics)
+    compared = {name: params.student(name) for name in params.students() if name in names}
+    summary = summarise(params.model_copy(update={"runs": compared, "seeds": ()}), metrics)
     by_name = {row.run: row for row in summary.rows}
     rows = [by_name[name] for name in names]
     measured = []

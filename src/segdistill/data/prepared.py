@@ -96,6 +96,11 @@ class PreparedData:
     def val(self) -> Split:
         return self._open_split("val")
 
+    @cached_property
+    def unseen(self) -> Split | None:
+        """Return the frames of data.unseen_groups, None where it names none."""
+        return self._open_split("unseen") if "unseen" in self.frame_names else None
+
     def class_frequency(self, split: str) -> list[float]:
         """Return the share of each class of the labelled pixels of a split.
 

@@ -53,7 +53,7 @@ def benchmark(params: Params, models: Path = MODELS, out: Path = BENCHMARK) -> N
     if size_px is not None and tuple(size_px) != frames.shape[1:3]:
         frames = resize_images(frames, size_px)
     compute = resolve_device("cpu", params.compute.precision, params.benchmark.threads)
-    networks = {name: _network(models, name) for name in ("teacher", *params.runs)}
+    networks = {name: _network(models, name) for name in ("teacher", *params.students())}
     first_of = {networks[name]: name for name in reversed(networks)}
     made: dict[str, dict[str, Engine]] = {}  # by network and backend
     with tempfile.TemporaryDirectory() as scratch:

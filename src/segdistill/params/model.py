@@ -70,6 +70,11 @@ class DataParams(Section):
         description="folder inside root, of JPEG and PNG images without labels: further train frames for students that "
         "have a teacher",
     )
+    unseen_groups: tuple[str, ...] = Field(
+        default=(),
+        description="cities or drives, by name, that are taken out of train, holdout and val, and scored beside val; "
+        "in quotes where YAML reads a number, as '0016e5'",
+    )
     synthetic: SyntheticParams = Field(description="size of the built-in city, used when source is synthetic")
 
 
@@ -386,6 +391,10 @@ class StudentSettings(DistillParams, TrainingSettings):
 
 class Params(Section):
     seed: CountOrZero = Field(description="of everything drawn: splits, views, weights, batches")
+    seeds: tuple[CountOrZero, ...] = Field(
+        default=(),
+        description="every run is trained once more with each of these, as RUN-SEED; with `seed` it is trained anyway",
+    )
     data: DataParams
     compute: ComputeParams
     evaluation: EvaluationParams
@@ -403,9 +412,29 @@ class Params(Section):
         """Return the settings of the teacher's training."""
         return TeacherSettings(**self.teacher.model_dump(), seed=self.seed)
 
+    def students(self) -> tuple[str, ...]:
+        """Return the names of all students: each run, followed by its repetitions with other seeds."""
+        return tuple(name for run in self.runs for name in (run, *self.repetitions(run)))
+
+    def repetitions(self, run: str) -> tuple[str, ...]:
+        """Return the names of the students that repeat `run`, RUN-SEED for each of `seeds` but its own."""
+        return tuple(f"{run}-{seed}" for seed in self.seeds if seed != self.seed_of(run))
+
+    def seed_of(self, name: str) -> int:
+        """Return the seed of a student, the global one where its run names none."""
+        own = self.student(name).seed
+        return self.seed if own is None else own
+
+    def student(self, name: str) -> RunParams:
+        """Return the entry of a student: that of its run, with its own seed."""
+        if name in self.runs:
+            return self.runs[name]
+        run, _, seed = name.rpartition("-")
+        return self.runs[run].model_copy(update={"seed": int(seed)})
+
     def distill_settings(self, run: str) -> StudentSettings:
-        """Return the settings of the first steps of `run`."""
-        entry = self.runs[run].model_dump(exclude={"finetune", "export"}, exclude_none=True)
+        """Return the settings of the first steps of `run`, which may be any student."""
+        entry = self.student(run).model_dump(exclude={"finetune", "export"}, exclude_none=True)
         settings = {"seed": self.seed} | self.distill.model_dump() | entry
         if not takes_backbone(settings["student"]):
             settings["backbone"] = None  # distill.backbone is for the students that take one
@@ -414,7 +443,7 @@ class Params(Section):
     def finetune_settings(self, run: str) -> StudentSettings:
         """Return the settings of the further steps of `run`; `steps` is 0 where there are none."""
         own = self.finetune_params(run).model_dump(exclude_none=True)
-        if self.runs[run].teacher == "none":  # a control stays one
+        if self.student(run).teacher == "none":  # a control stays one
             own = {key: value for key, value in own.items() if key not in WEIGHT_KEYS}
         elif own.keys() & set(WEIGHT_KEYS):  # alpha replaces both weights of the run, and they replace its alpha
             own = dict.fromkeys(WEIGHT_KEYS) | own
@@ -422,8 +451,8 @@ class Params(Section):
 
     def finetune_params(self, run: str) -> FinetuneParams:
         """Return the section finetune with what `run` overrides."""
-        return FinetuneParams(**(self.finetune.model_dump() | self.runs[run].finetune))
+        return FinetuneParams(**(self.finetune.model_dump() | self.student(run).finetune))
 
     def export_params(self, run: str) -> ExportParams:
         """Return the section export with what `run` overrides."""
-        return ExportParams(**(self.export.model_dump() | self.runs[run].export))
+        return ExportParams(**(self.export.model_dump() | self.student(run).export))

@@ -141,6 +141,7 @@ def _cross_errors(params: Params) -> Iterator[str]:
             "tracking.uri: holds a password, which git and dvc.lock would keep; allowed is a URI without, and in the "
             "environment MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or all of it as MLFLOW_TRACKING_URI"
         )
+    yield from _seed_errors(params)
     for name in params.runs:
         yield from _run_errors(params, name)
 
@@ -180,6 +181,24 @@ def _weight_errors(path: str, section: RunBase | FinetuneParams) -> Iterator[str
         yield (
             f"{path}.label_weight: found {given['label_weight']} with distill_weight 0; allowed is 1: the learning "
             "rate alone scales the steps"
+        )
+
+
+def _seed_errors(params: Params) -> Iterator[str]:
+    if len(set(params.seeds)) < len(params.seeds):
+        yield f"seeds: found {list(params.seeds)}; each seed at most once"
+    for run in params.runs:
+        for name in params.repetitions(run):
+            if name in params.runs:
+                yield f"runs.{name}: this name is taken, by the repetition of {shown(run)} that seeds asks for"
+            elif len(name) > MAX_RUN_NAME:
+                yield f"runs.{shown(run)[:MAX_SHOWN]}: with one of seeds behind it, more than {MAX_RUN_NAME} characters"
+    limited = params.teacher_logits.limit_views_to is not None
+    of_views = any(entry.teacher == "views" for entry in params.runs.values())
+    if limited and of_views and set(params.seeds) - {params.seed}:
+        yield (
+            f"seeds: found {list(params.seeds)}; teacher_logits.limit_views_to stores only what seed {params.seed} "
+            "draws, and null stores all views"
         )
 
 
@@ -235,7 +254,7 @@ def _run_errors(params: Params, name: str) -> Iterator[str]:
 
 
 def known_run(params: Params, name: str) -> str:
-    """Return `name`; raise a UserError when params.yaml has no run of that name."""
-    if name not in params.runs:
-        raise UserError(f"runs: no run is named {name!r}; params.yaml has {', '.join(params.runs)}")
+    """Return `name`; raise a UserError when no student of params.yaml has that name."""
+    if name not in params.students():
+        raise UserError(f"runs: no run is named {name!r}; params.yaml has {', '.join(params.students())}")
     return name

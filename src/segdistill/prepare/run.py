@@ -35,11 +35,14 @@ if TYPE_CHECKING:  # pydantic takes longer to load than a worker takes for a fra
     from segdistill.params.model import DataParams
 
 SOURCES = ("synthetic", "cityscapes", "folder")
+MAX_GROUPS_SHOWN = 30  # in a message
 CHUNK_FRAMES = 4  # small, so that the last worker at work is not alone for long
 
 
 def prepare(data: DataParams, seed: int, out: Path, workers: int | None = None) -> dict:
-    """Write `out`/{train,holdout,val}/{images,labels}.npy and `out`/index.json, all at once, and return the index.
+    """Write `out`/SPLIT/{images,labels}.npy and `out`/index.json, all at once, and return the index.
+
+    The splits are train, holdout and val, and unseen where `data` names unseen groups.
 
     images uint8 (N, H, W, 3) RGB; labels uint8 (N, H, W) classes, 255 = ignore. `seed` chooses the train frames that
     are held out, and renders the synthetic city. There are `workers` processes, by default one per usable core.
@@ -48,7 +51,7 @@ def prepare(data: DataParams, seed: int, out: Path, workers: int | None = None) 
         UserError: all errors of the source together, each with its path. An earlier `out` is then left as it was.
     """
     source = open_source(data, seed)
-    frames, errors = _assign_splits(source, data.holdout_fraction, seed)
+    frames, errors = _assign_splits(source, data, seed)
     if data.unlabelled is not None:
         source = WithUnlabelled.open(source, data.root, data.unlabelled)
         unlabelled, more = source.list_frames(UNLABELLED)
@@ -112,11 +115,15 @@ def open_source(data: DataParams, seed: int) -> FrameSource:
     raise UserError(f"data.source: '{data.source}'; allowed: {', '.join(SOURCES)}")
 
 
-def _assign_splits(source: FrameSource, holdout_fraction: float, seed: int) -> tuple[dict[str, list[Frame]], list[str]]:
-    """Return the frames of train, holdout and val, and the errors of listing them."""
+def _assign_splits(source: FrameSource, data: DataParams, seed: int) -> tuple[dict[str, list[Frame]], list[str]]:
+    """Return the frames of train, holdout, val and, where `data` names groups of it, unseen; and the errors of that."""
+    holdout_fraction = data.holdout_fraction
     train, errors = source.list_frames("train")
     val, more = source.list_frames("val")
     errors += more
+    unseen: list[Frame] = []
+    if data.unseen_groups and not errors:
+        train, val, unseen, errors = _take_unseen(train, val, data.unseen_groups)
     if not errors:  # else these say why
         errors += [f"the {split} split has no frames" for split, found in (("train", train), ("val", val)) if not found]
     if len(train) == 1:
@@ -147,7 +154,29 @@ def _assign_splits(source: FrameSource, holdout_fraction: float, seed: int) -> t
         "holdout": [frame for frame in train if frame.name in held_out],
         "val": val,
     }
-    return splits, errors
+    return splits | ({"unseen": unseen} if unseen else {}), errors
+
+
+def _take_unseen(
+    train: list[Frame], val: list[Frame], groups: tuple[str, ...]
+) -> tuple[list[Frame], list[Frame], list[Frame], list[str]]:
+    """Return train and val without the frames of `groups`, these frames, and the errors of naming them."""
+    known = sorted({frame.city for frame in (*train, *val)})
+    if unknown := [group for group in groups if group not in known]:
+        allowed = f"{', '.join(known[:MAX_GROUPS_SHOWN])}{', ...' * (len(known) > MAX_GROUPS_SHOWN)}"
+        return train, val, [], [f"data.unseen_groups: found {', '.join(unknown)}; the groups of frames are {allowed}"]
+    seen_train, seen_val = ([frame for frame in split if frame.city not in groups] for split in (train, val))
+    taken = [frame for frame in train if frame.city in groups]
+    if seen_val:
+        taken += [frame for frame in val if frame.city in groups]
+    else:  # with all its groups out of train, val as it is is unseen too
+        seen_val = val
+    errors = []
+    if not seen_train:
+        errors.append(f"data.unseen_groups: takes all {len(train)} train frames; leave a group to train on")
+    elif not taken:
+        errors.append("data.unseen_groups: names all groups of val and none of train, so val is unseen as it is")
+    return seen_train, seen_val, sorted(taken, key=lambda frame: frame.name), errors
 
 
 def _index(

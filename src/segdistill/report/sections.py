@@ -12,7 +12,7 @@ from segdistill.core.provenance import git_revision
 from segdistill.params.model import DistillParams, TeacherParams
 from segdistill.report.charts import Matrix
 from segdistill.report.words import both_as, file_like, finetuning_lost, signed, teacher_times, with_interval
-from segdistill.results.row import CONTROL, MISSING, TEACHER, Metric
+from segdistill.results.row import CONTROL, GAIN, MISSING, TEACHER, UNSEEN_GAIN, Metric
 from segdistill.results.summary import Summary
 
 MAX_MISTAKES = 8
@@ -69,13 +69,15 @@ def runs_table(summary: Summary, columns: Sequence[Metric]) -> Table:
         cells = []
         for one in columns:
             value, kind, title = getattr(row, one.name), "number" if one.form else "text", ""
-            if one.name == "gain_over_vanilla" and row.control:
+            if one.name in (GAIN, UNSEEN_GAIN) and row.control:
                 if row.run == row.control:
                     value = None  # the difference of a control to itself is no result
                 title = f"against {row.control}"
-                # Coloured only where several seeds tell it from chance.
-                gain = summary.setting_of(row.run).gain
-                kind += {"helped": " gain", "hurt": " loss"}.get(gain.verdict if gain else "", "")
+                # Coloured only where several seeds tell it from chance, and claims rest on it.
+                setting = summary.setting_of(row.run)
+                gain = setting.unseen_gain if one.name == UNSEEN_GAIN else setting.gain
+                verdict = gain.verdict if gain and gain is setting.claim else ""
+                kind += {"helped": " gain", "hurt": " loss"}.get(verdict, "")
             if one.name == "mean_iou" and finetuning_lost(row):
                 kind, title = f"{kind} loss", f"finetuning lowered it from {row.distilled_mean_iou:.2%}"
             if value is None:
@@ -97,27 +99,33 @@ def settings_table(summary: Summary) -> Table:
         Cell("Spread", "number", title="standard deviation over seeds, in points"),
         Cell("Δ control", "number", title="points of mIoU above the controls of the same seeds"),
         Cell("95% interval", "number", title="over seeds and groups of val frames"),
-        Cell("Distilling"),
     ]
+    has_unseen = any(one.unseen_gain for one in summary.settings)
+    if has_unseen:
+        heads.append(Cell("Δ unseen", "number", title="the same on the drives that are in no other split"))
+        heads.append(Cell("95% interval", "number", title="over seeds and unseen drives"))
+    heads.append(Cell("Distilling", title="on the unseen drives" if has_unseen else "on val"))
     lines = []
     for one in summary.settings:
-        mean_iou, spread, gain = one.mean_iou, one.spread, one.gain
+        mean_iou, spread, claim = one.mean_iou, one.spread, one.claim
         missing = Cell(MISSING, "number none")
         cells = [Cell(str(one.seeds), "number", one.seeds)]
         cells.append(missing if mean_iou is None else Cell(f"{mean_iou:.2%}", "number", mean_iou))
         cells.append(missing if spread is None else Cell(f"{100 * spread:.2f}", "number", spread))
-        cells.append(missing if gain is None else Cell(signed(gain.mean), "number", gain.mean))
-        if gain is None or gain.low is None or gain.high is None:
-            cells.append(missing)
-        else:
-            cells.append(Cell(f"{signed(gain.low)} to {signed(gain.high)}", "number", gain.low, with_interval(gain)))
+        for gain in (one.gain, one.unseen_gain) if has_unseen else (one.gain,):
+            cells.append(missing if gain is None else Cell(signed(gain.mean), "number", gain.mean))
+            if gain is None or gain.low is None or gain.high is None:
+                cells.append(missing)
+            else:
+                bounds = f"{signed(gain.low)} to {signed(gain.high)}"
+                cells.append(Cell(bounds, "number", gain.low, with_interval(gain)))
         if one.role == CONTROL:
             cells.append(Cell("control", "text none"))
-        elif gain is None:
+        elif claim is None:
             cells.append(Cell("no control of its network", "text none"))
         else:
-            kind = {"helped": "text gain", "hurt": "text loss"}.get(gain.verdict, "text")
-            cells.append(Cell(VERDICTS[gain.verdict], kind))
+            kind = {"helped": "text gain", "hurt": "text loss"}.get(claim.verdict, "text")
+            cells.append(Cell(VERDICTS[claim.verdict], kind))
         members = ", ".join(row.run for row in one.rows)
         lines.append(Line(one.name, (members,) if members != one.name else (), one.role, cells))
     return Table(heads, lines)
@@ -166,7 +174,7 @@ def tiles(summary: Summary) -> list[Tile]:
     elif control is None:
         against = "no control to compare with"
     else:
-        points, gain = signed(champion.score - control.score), summary.setting_of(row.run).gain
+        points, gain = signed(champion.score - control.score), summary.setting_of(row.run).claim
         against = f"{points} points against {control.run} ({both_as(champion, control)})"
         against += "; one seed cannot tell this from chance" if gain is None or gain.low is None else ""
     found = [Tile(f"val mIoU, {champion.precision} ONNX", f"{champion.score:.1%}", against)]
@@ -206,6 +214,7 @@ def conditions(summary: Summary) -> list[tuple[str, str]]:
         known = {
             "data": data.source,
             "frames resized to": data.size_px or "not at all",
+            **({"unseen drives": ", ".join(data.unseen_groups)} if data.unseen_groups else {}),
             "teacher": f"{teacher.described}, {trained}",
             "students": f"{_steps(params.distill)}, and {further}",
         }
@@ -245,11 +254,15 @@ def settings_note(summary: Summary) -> str:
         "Runs that differ by seed alone are one setting. Δ control is the mean over seeds of the difference to the "
         "control of the same seed, in PyTorch. A setting helped where the 95% interval is above 0."
     )
+    groups = summary.val_groups
+    if groups.unseen:
+        text += f" It rests on the unseen drives ({groups.unseen}), which are in no other split; val is there too."
     if all(one.gain is None or one.gain.low is None for one in summary.settings):
         return f"{text} No setting of this sweep has several seeds with a control each, so it cannot tell."
-    groups = summary.val_groups
     if groups.count == 1:
-        text += " All val frames are of one city or recording, so the intervals say nothing about other places."
+        text += " All val frames are of one city or recording, so the intervals on val say nothing about other places."
+    elif groups.count == 2:
+        text += " Val has two cities or recordings, too few to show how such places differ."
     elif groups.count:
         text += f" The intervals cover the seeds and the {groups.count} cities or recordings of val."
     if groups.in_train:

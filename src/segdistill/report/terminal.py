@@ -12,7 +12,7 @@ from rich.text import Text
 
 from segdistill.core.errors import UserError
 from segdistill.report.words import answer, signed
-from segdistill.results.row import CONTROL, METRICS, MISSING, TEACHER, TERMINAL, shown_in
+from segdistill.results.row import CONTROL, GAIN, METRICS, MISSING, TEACHER, TERMINAL, UNSEEN_GAIN, shown_in
 from segdistill.results.summary import Summary
 
 # Where there is no terminal (CI, a log file) rich assumes 80 columns and cuts names.
@@ -66,7 +66,11 @@ def table(summary: Summary, sort: str | None, top: int | None, group: bool) -> t
     Raises:
         UserError: there is no such metric, or it does not order settings.
     """
-    by_name = {"mean_iou": max, "gain_over_vanilla": max} if group else {one.name: one.better or max for one in METRICS}
+    by_name = (
+        dict.fromkeys(("mean_iou", GAIN, UNSEEN_GAIN), max)
+        if group
+        else {one.name: one.better or max for one in METRICS}
+    )
     if sort is not None and sort not in by_name:
         raise UserError(f"--sort: found {sort!r}; allowed are {', '.join(by_name)}")
 
@@ -76,21 +80,25 @@ def table(summary: Summary, sort: str | None, top: int | None, group: bool) -> t
 
     lines: Lines = []
     if group:
-        settings = list(summary.settings)
+        settings, has_unseen = list(summary.settings), any(one.unseen_gain for one in summary.settings)
         if sort == "mean_iou":
             settings.sort(key=lambda one: rank(one.mean_iou))
         elif sort is not None:
-            settings.sort(key=lambda one: rank(one.gain and one.gain.mean))
+            found = {one.name: one.unseen_gain if sort == UNSEEN_GAIN else one.gain for one in settings}
+            settings.sort(key=lambda one: rank(gain.mean if (gain := found[one.name]) else None))
         for one in settings[:top]:
             mean = MISSING if one.mean_iou is None else f"{one.mean_iou:.2%}"
             spread = MISSING if one.spread is None else f"{100 * one.spread:.2f}"
-            gain, interval = "control" if one.role == CONTROL else MISSING, MISSING
-            if one.gain is not None:
-                gain = signed(one.gain.mean)
-                if one.gain.low is not None and one.gain.high is not None:
-                    interval = f"{signed(one.gain.low)} to {signed(one.gain.high)}"
-            lines.append(([one.name, str(one.seeds), mean, spread, gain, interval], ""))
-        return ["setting", "seeds", "mIoU", "spread", "Δ control", "95% interval"], lines
+            cells = [one.name, str(one.seeds), mean, spread]
+            for gain in (one.gain, one.unseen_gain) if has_unseen else (one.gain,):
+                cells.append(signed(gain.mean) if gain else "control" if one.role == CONTROL else MISSING)
+                if gain is None or gain.low is None or gain.high is None:
+                    cells.append(MISSING)
+                else:
+                    cells.append(f"{signed(gain.low)} to {signed(gain.high)}")
+            lines.append((cells, ""))
+        heads = ["setting", "seeds", "mIoU", "spread", "Δ control", "95% interval"]
+        return heads + ["Δ unseen", "95% interval"] * has_unseen, lines
 
     rows = list(summary.rows)
     if sort is not None:
@@ -99,7 +107,8 @@ def table(summary: Summary, sort: str | None, top: int | None, group: bool) -> t
     for row in rows[:top]:
         texts = {column.name: column.text(getattr(row, column.name)) for column in columns}
         if row.run == row.control:
-            texts["gain_over_vanilla"] = "control"  # its difference to itself is no result
+            # Its difference to itself is no result.
+            texts |= dict.fromkeys({GAIN, UNSEEN_GAIN} & texts.keys(), "control")
         is_champion = summary.champion is not None and row.run == summary.champion.run
         style = "bold" if is_champion else "dim" if row.role == TEACHER or row.is_stale else ""
         lines.append(([f"{row.run} (stale)" if row.is_stale else row.run, *texts.values()], style))

@@ -92,13 +92,14 @@ def _against_control(summary: Summary, champion: ModelFile, row: Row) -> str:
 
 def claim(summary: Summary, setting: Setting) -> str:
     """Return what the seeds of a setting say about distilling, with what limits it."""
-    gain = setting.gain
+    gain, groups = setting.claim, summary.val_groups
     if gain is None:
         return "It has no control of its own network, so the sweep cannot tell whether distilling helped it."
     if gain.low is None:
+        where = "on unseen drives " if setting.unseen_gain else ""
         return (
-            f"One seed cannot tell distilling from chance (gain in PyTorch {signed(gain.mean)} points): train "
-            f"{setting.name} and its control with at least two more seeds."
+            f"One seed cannot tell distilling from chance (gain in PyTorch {where}{signed(gain.mean)} points): train "
+            f"{setting.name} and its control with at least two more seeds, by seeds in params.yaml."
         )
     start = {
         "helped": "Distilling helped:",
@@ -106,17 +107,31 @@ def claim(summary: Summary, setting: Setting) -> str:
         "no difference": "It is not shown that distilling helped:",
     }[gain.verdict]
     # What the interval does not cover limits the claim.
-    groups = summary.val_groups
-    if groups.count == 1:
-        limits = "All val frames are of one city or recording, so this says nothing about other places."
-    elif gain.groups < 2:
-        limits = "The interval is over seeds alone: the metrics do not say which val frames belong together."
+    if setting.unseen_gain:
+        found = f"the gain on unseen drives, in PyTorch, is {with_interval(gain)}"
+        found += f"; on val it is {with_interval(setting.gain)}" if setting.gain else ""
+        limits = covered(gain, groups.unseen, "The claim rests on one unseen drive", "unseen drives")
     else:
-        limits = f"The interval covers seeds and the {gain.groups} cities or recordings of val."
-    if groups.in_train:
-        of = f"{groups.in_train} of the {groups.count} cities or recordings of val"
-        limits += f" Train has frames of {of}: on new places the gain may be smaller."
-    return f"{start} over {gain.seeds} seeds the gain in PyTorch is {with_interval(gain)}. {limits}"
+        found = f"the gain in PyTorch is {with_interval(gain)}"
+        one = "All val frames are of one city or recording"
+        limits = covered(gain, groups.count, one, "cities or recordings of val")
+        if groups.in_train:
+            of = f"{groups.in_train} of the {groups.count} cities or recordings of val"
+            limits += f" Train has frames of {of}: on new places the gain may be smaller."
+    return f"{start} over {gain.seeds} seeds {found}. {limits}"
+
+
+def covered(gain: Gain, groups: int | None, one: str, many: str) -> str:
+    """Return what the interval of a gain covers, and what it does not: `groups` cities or drives were scored."""
+    if groups == 1:
+        stretches = f", of which the interval covers {gain.groups} stretches" if gain.groups > 1 else ""
+        return f"{one}{stretches}, so this says nothing about other places."
+    if gain.groups < 2:
+        return "The interval is over seeds alone: the metrics do not say which frames belong together."
+    if groups is not None and gain.groups > groups:
+        few = f"{gain.groups} stretches of the {groups} {many}, which are too few to show how such places differ"
+        return f"The interval covers seeds and {few}."
+    return f"The interval covers seeds and the {gain.groups} {many}."
 
 
 def with_interval(gain: Gain) -> str:
@@ -131,19 +146,20 @@ def over_all_settings(summary: Summary) -> str:
     students = [one for one in summary.settings if one.role == STUDENT]
     if not students:
         return "No run of this sweep was distilled."
-    gains = {one.name: one.gain for one in students if one.gain is not None}
+    gains = {one.name: one.claim for one in students if one.claim is not None}
     if not gains:
         return "No distilled run has a control of its own network, so the sweep cannot tell whether distilling helps."
     if len(gains) == 1:
-        (setting,) = (one for one in students if one.gain is not None)
+        (setting,) = (one for one in students if one.claim is not None)
         # The answer has the claim of the champion's setting already.
         is_said = summary.champion is not None and summary.champion.run in [row.run for row in setting.rows]
         return "" if is_said else f"{setting.name}: {claim(summary, setting)}"
     best = max(gains, key=lambda name: gains[name].mean)
     mean = sum(gain.mean for gain in gains.values()) / len(gains)
     ahead = sum(gain.mean > 0 for gain in gains.values())
+    where = "on the unseen drives in" if any(one.unseen_gain for one in students) else "in"
     text = (
-        f"Of {len(gains)} distilled settings with a control of their network, {ahead} {_are(ahead)} above it in "
+        f"Of {len(gains)} distilled settings with a control of their network, {ahead} {_are(ahead)} above it {where} "
         f"PyTorch (best: {best} with {signed(gains[best].mean)} points; mean of all {signed(mean)} points)"
     )
     repeated = [gain for gain in gains.values() if gain.low is not None]

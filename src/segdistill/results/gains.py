@@ -12,6 +12,11 @@ It is the two-way clustered variance of Cameron, Gelbach and Miller (Robust infe
 of Business & Economic Statistics 29(2), 2011) without the subtracted interaction term, so it errs on the safe side. As
 they advise for few clusters, the quantile is Student's t with (the smaller number of clusters - 1) degrees of freedom.
 With few seeds or few groups the interval is wide, and says so rightly.
+
+Of one or two groups the record has stretches of consecutive frames in place of the groups: the interval then covers
+the frames, and says nothing about how drives differ.
+
+Where there are unseen drives (data.unseen_groups) a gain has two such intervals, and the one on these drives decides.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ from statistics import mean, stdev, variance
 
 import numpy as np
 
-from segdistill.results.row import CONTROL, STUDENT, TEACHER, Row
+from segdistill.results.row import CONTROL, GAIN, STUDENT, TEACHER, UNSEEN_GAIN, Row
 
 # 97.5% quantiles of Student's t for 1, 2, 3, ... degrees of freedom; 30 and more are taken as 30, which is wider.
 T_975 = (
@@ -37,15 +42,19 @@ GroupCounts = Mapping[str, np.ndarray]  # int64 (3, C) by group: pixels hit, of 
 
 @dataclass(frozen=True)
 class ValGroups:
-    """How many groups of frames val has, and how many of them train has too; None where the metrics do not say."""
+    """How many groups of frames val has, and how many of them train has too; None where the metrics do not say.
+
+    unseen is the number of groups that are in no split but their own.
+    """
 
     count: int | None = None
     in_train: int | None = None
+    unseen: int = 0
 
 
 @dataclass(frozen=True)
 class Gain:
-    """By how much the students of a setting are above the controls of their seeds, as fractions of val mIoU.
+    """By how much the students of a setting are above the controls of their seeds, as fractions of mIoU.
 
     low and high bound the 95% interval; None with fewer than two seeds. groups is 1 where the frames could not be
     taken into account: the interval is then over seeds alone.
@@ -71,7 +80,13 @@ class Setting:
 
     name: str
     rows: tuple[Row, ...]
-    gain: Gain | None = None
+    gain: Gain | None = None  # on val
+    unseen_gain: Gain | None = None  # on the unseen drives
+
+    @property
+    def claim(self) -> Gain | None:
+        """Return the gain that a claim rests on: that on the unseen drives, where there are any."""
+        return self.unseen_gain or self.gain
 
     @property
     def role(self) -> str:
@@ -99,10 +114,14 @@ class Setting:
         return [row.mean_iou for row in self.rows if row.mean_iou is not None]
 
 
-def group_settings(rows: Sequence[Row], counts: Mapping[str, GroupCounts] | None = None) -> tuple[Setting, ...]:
+def group_settings(
+    rows: Sequence[Row],
+    counts: Mapping[str, GroupCounts] | None = None,
+    unseen_counts: Mapping[str, GroupCounts] | None = None,
+) -> tuple[Setting, ...]:
     """Return the students and controls by setting, in the order of their first runs, with the gains of the students.
 
-    `counts` are the pixel counts of the runs by group of val frames.
+    `counts` are the pixel counts of the runs by group of val frames, `unseen_counts` by unseen drive.
     """
     by_setting: dict[tuple, list[Row]] = {}
     for row in rows:
@@ -118,8 +137,11 @@ def group_settings(rows: Sequence[Row], counts: Mapping[str, GroupCounts] | None
         name = _shared_name([row.run for row in members])
         name = members[0].run if name in names else name
         names.add(name)
-        gain = _gain(members, rows, counts or {}) if members[0].role == STUDENT else None
-        settings.append(Setting(name, tuple(members), gain))
+        gain = unseen_gain = None
+        if members[0].role == STUDENT:
+            gain = _gain(members, rows, GAIN, counts or {})
+            unseen_gain = _gain(members, rows, UNSEEN_GAIN, unseen_counts or {})
+        settings.append(Setting(name, tuple(members), gain, unseen_gain))
     return tuple(settings)
 
 
@@ -127,8 +149,8 @@ def interval(differences: Sequence[float], without_group: Sequence[float]) -> tu
     """Return the 95% interval of the mean of paired differences; None with fewer than two seeds.
 
     Args:
-        differences: one for each seed, on all of val.
-        without_group: the mean over seeds with one group of val frames left out, for each group; fewer than two say
+        differences: one for each seed, on all frames.
+        without_group: the mean over seeds with one group of frames left out, for each group; fewer than two say
             that the groups are not known, and the interval is over seeds alone.
     """
     seeds, groups = len(differences), len(without_group)
@@ -143,22 +165,28 @@ def interval(differences: Sequence[float], without_group: Sequence[float]) -> tu
     return mean(differences) - half, mean(differences) + half
 
 
-def _gain(members: Sequence[Row], rows: Sequence[Row], counts: Mapping[str, GroupCounts]) -> Gain | None:
-    """Return the gain over the controls of the same network and seed; None where no member has one."""
+def _gain(
+    members: Sequence[Row], rows: Sequence[Row], difference: str, counts: Mapping[str, GroupCounts]
+) -> Gain | None:
+    """Return the gain over the controls of the same network and seed; None where no member has one.
+
+    `difference` is the field of a row that holds its difference to its control.
+    """
     controls = {row.run: row for row in rows if row.role == CONTROL}
-    pairs = []
+    pairs: list[tuple[Row, Row]] = []
+    differences: list[float] = []
     for row in members:
-        control = controls.get(row.control or "")
-        if control is None or control.arch != row.arch or row.gain_over_vanilla is None:
+        control, found = controls.get(row.control or ""), getattr(row, difference)
+        if control is None or control.arch != row.arch or found is None:
             continue
         if control.seed == row.seed or len(members) == 1:
             pairs.append((row, control))
+            differences.append(found)
     if not pairs:
         return None
-    differences = [row.gain_over_vanilla for row, _ in pairs if row.gain_over_vanilla is not None]
     without = _without_each_group([(counts.get(row.run, {}), counts.get(control.run, {})) for row, control in pairs])
-    found = interval(differences, without) if all(row.seed == control.seed for row, control in pairs) else None
-    return Gain(mean(differences), len(pairs), max(1, len(without)), *(found or (None, None)))
+    bounds = interval(differences, without) if all(row.seed == control.seed for row, control in pairs) else None
+    return Gain(mean(differences), len(pairs), max(1, len(without)), *(bounds or (None, None)))
 
 
 def _without_each_group(pairs: Sequence[tuple[GroupCounts, GroupCounts]]) -> list[float]:

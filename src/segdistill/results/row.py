@@ -144,6 +144,23 @@ class Row:
         better=max,
         shown=(RUNS, TERMINAL),
     )
+    unseen_mean_iou: float | None = metric(
+        "mIoU unseen",
+        ".2%",
+        "mIoU on the drives that are in no other split, in PyTorch",
+        "finished.unseen.mean_iou",
+        better=max,
+        optional=True,
+    )
+    unseen_gain_over_vanilla: float | None = metric(
+        "Δ unseen",
+        "+.2f",
+        "points of mIoU above the control on the unseen drives, both in PyTorch",
+        times=100,
+        better=max,
+        shown=(RUNS, TERMINAL),
+        optional=True,
+    )
     float32_mean_iou: float | None = metric(
         "mIoU float32",
         ".2%",
@@ -291,7 +308,8 @@ METRICS: tuple[Metric, ...] = tuple(
 _NO_COLUMNS = ("setting", "class_iou", "files", "computed_with")
 COLUMNS = tuple(column.name for column in fields(Row) if column.name not in _NO_COLUMNS)
 OPTIONAL = tuple(one.name for one in METRICS if one.optional)
-SETTINGS = tuple(one.name for one in METRICS if not one.sources and one.name != "gain_over_vanilla")
+GAIN, UNSEEN_GAIN = "gain_over_vanilla", "unseen_gain_over_vanilla"
+SETTINGS = tuple(one.name for one in METRICS if not one.sources and one.name not in (GAIN, UNSEEN_GAIN))
 
 
 def shown_in(table: str, rows: Iterable[Row]) -> tuple[Metric, ...]:

@@ -10,7 +10,7 @@ from segdistill.core.errors import UserError
 from segdistill.core.files import read_json
 from segdistill.formats.header import read_header
 from segdistill.params.model import Params
-from segdistill.results.row import SETTINGS, row_key
+from segdistill.results.row import OPTIONAL, SETTINGS, row_key
 
 
 def changed_runs(params: Params, metrics: Path, runs: Iterable[str]) -> str | None:
@@ -18,7 +18,7 @@ def changed_runs(params: Params, metrics: Path, runs: Iterable[str]) -> str | No
 
     Return None where all are the same or where no record tells.
     """
-    return stale_sentence([run for run in runs if run in params.runs and computed_with(params, metrics, run)])
+    return stale_sentence([run for run in runs if run in params.students() and computed_with(params, metrics, run)])
 
 
 def stale_sentence(runs: list[str]) -> str | None:
@@ -48,6 +48,8 @@ def computed_with(params: Params, metrics: Path, run: str) -> dict[str, Any]:
         fingerprint = read_json(folder / "finetune.json")["data_fingerprint"]
         if written["row_key"] in (None, row_key(params, run, fingerprint)):
             return {}
+        # An optional setting is not in the summary of a run that does not have it.
+        written = dict.fromkeys(OPTIONAL) | written
         columns = {name: written[name] for name in SETTINGS} | {"teacher": written["teacher"] or "none"}
         return columns | {"student": columns.pop("arch")}
     except (OSError, ValueError, KeyError, TypeError, UserError):

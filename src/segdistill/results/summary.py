@@ -37,7 +37,7 @@ from segdistill.results.row import (
     setting_key,
 )
 from segdistill.results.stale import computed_with
-from segdistill.scoring.record import LEGEND, ValRecord, class_key
+from segdistill.scoring.record import LEGEND, UNSEEN, ValRecord, class_key
 
 
 @dataclass(frozen=True)
@@ -101,22 +101,24 @@ def of_rows(
     params: Params | None = None,
     *,
     counts: Mapping[str, GroupCounts] | None = None,
+    unseen_counts: Mapping[str, GroupCounts] | None = None,
     baseline: float | None = None,
 ) -> Summary:
     """Return the summary of `rows`: gains, settings over seeds, files, and the champion.
 
-    counts are pixel counts on val by group of frames, of each run; baseline is the mIoU of the most frequent class.
+    counts are pixel counts by group of frames, of each run, on val, and unseen_counts on the unseen drives. baseline is
+    the mIoU of the most frequent class.
     """
     rows = with_gains(rows)
     floor = floor_of(rows, baseline, params.report.min_mean_iou if params else 0.0)
     busy = why_busy(benchmark)
     champion = choose_champion(rows, floor, busy is not None)
-    settings = group_settings(rows, counts)
+    settings = group_settings(rows, counts, unseen_counts)
     return Summary(rows, model_files(rows), settings, floor, busy, champion, benchmark, params=params)
 
 
 def summarise(params: Params, metrics: Path, *, check_stale: bool = True) -> Summary:
-    """Return the summary of the teacher and of every run in `params`.
+    """Return the summary of the teacher and of every student in `params`.
 
     With `check_stale`, a row whose settings were changed in params.yaml has those that it was computed with.
 
@@ -125,19 +127,22 @@ def summarise(params: Params, metrics: Path, *, check_stale: bool = True) -> Sum
     """
     benchmark = _read(metrics / "benchmark.json")
     teacher = _teacher_row(params, metrics, benchmark)
-    rows = [teacher, *(_run_row(params, metrics, run, benchmark, check_stale) for run in params.runs)]
+    rows = [teacher, *(_run_row(params, metrics, run, benchmark, check_stale) for run in params.students())]
     for row in rows:
         if row.run not in benchmark["models"]:
             raise UserError(f"metrics/benchmark.json: has no latencies of '{row.run}'; dvc repro benchmark takes them")
-    records = {run: _record(metrics / "runs" / run / "val") for run in params.runs}
-    counts = {run: record.group_counts for run, record in records.items() if record is not None}
+    folders = {run: metrics / "runs" / run / "val" for run in params.students()}
+    counts, unseen_counts = (
+        {run: record.group_counts for run, folder in folders.items() if (record := _record(folder / inside))}
+        for inside in ("", UNSEEN)
+    )
     # The most frequent class predicted for every pixel: a floor, where more than one class occurs.
     baseline, of_teacher = None, _record(metrics / "val")
     if of_teacher is not None:
         truth_C: np.ndarray = of_teacher.counts_CC.sum(1)
         occurring = np.count_nonzero(truth_C)
         baseline = float(truth_C.max() / truth_C.sum() / occurring) if occurring > 1 else None
-    found = of_rows(rows, benchmark, params, counts=counts, baseline=baseline)
+    found = of_rows(rows, benchmark, params, counts=counts, unseen_counts=unseen_counts, baseline=baseline)
 
     colors, legend = {}, metrics / "images" / LEGEND
     if legend.is_file():
@@ -147,18 +152,18 @@ def summarise(params: Params, metrics: Path, *, check_stale: bool = True) -> Sum
             raise UserError(f"{legend}: {error}; dvc repro writes it again") from None
         colors = {class_key(name): color for name, color in zip(table.names, table.colors, strict=True)}
     checked = teacher.files["finished"]
-    groups = ValGroups(checked.get("val_groups"), checked.get("val_groups_in_train"))
+    groups = ValGroups(checked.get("val_groups"), checked.get("val_groups_in_train"), checked.get("unseen_groups", 0))
     return replace(found, class_colors=colors, val_groups=groups)
 
 
 def rows_on_disk(params: Params, metrics: Path) -> tuple[Row, ...]:
-    """Return a row for the teacher and for every run of `params` that was distilled, however far it is.
+    """Return a row for the teacher and for every student of `params` that was distilled, however far it is.
 
     Values that are not there yet are None.
     """
     benchmark = _read(metrics / "benchmark.json", {})
     rows = [_teacher_row(params, metrics, benchmark)] if (metrics / "teacher.json").is_file() else []
-    for run in params.runs:
+    for run in params.students():
         if (metrics / "runs" / run / "distill.json").is_file():
             rows.append(_run_row(params, metrics, run, benchmark, check_stale=True, complete=False))
     return with_gains(rows)
@@ -183,6 +188,13 @@ def write_summary(summary: Summary, metrics: Path) -> None:
                 "gain_high": one.gain and one.gain.high,
                 "val_groups": one.gain and one.gain.groups,
             }
+            if one.unseen_gain:
+                value["settings"][one.name] |= {
+                    "unseen_gain_over_vanilla": one.unseen_gain.mean,
+                    "unseen_gain_low": one.unseen_gain.low,
+                    "unseen_gain_high": one.unseen_gain.high,
+                    "unseen_groups": one.unseen_gain.groups,
+                }
     write_json(metrics / "summary.json", value)
     with atomic_file(metrics / "summary.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         had = {name for row in summary.rows for name in row.columns()}
@@ -203,12 +215,19 @@ def with_gains(rows: Sequence[Row]) -> tuple[Row, ...]:
             # A seed fixes initial weights and batches, so much of what chance does to a pair of one seed is the same
             # for both. Controls of other seeds are measured against the first one, which shows what chance does.
             paired = [control for control in alike if control.seed == row.seed and row.role == STUDENT]
-            control, gain = (paired or alike)[0], None
-            if row.mean_iou is not None and control.mean_iou is not None:
-                gain = row.mean_iou - control.mean_iou
-            row = replace(row, control=control.run, gain_over_vanilla=gain)
+            control = (paired or alike)[0]
+            row = replace(
+                row,
+                control=control.run,
+                gain_over_vanilla=_difference(row.mean_iou, control.mean_iou),
+                unseen_gain_over_vanilla=_difference(row.unseen_mean_iou, control.unseen_mean_iou),
+            )
         found.append(row)
     return tuple(found)
+
+
+def _difference(own: float | None, other: float | None) -> float | None:
+    return None if own is None or other is None else own - other
 
 
 def _teacher_row(params: Params, metrics: Path, benchmark: dict) -> Row:

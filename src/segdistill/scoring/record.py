@@ -4,8 +4,10 @@ A record is a folder:
 
     confusion.csv    pixel counts of all frames: a row for each true class, a column for each predicted one
     frames.csv       the mIoU of each frame alone
-    groups.csv       for each group of frames (a city, a recording) and class: pixels hit, of the class, and predicted
+    groups.csv       for each group of frames (a city, a recording, or a stretch of one, see counted_groups) and class:
+                     pixels hit, of the class, and predicted
     thumbnails.zip   small images of every frame: its class map as PNG; in the teacher's, photograph and truth as well
+    unseen/          the same of the unseen drives, where there are any; without photographs and truth
 
 It holds all frames, because only a comparison of the models shows which frames are worth a look.
 """
@@ -16,6 +18,7 @@ import csv
 import io
 import math
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,8 @@ from segdistill.formats.classes import ClassTable
 
 WIDTH_PX = 448  # of a thumbnail at most: 500 frames of Cityscapes then weigh a few MB
 CONFUSION, FRAMES, GROUPS, THUMBNAILS = "confusion.csv", "frames.csv", "groups.csv", "thumbnails.zip"
+UNSEEN = "unseen"  # the record of the unseen drives, in that of val
+MOST_DRIVES_CUT, STRETCHES, STRETCH_FRAMES = 2, 10, 5  # at most 10 stretches in all, of at least 5 frames
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the same bytes whenever it is written
 
 
@@ -45,12 +50,30 @@ def frame_mean_iou(counts_CC: np.ndarray) -> float | None:
     return float((hits[occurs] / (truth + predicted - hits)[occurs]).mean())
 
 
+def counted_groups(groups: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the group of each frame that an interval counts: as given, or a stretch of it where it has two at most.
+
+    One or two drives tell nothing about how drives differ. Stretches of consecutive frames still tell how much a gain
+    depends on which frames of them were scored.
+    """
+    frames, before = Counter(groups), Counter[str]()
+    if len(frames) > MOST_DRIVES_CUT:
+        return groups
+    found = []
+    for group in groups:
+        stretches = min(STRETCHES // len(frames), frames[group] // STRETCH_FRAMES)
+        part = before[group] * stretches // frames[group] + 1
+        found.append(f"{group} {part}/{stretches}" if stretches > 1 else group)
+        before[group] += 1
+    return tuple(found)
+
+
 class ValRecorder:
     """Collect the results of each frame during `evaluate`; memory holds only compressed thumbnails."""
 
     def __init__(self, table: ClassTable, frame_names: tuple[str, ...], groups: tuple[str, ...] = ()) -> None:
         """Record frames of these names; `groups` names the group of each, by default the frame itself."""
-        self.table, self.frame_names, self.groups = table, frame_names, groups or frame_names
+        self.table, self.frame_names, self.groups = table, frame_names, counted_groups(groups) or frame_names
         self.counts_CC = np.zeros((len(table), len(table)), np.int64)
         self.mean_iou: dict[int, float | None] = {}
         self._group_counts = {group: np.zeros((3, len(table)), np.int64) for group in self.groups}
@@ -76,26 +99,30 @@ class ValRecorder:
             image.save(stream, "JPEG", quality=85)
         self._images[_image_name(index, kind)] = stream.getvalue()
 
-    def write(self, folder: Path) -> None:
-        """Write the record, atomically as a folder."""
+    def write(self, folder: Path, unseen: ValRecorder | None = None) -> None:
+        """Write the record, and inside it that of the `unseen` drives, atomically as a folder."""
         with atomic_directory(folder) as temporary:
-            names = self.table.names
-            rows = [[name, *map(int, counts)] for name, counts in zip(names, self.counts_CC, strict=True)]
-            _write_csv(temporary / CONFUSION, ["class", *names], rows)
-            frames = [
-                [index, self.frame_names[index], "" if iou is None else iou] for index, iou in self.mean_iou.items()
-            ]
-            _write_csv(temporary / FRAMES, ["frame", "name", "mean_iou"], frames)
-            by_class = [
-                [group, name, *map(int, counts)]
-                for group, counts_3C in self._group_counts.items()
-                for name, counts in zip(names, counts_3C.T, strict=True)
-            ]
-            _write_csv(temporary / GROUPS, ["group", "class", "hits", "truth", "predicted"], by_class)
-            # Not compressed again: PNG and JPEG are.
-            with zipfile.ZipFile(temporary / THUMBNAILS, "w", zipfile.ZIP_STORED) as archive:
-                for name, content in self._images.items():
-                    archive.writestr(zipfile.ZipInfo(name, _ZIP_DATE), content)
+            self._write_into(temporary)
+            if unseen is not None:
+                (temporary / UNSEEN).mkdir()
+                unseen._write_into(temporary / UNSEEN)
+
+    def _write_into(self, folder: Path) -> None:
+        names = self.table.names
+        rows = [[name, *map(int, counts)] for name, counts in zip(names, self.counts_CC, strict=True)]
+        _write_csv(folder / CONFUSION, ["class", *names], rows)
+        frames = [[index, self.frame_names[index], "" if iou is None else iou] for index, iou in self.mean_iou.items()]
+        _write_csv(folder / FRAMES, ["frame", "name", "mean_iou"], frames)
+        by_class = [
+            [group, name, *map(int, counts)]
+            for group, counts_3C in self._group_counts.items()
+            for name, counts in zip(names, counts_3C.T, strict=True)
+        ]
+        _write_csv(folder / GROUPS, ["group", "class", "hits", "truth", "predicted"], by_class)
+        # Not compressed again: PNG and JPEG are.
+        with zipfile.ZipFile(folder / THUMBNAILS, "w", zipfile.ZIP_STORED) as archive:
+            for name, content in self._images.items():
+                archive.writestr(zipfile.ZipInfo(name, _ZIP_DATE), content)
 
 
 class ValRecord:

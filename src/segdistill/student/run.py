@@ -28,41 +28,53 @@ from segdistill.paths import (
 )
 from segdistill.scoring.evaluate import LabelLoss, evaluate, evenly_spaced
 from segdistill.scoring.record import ClassMapArchive, ValRecorder, metrics_on_disk, write_images
+from segdistill.scoring.unseen import score_unseen
 from segdistill.student.distillation import Distillation, OnStoredGrid
 from segdistill.training.checkpoint import Checkpointer
 from segdistill.training.holdout import HoldoutEvaluator, keep_images
 from segdistill.training.job import Training, init_fingerprint, initial_net, run_training, warn_if_unseen
 
 
-def distill(params: Params, run: str) -> None:
-    """Train the student of `run` for its first steps; write models/runs/RUN/distilled.safetensors and its metrics."""
+def distill(params: Params, run: str, keep_checkpoint: bool = False) -> Checkpointer | None:
+    """Train the student of `run` for its first steps; write models/runs/RUN/distilled.safetensors and its metrics.
+
+    With `keep_checkpoint` the last checkpoint stays until the caller clears it: where it is found again, training ends
+    at once.
+    """
     settings, data = params.distill_settings(run), PreparedData.open()
     data.check_crop("distill", settings.crop_px, settings.scale_range)
     net = initial_net(settings.network, len(data.table), settings, settings.seed, f"runs.{run}.init")
     start = init_fingerprint(settings.init)
     if start != settings.init:
         warn_if_unseen(f"runs.{run}.init", settings.init, INITIAL_WEIGHTS)
-    _train_and_write(params, run, "distill", settings, data, net, start)
+    return _train_and_write(params, run, "distill", settings, data, net, start, keep_checkpoint)
 
 
-def finetune(params: Params, run: str) -> None:
+def finetune(params: Params, run: str, keep_checkpoint: bool = False) -> Checkpointer | None:
     """Train the distilled student of `run` further; write models/runs/RUN/finetuned.safetensors and its metrics."""
     settings, data = params.finetune_settings(run), PreparedData.open()
     distilled = run_models(run) / DISTILLED
     net, _ = load_net(distilled, Header.of_net(settings.network, len(data.table), settings.output_stride))
-    _train_and_write(params, run, "finetune", settings, data, net, file_sha256(distilled))
+    return _train_and_write(params, run, "finetune", settings, data, net, file_sha256(distilled), keep_checkpoint)
 
 
 def _train_and_write(
-    params: Params, run: str, phase: str, settings: StudentSettings, data: PreparedData, net: nn.Module, start: str
-) -> None:
+    params: Params,
+    run: str,
+    phase: str,
+    settings: StudentSettings,
+    data: PreparedData,
+    net: nn.Module,
+    start: str,
+    keep_checkpoint: bool,
+) -> Checkpointer | None:
     """Train one phase of a run, evaluate it on val, and write its weights, curve, metrics and images."""
     is_last, metrics, compute = phase == "finetune", run_metrics(run), device_of(params.compute)
     logits = params.teacher_logits
     views = ViewSpec.of(data, settings.crop_px, logits.views, logits.stride, params.seed, settings.scale_range)
     cache = None if settings.teacher == "none" else TeacherCache(settings.teacher, views)
     # Open these before the training: after hours of it a missing file would be found too late.
-    val = data.val
+    val, _ = data.val, data.unseen
     teacher_classes = None if cache is None else ClassMapArchive(cache.folder / VAL_CLASSES)
 
     curve: list[dict] = []
@@ -86,17 +98,20 @@ def _train_and_write(
     keep_images(checkpointer.folder if checkpointer else None, metrics / f"{phase}_images", save_given)
 
     recorder = ValRecorder(data.table, val.names, data.frame_groups["val"]) if is_last else None
+    predictor, batch_size = TorchPredictor(net, compute.in_float32()), params.evaluation.batch_size
+    loss = LabelLoss.of(settings)
     evaluation = evaluate(
-        TorchPredictor(net, compute.in_float32()),
+        predictor,
         val,
         len(data.table),
-        params.evaluation.batch_size,
-        loss=LabelLoss.of(settings),
+        batch_size,
+        loss=loss,
         # A control depends on no teacher, so export-onnx measures its agreement later.
         teacher_classes=teacher_classes,
         keep=evenly_spaced(len(val), params.evaluation.images) if recorder else None,
         on_frame=recorder.add if recorder else None,
     )
+    on_unseen, unseen_recorder = score_unseen(predictor, data, batch_size, loss) if is_last else ({}, None)
     header = Header.of_net(settings.network, data.table, settings.output_stride).with_history(
         params=settings.model_dump(mode="json"),
         seed=settings.seed,
@@ -110,13 +125,16 @@ def _train_and_write(
     if recorder:
         images = {f"{index:05d}_student": classes_HW for index, classes_HW in evaluation.classes.items()}
         write_images(metrics / "images", images, data.table)
-        recorder.write(metrics / "val")
+        recorder.write(metrics / "val", unseen_recorder)
     facts = {
         "parameters": shipped_parameters(net),
         "weights_sha256": file_sha256(weights),
         "data_fingerprint": data.fingerprint,
         "training_precision": compute.precision if settings.steps else None,
     }
-    write_json(metrics / f"{phase}.json", metrics_on_disk(evaluation.metrics, data.table.names) | facts)
-    if checkpointer:
+    write_json(metrics / f"{phase}.json", metrics_on_disk(evaluation.metrics, data.table.names) | facts | on_unseen)
+    if checkpointer and keep_checkpoint:
+        checkpointer.release()
+    elif checkpointer:
         checkpointer.clear()
+    return checkpointer

@@ -22,6 +22,7 @@ from segdistill.params.model import Params, is_onnx
 from segdistill.paths import CHECKPOINTS, METRICS, MODELS, VAL_CLASSES
 from segdistill.scoring.evaluate import LabelLoss, evaluate, evenly_spaced
 from segdistill.scoring.record import ValRecorder, metrics_on_disk, write_archive, write_images
+from segdistill.scoring.unseen import score_unseen
 from segdistill.teacher.model import TorchMember, open_teacher, write_members
 from segdistill.training.checkpoint import Checkpointer
 from segdistill.training.holdout import HoldoutEvaluator, keep_images
@@ -39,7 +40,7 @@ def check_teacher(params: Params, models: Path = MODELS, metrics: Path = METRICS
             `teacher.min_mean_iou`. Nothing was replaced by then.
     """
     data, teacher, compute = PreparedData.open(), params.teacher, device_of(params.compute)
-    val = data.val  # opened before a training: after hours of it a damaged file would be found too late
+    val, _ = data.val, data.unseen  # opened before a training: after hours of it a damaged file would be found too late
     curve: list[dict] = []
     checkpointer: Checkpointer | None = None
     if teacher.checkpoints:
@@ -66,16 +67,11 @@ def check_teacher(params: Params, models: Path = MODELS, metrics: Path = METRICS
         write_members(folder, members, len(data.table), teacher)
         # Opened from disk, so that what is scored is what `teacher-logits` opens.
         opened = open_teacher(folder, compute.in_float32())
-        evaluation = evaluate(
-            opened.predict,
-            val,
-            len(data.table),
-            params.evaluation.batch_size,
-            loss=LabelLoss.of(teacher),
-            on_frame=keep,
-        )
+        loss, batch_size = LabelLoss.of(teacher), params.evaluation.batch_size
+        evaluation = evaluate(opened.predict, val, len(data.table), batch_size, loss=loss, on_frame=keep)
         on_disk = metrics_on_disk(evaluation.metrics, data.table.names)
         _stop_if_weak(evaluation.metrics, data.table.names, teacher.min_mean_iou)
+        on_unseen, unseen_recorder = score_unseen(opened.predict, data, batch_size, loss)
         write_archive(folder / VAL_CLASSES, class_maps)
 
     write_curve(metrics / "teacher_curve.csv", curve)
@@ -90,7 +86,7 @@ def check_teacher(params: Params, models: Path = MODELS, metrics: Path = METRICS
         images[f"{index:05d}_truth"] = np.asarray(val.labels[index])
         images[f"{index:05d}_teacher"] = class_maps[index]
     write_images(metrics / "images", images, data.table)
-    recorder.write(metrics / "val")
+    recorder.write(metrics / "val", unseen_recorder)
     facts = {
         "arch": opened.description,
         "parameters": opened.parameters,
@@ -100,8 +96,9 @@ def check_teacher(params: Params, models: Path = MODELS, metrics: Path = METRICS
         # What a gain on val can be generalised to: see results/gains.py.
         "val_groups": len(set(val_groups)),
         "val_groups_in_train": len({*val_groups} & {*data.frame_groups["train"], *data.frame_groups["holdout"]}),
+        "unseen_groups": len(set(data.frame_groups.get("unseen", ()))),
     }
-    write_json(metrics / "teacher.json", on_disk | facts)
+    write_json(metrics / "teacher.json", on_disk | facts | on_unseen)
     if checkpointer:
         checkpointer.clear()
 

@@ -57,7 +57,9 @@ def track(params: Params, metrics: Path, limit_s: float = 300.0, shows_progress:
     def upsert(rows: Sequence[Row]) -> dict[str, Run]:
         experiment = Experiment(store, params.tracking.experiment)
         with Progress("MLflow", len(rows), unit="run") if shown else contextlib.nullcontext() as progress:
-            return experiment.upsert(rows, {TEACHER, *params.runs}, progress.advance if progress else lambda: None)
+            return experiment.upsert(
+                rows, {TEACHER, *params.students()}, progress.advance if progress else lambda: None
+            )
 
     def work() -> None:
         rows = rows_on_disk(params, metrics)

@@ -80,10 +80,12 @@ def _row(params: Params, metrics: Path, result: results.Row) -> Row:
     # MLflow's page that compares runs draws the first metric.
     logged: dict[str | None, int | float | None] = {"val/mean_iou": result.mean_iou}
     logged |= {_logged_name(one): getattr(result, one.name) for one in METRICS if one.sources}
+    logged |= {"val/gain_over_vanilla": result.gain_over_vanilla}
+    logged |= {"unseen/gain_over_vanilla": result.unseen_gain_over_vanilla}
     # Six digits of what is no count: MLflow's table cuts longer ones, and the file has them all.
     numbers = {
         name: float(f"{value:.6g}") if isinstance(value, float) else float(value)
-        for name, value in (logged | {"val/gain_over_vanilla": result.gain_over_vanilla}).items()
+        for name, value in logged.items()
         if name is not None and value is not None
     }
     row = row._replace(metrics=numbers, is_finished=result.is_finished)

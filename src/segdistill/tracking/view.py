@@ -60,7 +60,8 @@ def experiment_tags(experiment_id: str) -> dict[str, str]:
 
 def run_colour(params: Params, run: str) -> str:
     """Return the colour of `run` in charts; the teacher is grey. MLflow's own are few, and two runs may share one."""
-    if run not in params.runs:
+    students = params.students()
+    if run not in students:
         return "#707070"
-    hue = list(params.runs).index(run) * GOLDEN % 1  # neighbours differ clearly, however many there are
+    hue = students.index(run) * GOLDEN % 1  # neighbours differ clearly, however many there are
     return "#" + "".join(f"{round(255 * part):02x}" for part in colorsys.hls_to_rgb(hue, 0.42, 0.75))

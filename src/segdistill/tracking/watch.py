@@ -83,7 +83,7 @@ class Watcher:
         if changed:
             with locked(store, LOCK_WAIT_S):
                 experiment = Experiment(store, params.tracking.experiment)
-                runs = with_retries(lambda: experiment.upsert(changed, {TEACHER, *params.runs}))
+                runs = with_retries(lambda: experiment.upsert(changed, {TEACHER, *params.students()}))
             self._done |= {row.key: row for row in changed}
             self._run_ids |= {key: run.info.run_id for key, run in runs.items()}
         if params.tracking.system_metrics:
@@ -155,7 +155,7 @@ def _base(params: Params, training: RunningTraining) -> Row | None:
     # A training that continues writes the truth again, and appends to its curve.
     files = list(training.folder.glob("images/*_truth.png")) or [training.folder / "curve.csv"]
     began_s = min(path.stat().st_mtime for path in files)
-    if training.name not in {TEACHER, *params.runs} or PARAMS.stat().st_mtime > began_s:
+    if training.name not in {TEACHER, *params.students()} or PARAMS.stat().st_mtime > began_s:
         logger.info(
             "%s/%s: params.yaml was edited after this training began; MLflow gets its curve when the training is done",
             *(training.phase, training.name),

@@ -58,6 +58,10 @@ class Checkpointer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Release the job and keep its state."""
         self._lock.release()
 
     def save(self, state: dict) -> None:
@@ -86,14 +90,14 @@ class Checkpointer:
     def clear(self) -> None:
         """Remove the state and release the job; call it when the outputs are on disk."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        self._lock.release()
+        self.release()
 
 
 def clear_removed(params: Params, root: Path = SCRATCH) -> None:
     """Remove the checkpoints of trainings that `params` no longer name, except for those that are running."""
     jobs = set() if params.teacher.checkpoints else {"teacher"}
-    jobs |= {f"distill/{run}" for run in params.runs}
-    jobs |= {f"finetune/{run}" for run in params.runs if params.finetune_params(run).steps}
+    jobs |= {f"distill/{run}" for run in params.students()}
+    jobs |= {f"finetune/{run}" for run in params.students() if params.finetune_params(run).steps}
     for folder in sorted({lock.parent for lock in root.rglob(LOCK)}):
         if str(folder.relative_to(root)) in jobs:
             continue

@@ -14,12 +14,13 @@ from segdistill.compare.pixels import COLOURS, Difference, difference_image, pix
 from segdistill.compare.runs import Comparison, compare_runs
 from segdistill.compare.tables import markdown
 from segdistill.core.errors import UserError
+from segdistill.core.files import write_json
 from segdistill.data.prepared import PreparedData, Split
 from segdistill.export.onnx_file import OnnxPredictor
 from segdistill.params import read as params_file
 from segdistill.paths import PREPARED
 from segdistill.prepare.run import prepare
-from support.fake_metrics import sweep_params, write_metrics
+from support.fake_metrics import BENCHMARK, sweep_params, write_metrics, write_run
 from support.tiny_city import tinier_params
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -82,6 +83,15 @@ def test_runs_that_are_not_compared_need_not_be_done(sweep):
     missing = call(V, L)
     assert missing.exit_code == 1
     assert "metrics/runs/light/distill.json: no such file" in missing.stderr
+
+
+def test_a_run_is_compared_with_its_repetitions(sweep):
+    write_run(sweep / "metrics", f"{A}-1", 0.4, 0.55, 0.5)
+    benchmark = BENCHMARK | {"models": BENCHMARK["models"] | {f"{A}-1": "small_os16"}}
+    write_json(sweep / "metrics/benchmark.json", benchmark)
+    found = compare_runs(sweep_params(seeds=(0, 1, 2)), sweep / "metrics", [A, f"{A}-1"])
+    assert lines(found.settings) == {"seed": (0, 1)}
+    assert lines(found.metrics)["mIoU"] == (0.53, 0.55)
 
 
 def test_an_unknown_run_is_refused_with_the_known_ones(sweep):

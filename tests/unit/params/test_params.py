@@ -417,6 +417,64 @@ def test_override_to_0_is_kept(load):
     assert (found.momentum, found.evaluate_every_steps, found.seed) == (0.0, 0, 0)
 
 
+SEEDED = tiny_with_run("a: {alpha: 0.3, lr: 0.05, teacher: views, seed: 7, finetune: {steps: 2}, export: {opset: 20}}")
+
+
+def with_seeds(seeds: str, text: str = SEEDED) -> str:
+    assert "\nseeds: []" in text
+    return text.replace("\nseeds: []", f"\nseeds: {seeds}", 1)
+
+
+def test_each_run_is_repeated_with_each_further_seed(load):
+    params = load(with_seeds("[0, 1, 7]"))
+    # vanilla has the global seed, 0, already, and a has 7.
+    assert params.students() == ("vanilla", "vanilla-1", "vanilla-7", "a", "a-0", "a-1")
+    assert [params.seed_of(name) for name in params.students()] == [0, 1, 7, 7, 0, 1]
+    assert load(TINY).students() == tuple(load(TINY).runs)
+
+
+def test_a_repetition_has_all_settings_of_its_run_but_the_seed(load):
+    params = load(with_seeds("[1]"))
+    for of in (params.distill_settings, params.finetune_settings):
+        assert of("a-1") == of("a").model_copy(update={"seed": 1})
+    assert (params.export_params("a-1").opset, params.finetune_params("a-1").steps) == (20, 2)
+    assert params.finetune_settings("vanilla-1").alpha == 0
+
+
+def test_params_without_seeds_repeat_nothing(load):
+    assert load(SEEDED.replace("\nseeds: []", "\n#", 1)).students() == ("vanilla", "a")
+
+
+@pytest.mark.parametrize(
+    ("seeds", "run", "message"),
+    [
+        ("[1, 1]", "b: {alpha: 0.3, lr: 0.05, teacher: views}", "seeds: found [1, 1]; each seed at most once"),
+        ("[-1]", "b: {alpha: 0.3, lr: 0.05, teacher: views}", "seeds.0: found -1"),
+        (
+            "[3]",
+            "vanilla-3: {alpha: 0.3, lr: 0.05, teacher: views}",
+            "runs.vanilla-3: this name is taken, by the repetition of vanilla",
+        ),
+        ("[12]", f"{'b' * 98}: {{alpha: 0.3, lr: 0.05, teacher: views}}", "behind it, more than 100 characters"),
+    ],
+)
+def test_seeds_that_cannot_be_are_refused(load, seeds, run, message):
+    with pytest.raises(UserError) as refused:
+        load(with_seeds(seeds, tiny_with_run(run)))
+    assert message in str(refused.value)
+
+
+def test_seeds_need_all_views(load):
+    limited = SEEDED.replace("seed: 7, ", "").replace(
+        "limit_views_to: null", "limit_views_to: {distill_steps: 50, finetune_steps: 50, batch_size: 4}"
+    )
+    load(with_seeds("[0]", limited))
+    with pytest.raises(
+        UserError, match=r"seeds: found \[0, 1\]; .* stores only what seed 0 draws, and null stores all"
+    ):
+        load(with_seeds("[0, 1]", limited))
+
+
 def test_finetune_null_takes_lr_and_alpha_of_the_run(load):
     found = load(TINY).finetune_settings("a03-lr01")
     assert (found.lr, found.alpha, found.steps) == (0.01, 0.3, 6)

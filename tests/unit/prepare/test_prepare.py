@@ -30,6 +30,7 @@ SPLITS = ("train", "holdout", "val")
 def settings(root: Path | str | None, **changed) -> SimpleNamespace:
     return SimpleNamespace(
         **{"source": "cityscapes", "root": str(root), "size_px": None, "holdout_fraction": 0.25, "unlabelled": None}
+        | {"unseen_groups": ()}
         | changed
     )
 
@@ -332,6 +333,46 @@ def test_empty_splits_and_a_single_train_frame(root, out):
     (root / "gtFine" / "train").rename(root / "gtFine" / "val")
     with pytest.raises(UserError, match="the train split has no frames"):
         prepare(settings(root), 0, out)
+
+
+def test_unseen_groups_are_in_no_other_split(root, out, tmp_path):
+    train = (*TRAIN, "bremen_000000_000019", "celle_000000_000019")
+    written = write_city(root, train, (*VAL, "bremen_000009_000019"))
+    index = prepare(settings(root, unseen_groups=("bremen",)), 0, out)
+    names = {split: [frame["name"] for frame in facts["frames"]] for split, facts in index["splits"].items()}
+    assert names["unseen"] == ["bremen_000000_000019", "bremen_000009_000019"]
+    assert names["val"] == list(VAL)
+    assert sorted(names["train"] + names["holdout"]) == sorted({*train} - {"bremen_000000_000019"})
+    for row, name in enumerate(names["unseen"]):
+        np.testing.assert_array_equal(np.load(out / "unseen" / "images.npy")[row], written[name][0])
+    # The holdout is drawn as if the groups were not there, and without such groups there is no such split.
+    without = [city for city in train if not city.startswith("bremen")]
+    write_city(tmp_path / "other", without, VAL)
+    other = prepare(settings(tmp_path / "other"), 0, tmp_path / "out")
+    assert [frame["name"] for frame in other["splits"]["holdout"]["frames"]] == names["holdout"]
+    assert list(other["splits"]) == list(SPLITS)
+
+
+def test_val_stays_where_all_its_groups_are_unseen(root, out):
+    write_city(root, (*TRAIN, "ulm_000005_000019"), VAL)
+    splits = prepare(settings(root, unseen_groups=("ulm",)), 0, out)["splits"]
+    assert [frame["name"] for frame in splits["val"]["frames"]] == list(VAL)
+    assert [frame["name"] for frame in splits["unseen"]["frames"]] == ["ulm_000005_000019"]
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        (("Ulm", "aachen"), "data.unseen_groups: found Ulm; the groups of frames are aachen, bochum, ulm"),
+        (("aachen", "bochum"), "data.unseen_groups: takes all 4 train frames; leave a group to train on"),
+        (("ulm",), "data.unseen_groups: names all groups of val and none of train"),
+    ],
+)
+def test_unseen_groups_that_leave_nothing_are_refused(root, out, groups, message):
+    write_city(root, TRAIN, VAL)
+    with pytest.raises(UserError) as refused:
+        prepare(settings(root, unseen_groups=groups), 0, out)
+    assert message in str(refused.value)
 
 
 def test_split_without_any_class_is_refused(root, out):

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from plotly.offline import get_plotlyjs
 
-from segdistill.core.files import write_text
+from segdistill.core.files import read_json, write_json, write_text
 from segdistill.params.read import load_params
 from segdistill.report.charts import MAX_POINTS, curves_chart, line_styles, tradeoff_chart
 from segdistill.report.page import write_report
@@ -255,6 +255,21 @@ def test_settings_have_a_line_each_with_their_interval(tmp_path: Path) -> None:
     assert "The intervals cover the seeds and the 3 cities or recordings of val." in table
     styles = line_styles(summarise(params, metrics))
     assert styles["up-s0"] == styles["up-s2"] != styles["same-s0"]
+
+
+def test_unseen_drives_decide_whether_distilling_helped(tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics"
+    params = write_sweep(metrics, [0.5, 0.52, 0.51], {"up": [0.05, 0.06, 0.055]})
+    for seed in range(3):
+        for run, unseen in ((f"vanilla-s{seed}", 0.4), (f"up-s{seed}", 0.38 + seed / 1000)):
+            file = metrics / "runs" / run / "finetune.json"
+            write_json(file, read_json(file) | {"unseen": {"mean_iou": unseen}})
+    write_json(metrics / "teacher.json", read_json(metrics / "teacher.json") | {"unseen_groups": 2})
+    text = page(summarise(params, metrics), metrics)
+    table = text[text.index('id="settings"') : text.index('id="latency"')]
+    assert re.search(r'data-value="up".*?\+5\.5</td>.*?\N{MINUS SIGN}1\.9</td>.*?>hurt</td>', table, re.DOTALL)
+    assert "It rests on the unseen drives (2), which are in no other split" in table
+    assert ">helped<" not in table
 
 
 def test_stale_rows_are_marked(summary: Summary, metrics: Path) -> None:

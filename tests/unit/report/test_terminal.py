@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,15 @@ def test_group_has_one_line_per_setting(sweep: Summary) -> None:
     text = markdown(sweep, sort="gain_over_vanilla", group=True)
     assert names(text) == ["up", "down", "vanilla"]
     assert "| up | 2 | 56.50% |" in text
+
+
+def test_unseen_drives_have_columns_where_there_are_any(sweep: Summary) -> None:
+    assert "unseen" not in markdown(sweep) + markdown(sweep, group=True)
+    rows = [replace(row, unseen_mean_iou=0.3 + 0.01 * (row.run == "up-s1")) for row in sweep.rows]
+    found = of_rows(rows, sweep.benchmark)
+    assert "| mIoU unseen | Δ unseen |" in markdown(found)
+    assert "| Δ unseen | 95% interval |" in markdown(found, group=True)
+    assert names(markdown(found, sort="unseen_gain_over_vanilla", group=True))[0] == "up"
 
 
 def test_unknown_metric_to_sort_by_is_refused_with_the_known_ones(sweep: Summary) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from segdistill.report.words import answer
-from segdistill.results.gains import ValGroups
+from segdistill.report.words import answer, covered
+from segdistill.results.gains import Gain, ValGroups
 from segdistill.results.summary import Summary, of_rows, summarise
 from support.fake_metrics import write_sweep
 from support.rows import one
@@ -69,7 +69,38 @@ def test_claim_says_what_val_cannot_show() -> None:
     assert "All val frames are of one city or recording" in one_group
     shared = text_of(replace(summary, val_groups=ValGroups(3, 2)))
     assert "Train has frames of 2 of the 3 cities or recordings of val" in shared
-    assert "do not say which val frames belong together" in text_of(summary)
+    assert "do not say which frames belong together" in text_of(summary)
+
+
+def over_seeds_and_unseen(gains: list[float], unseen: list[float]) -> Summary:
+    rows = [
+        replace(row, unseen_mean_iou=0.3 + (unseen[row.seed] if row.role == "student" else 0))
+        for row in over_seeds(gains).rows
+    ]
+    return replace(of_rows(rows, {}), val_groups=ValGroups(1, 1, unseen=2))
+
+
+def test_claim_rests_on_the_unseen_drives() -> None:
+    text = text_of(over_seeds_and_unseen([0.02, 0.021, 0.019], [-0.017, -0.018, -0.016]))
+    assert "Distilling hurt: over 3 seeds the gain on unseen drives, in PyTorch, is \N{MINUS SIGN}1.7 points" in text
+    assert "; on val it is +2.0 points, 95% interval" in text
+    assert "Distilling helped" not in text
+    text = text_of(over_seeds_and_unseen([0.02, 0.021, 0.019], [0.01, 0.011, 0.012]))
+    assert "Distilling helped: over 3 seeds the gain on unseen drives, in PyTorch, is +1.1 points" in text
+
+
+def test_one_unseen_drive_is_named_as_one() -> None:
+    summary = over_seeds_and_unseen([0.02, 0.021, 0.019], [0.01, 0.011, 0.012])
+    text = text_of(replace(summary, val_groups=ValGroups(1, 1, unseen=1)))
+    assert "The claim rests on one unseen drive, so this says nothing about other places" in text
+
+
+def test_intervals_name_the_stretches_that_they_cover() -> None:
+    gain = Gain(0.02, seeds=3, groups=10, low=0.01, high=0.03)
+    one = covered(gain, 1, "All val frames are of one drive", "drives")
+    assert one.startswith("All val frames are of one drive, of which the interval covers 10 stretches, so this says")
+    assert "seeds and 10 stretches of the 2 drives, which are too few to show" in covered(gain, 2, "", "drives")
+    assert covered(replace(gain, groups=4), 4, "", "drives") == "The interval covers seeds and the 4 drives."
 
 
 def test_claim_covers_groups_of_frames(tmp_path: Path) -> None:

@@ -18,6 +18,9 @@ def counts(*right_px: int, of: int = 100) -> dict[str, np.ndarray]:
     }
 
 
+GROUPS = {"v": (50, 50, 50), "a": (90, 20, 70)}  # right pixels of a control and a student in three drives
+
+
 def settings_of(students: list[float], controls: list[float], **options):
     rows = [one(f"v-s{seed}", miou, role="control", seed=seed) for seed, miou in enumerate(controls)]
     rows += [one(f"a-s{seed}", miou, seed=seed) for seed, miou in enumerate(students)]
@@ -78,6 +81,27 @@ def test_seeds_of_a_setting_are_one_line_with_mean_and_spread() -> None:
 def test_one_seed_has_no_interval() -> None:
     (_, student) = settings_of([0.9], [0.1])
     assert (student.gain.mean, student.gain.low, student.gain.verdict) == (pytest.approx(0.8), None, "one seed")
+
+
+def test_claim_rests_on_the_unseen_drives_where_there_are_any() -> None:
+    rows = [one(f"v-s{seed}", 0.50, role="control", seed=seed, unseen_mean_iou=0.30) for seed in range(3)]
+    unseen = (0.28, 0.29, 0.285)
+    rows += [one(f"a-s{seed}", 0.52 + seed / 1000, seed=seed, unseen_mean_iou=unseen[seed]) for seed in range(3)]
+    setting = group_settings(with_gains(rows))[1]
+    assert (setting.gain.verdict, setting.gain.mean) == ("helped", pytest.approx(0.021))
+    assert setting.claim is setting.unseen_gain
+    assert (setting.claim.verdict, setting.claim.mean) == ("hurt", pytest.approx(-0.015))
+    assert setting.claim.high == pytest.approx(-0.015 + 4.303 * 0.005 / 3**0.5)
+
+
+def test_unseen_drives_are_groups_of_their_interval() -> None:
+    """On val all groups agree; of the unseen drives one gains what the other loses."""
+    rows = [one(f"v-s{seed}", 0.5, role="control", seed=seed, unseen_mean_iou=0.5) for seed in range(3)]
+    rows += [one(f"a-s{seed}", 0.6, seed=seed, unseen_mean_iou=0.6 + seed / 1000) for seed in range(3)]
+    controls, students = ({f"{name}-s{seed}": counts(*px) for seed in range(3)} for name, px in GROUPS.items())
+    setting = group_settings(with_gains(rows), unseen_counts=controls | students)[1]
+    assert (setting.gain.groups, setting.unseen_gain.groups) == (1, 3)
+    assert setting.unseen_gain.verdict == "no difference"
 
 
 @pytest.mark.parametrize(

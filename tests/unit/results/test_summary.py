@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from segdistill.core.errors import UserError
+from segdistill.core.files import write_json
 from segdistill.report.terminal import markdown
 from segdistill.results.champion import choose_champion, floor_of, model_files, pareto_front, why_busy
 from segdistill.results.row import COLUMNS, OPTIONAL, TERMINAL, row_key, setting_key, shown_in
 from segdistill.results.summary import of_rows, rows_on_disk, summarise, write_summary
-from support.fake_metrics import BENCHMARK, sweep_params, write_metrics, write_sweep
+from support.fake_metrics import BENCHMARK, RUNS, sweep_params, write_metrics, write_run, write_sweep
 from support.rows import one
 
 
@@ -53,6 +54,23 @@ def test_student_is_compared_with_control_of_its_seed() -> None:
         **{"v0": "v0", "v1": "v0", "other": "other"},
         **{"a0": "v0", "a1": "v1", "a2": "v0"},
     }
+
+
+def test_repetitions_are_one_setting_with_their_run(metrics: Path) -> None:
+    for run, mean_iou in (("vanilla-1", 0.52), ("a03-1", 0.54), ("light-1", 0.40)):
+        write_run(metrics, run, 0.4, mean_iou, None)
+    benchmark = BENCHMARK | {"models": BENCHMARK["models"] | {f"{run}-1": "small_os16" for run in RUNS}}
+    write_json(metrics / "benchmark.json", benchmark)
+    summary = summarise(sweep_params(seeds=(0, 1)), metrics)
+    assert [row.run for row in summary.runs] == ["vanilla", "vanilla-1", "a03", "a03-1", "light", "light-1"]
+    assert summary.run("a03-1").control == "vanilla-1"
+    found = {one.name: one for one in summary.settings}
+    assert {name: (one.seeds, one.mean_iou) for name, one in found.items()} == {
+        "vanilla": (2, pytest.approx(0.51)),
+        "a03": (2, pytest.approx(0.535)),
+        "light": (2, pytest.approx(0.435)),
+    }
+    assert (found["a03"].gain.mean, found["a03"].gain.seeds) == (pytest.approx(0.025), 2)  # of 0.03 and 0.02
 
 
 def test_agreement_of_control_is_that_of_its_export(metrics: Path) -> None:

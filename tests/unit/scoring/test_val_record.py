@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from segdistill.formats.classes import ClassTable
-from segdistill.scoring.record import WIDTH_PX, ValRecord, ValRecorder, frame_mean_iou
+from segdistill.scoring.record import WIDTH_PX, ValRecord, ValRecorder, counted_groups, frame_mean_iou
 
 NAMES = ["road", 'a "quoted", name', "sky"]
 TABLE = ClassTable(tuple(NAMES), (7, 8, 23), ((128, 64, 128), (244, 35, 232), (70, 130, 180)))
@@ -46,6 +47,27 @@ def test_written_record_is_read_again(tmp_path: Path) -> None:
     assert np.array_equal(record.classes(1), class_map((8, 16), 1))
     with pytest.raises(KeyError):
         record.image(0, "image")
+
+
+def test_record_of_the_unseen_drives_is_inside_that_of_val(tmp_path: Path) -> None:
+    unseen = ValRecorder(TABLE, ("third",), ("drive",))
+    unseen.add(0, class_map((8, 16), 5), np.array([[3, 1, 0], [0, 2, 0], [0, 0, 0]]))
+    recorder_of((8, 16)).write(tmp_path / "val", unseen)
+    assert ValRecord(tmp_path / "val").frame_names == {0: "first", 1: "second, third"}
+    found = ValRecord(tmp_path / "val" / "unseen")
+    assert found.frame_names == {0: "third"}
+    assert found.group_counts["drive"].tolist() == [[3, 2, 0], [4, 2, 0], [3, 3, 0]]
+    recorder_of((8, 16)).write(tmp_path / "val")
+    assert not (tmp_path / "val" / "unseen").exists()
+
+
+def test_frames_of_one_or_two_drives_are_counted_in_stretches() -> None:
+    one = counted_groups(("a",) * 23)
+    assert Counter(one) == {f"a {part}/4": frames for part, frames in ((1, 6), (2, 6), (3, 6), (4, 5))}
+    assert list(one) == sorted(one)
+    assert len(set(counted_groups(("a",) * 200))) == 10
+    assert sorted(set(counted_groups(("a",) * 10 + ("b",) * 9))) == ["a 1/2", "a 2/2", "b"]
+    assert counted_groups(("a", "b", "c") * 30) == ("a", "b", "c") * 30
 
 
 def test_record_has_the_same_bytes_twice(tmp_path: Path) -> None:

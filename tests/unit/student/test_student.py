@@ -18,10 +18,16 @@ from segdistill.core.files import read_json
 from segdistill.core.provenance import file_sha256
 from segdistill.data.prepared import PreparedData
 from segdistill.export.run import export_run
+from segdistill.nets.device import TorchPredictor, device_of
 from segdistill.nets.weights import load_net
+from segdistill.paths import PREPARED
+from segdistill.prepare.run import prepare
+from segdistill.scoring.evaluate import evaluate
 from segdistill.scoring.record import ValRecord
 from segdistill.student.run import distill, finetune
+from segdistill.teacher.check import check_teacher
 from segdistill.training import job as training_job
+from segdistill.training import loop as training_loop
 from segdistill.training.checkpoint import Checkpointer
 from support.tiny_city import build_city, build_logits, tinier_params
 
@@ -126,6 +132,28 @@ def test_training_gives_the_same_bytes_twice_and_others_with_another_seed(here):
     assert weights("views") != first[0]
 
 
+def test_a_repetition_gives_the_bytes_of_a_run_with_its_seed(here):
+    repeated = params_of().model_copy(update={"seeds": (5,)})
+    distill(repeated, "views-5")
+    finetune(repeated, "views-5")
+    by_hand = params_of(views=RUNS["views"] | {"seed": 5})
+    distill(by_hand, "views")
+    finetune(by_hand, "views")
+    for name in ("distilled", "finetuned"):
+        assert weights("views-5", name) == weights("views", name)
+
+
+def test_a_kept_checkpoint_brings_the_weights_back_without_a_step(here, monkeypatch):
+    distill(params_of(), "views", keep_checkpoint=True)
+    before = weights("views")
+    shutil.rmtree("models/runs/views")  # as DVC does when the stage starts again
+    monkeypatch.setattr(training_loop, "update", None)  # a step would fail
+    checkpointer = distill(params_of(), "views", keep_checkpoint=True)
+    assert weights("views") == before
+    checkpointer.clear()
+    assert not checkpointer.folder.exists()
+
+
 def test_resume_ignores_the_checkpoint_of_other_code(here, monkeypatch):
     keys, edited = [], here / "edited.py"
 
@@ -155,6 +183,30 @@ def test_finetune_writes_the_record_of_val(here):
     assert record.counts_CC.trace() / record.counts_CC.sum() == metrics["overall_acc"]
     right = sum(np.count_nonzero(record.classes(index) == val.labels[index]) for index in range(len(val)))
     assert right == record.counts_CC.trace(), "frames of 64 pixels are stored unreduced"
+
+
+def test_finished_models_are_scored_on_unseen_drives_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    params = tinier_params(data={"unseen_groups": ("juniper",)}, runs={"vanilla": RUNS["vanilla"]})
+    prepare(params.data, params.seed, PREPARED, workers=1)
+    data = PreparedData.open()
+    assert {name.split("_")[0] for name in data.unseen.names} == {"juniper"}
+    assert not {"juniper"} & {group for split in ("train", "holdout", "val") for group in data.frame_groups[split]}
+    check_teacher(params)
+    distill(params, "vanilla")
+    finetune(params, "vanilla")
+    for model, metrics, record in (
+        ("models/teacher/teacher", "metrics/teacher.json", "metrics/val/unseen"),
+        ("models/runs/vanilla/finetuned", "metrics/runs/vanilla/finetune.json", "metrics/runs/vanilla/val/unseen"),
+    ):
+        net, _ = load_net(f"{model}.safetensors")
+        predictor = TorchPredictor(net, device_of(params.compute).in_float32())
+        expected = evaluate(predictor, data.unseen, len(data.table), 1).metrics
+        assert read_json(metrics)["unseen"]["mean_iou"] == pytest.approx(expected["mean_iou"])
+        assert read_json(metrics)["unseen"]["mean_iou"] != read_json(metrics)["mean_iou"]
+        assert ValRecord(Path(record)).frame_names == dict(enumerate(data.unseen.names))
+    assert "unseen" not in read_json("metrics/runs/vanilla/distill.json")
+    assert read_json("metrics/teacher.json")["unseen_groups"] == 1
 
 
 def test_finetune_continues_from_the_distilled_student(here):

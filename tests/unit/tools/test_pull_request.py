@@ -115,6 +115,12 @@ def files(folder: Path) -> dict[str, str]:
     }
 
 
+def test_a_repetition_has_the_settings_of_its_run(tool):
+    params = params_of(runs={"a-1": {"alpha": 0.3}, "b": {"alpha": 0.5}})
+    assert tool.settings_of(params, "b-1") == tool.settings_of(params, "b")
+    assert tool.settings_of(params, "a-1")["alpha"] == 0.3
+
+
 @pytest.mark.parametrize("profile", [None, "tiny"])
 def test_both_sides_run_in_worktrees_and_the_workspace_stays(tool, workspace, profile):
     before, status = files(Path()), git("status", "--porcelain")
