@@ -131,9 +131,8 @@ def build_cache(
         shutil.copyfile(TEACHER / VAL_CLASSES, folder / VAL_CLASSES)
         limit_facts = None if limit is None else limit.model_dump()
         sha256 = teacher_sha256(TEACHER)
-        Manifest(
-            kind, spec, params.dtype, sha256, arrays, limit_facts, mirrored, mirror_error, learned_from.cross_fit
-        ).write(folder)
+        folds = learned_from.cross_fit
+        Manifest(kind, spec, params.dtype, sha256, arrays, limit_facts, mirrored, mirror_error, folds).write(folder)
 
 
 def measure_mirror_error(teacher: LogitsOf, split: Split, spec: ViewSpec) -> dict[str, float]:

@@ -26,6 +26,7 @@ from segdistill.paths import PREPARED, TEACHER
 from segdistill.prepare.run import prepare
 from segdistill.student.run import distill
 from segdistill.teacher.check import check_teacher, fold_of_frames
+from segdistill.teacher.model import WHOLE
 from segdistill.teacher_logits.build import teacher_logits
 from segdistill.training.checkpoint import FOLD_TRAININGS, clear_removed
 from segdistill.training.loop import update
@@ -162,6 +163,21 @@ def test_logits_of_a_frame_are_those_of_the_fold_that_did_not_see_it(here, kind)
         )
         np.testing.assert_allclose(found, own, rtol=1e-3, atol=1e-4)
         assert np.abs(found - other).max() > 1e-3
+
+
+def test_frame_of_no_fold_gets_the_logits_of_the_teacher_of_all(copied):
+    """As frames without labels do, which no teacher sees in training."""
+    facts, before = read_json(TEACHER / "folds.json"), np.load("data/teacher_logits/frame/logits.npy")
+    (TEACHER / "folds.json").write_text(json.dumps(facts | {"fold_of_frame": [WHOLE, *facts["fold_of_frame"][1:]]}))
+    teacher_logits(params_of(), "frame")
+    found = np.load("data/teacher_logits/frame/logits.npy")
+    whole = TorchPredictor(load_net(TEACHER / "teacher.safetensors")[0], Compute(torch.device("cpu"), torch.float32, 1))
+    image = np.array(PreparedData.open().train.images[:1])
+    expected = upsample(whole.logits(image), found.shape[1:3])[0].permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(found[0], expected, rtol=1e-3, atol=1e-4)
+    assert np.abs(before[0] - expected).max() > 1e-3
+    assert np.array_equal(found[1:], before[1:])
+    assert sum(read_json("metrics/teacher_logits/frame.json")["cross_fit"]["frames"]) == len(found) - 1
 
 
 def test_manifest_and_metrics_say_that_it_is_cross_fitted(here):
