@@ -35,7 +35,7 @@ def allowed(annotation: object, metadata: list) -> str:
         inner, *rules = typing.get_args(annotation)
         return allowed(inner, [*rules, *metadata])
     if origin is typing.Literal:
-        return " \\| ".join(f"`{value}`" for value in typing.get_args(annotation))
+        return " \\| ".join(f"`{_yaml(value)}`" for value in typing.get_args(annotation))
     if origin in (types.UnionType, typing.Union):
         return " or ".join(allowed(part, metadata) for part in typing.get_args(annotation))
     if origin is tuple:
@@ -46,6 +46,10 @@ def allowed(annotation: object, metadata: list) -> str:
             else f"[{', '.join(allowed(p, []) for p in parts)}]"
         )
     return _NAMES.get(annotation, getattr(annotation, "__name__", str(annotation))) + bounds
+
+
+def _yaml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 _NAMES_A_NETWORK = typing.get_args(Arch)[1]  # the rule that pydantic applies

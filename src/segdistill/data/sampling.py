@@ -121,20 +121,30 @@ class BatchSampler:
     Args:
         phase: distill, finetune or teacher; two phases of one run do not repeat each other's batches.
         jitter: brightness, contrast and saturation vary by a factor in 1 +- this.
+        drawn_from: the frames to draw from, int (M,); None is all of `frames`.
     """
 
     def __init__(
-        self, seed: int, phase: str, frames: int, views: int, batch_size: int, flip_probability: float, jitter: float
+        self,
+        seed: int,
+        phase: str,
+        frames: int,
+        views: int,
+        batch_size: int,
+        flip_probability: float,
+        jitter: float,
+        drawn_from: np.ndarray | None = None,
     ) -> None:
         self.phase = phase
         self.seed, self.frames, self.views, self.batch_size = seed, frames, views, batch_size
         self.flip_probability, self.jitter = flip_probability, jitter
+        self.drawn_from = np.arange(frames) if drawn_from is None else drawn_from
         self._orders: dict[int, np.ndarray] = {}
 
     def indices(self, step: int) -> BatchIndices:
         """Return the draws of batch number `step`."""
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        epochs, places = np.divmod(positions, self.frames)
+        epochs, places = np.divmod(positions, len(self.drawn_from))
         own = generator(self.seed, f"{self.phase} batch", step)
         draws = own.random((self.batch_size, 5))
         return BatchIndices(
@@ -157,5 +167,6 @@ class BatchSampler:
         if epoch not in self._orders:
             # A batch touches its own epoch and at most the neighbouring ones, so older orders are not needed again.
             self._orders = {known: order for known, order in self._orders.items() if known >= epoch - 1}
-            self._orders[epoch] = generator(self.seed, f"{self.phase} epoch", epoch).permutation(self.frames)
+            order = generator(self.seed, f"{self.phase} epoch", epoch).permutation(len(self.drawn_from))
+            self._orders[epoch] = self.drawn_from[order]
         return self._orders[epoch]

@@ -27,6 +27,7 @@ Shapes: B crops, N frames, K views, M stored views or frames, h/w cells of the l
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,7 @@ from segdistill.paths import TEACHER, TEACHER_LOGITS, TEACHER_WEIGHTS
 MANIFEST = "manifest.json"
 LOGITS, SCALE, ROWS = "logits.npy", "scale.npy", "rows.npy"
 ENSEMBLE = "teacher.json"  # in TEACHER, of a teacher that is more than one torch network
+FOLDS = "folds.json"  # in TEACHER, of a cross-fitted teacher
 _REMEDY = "run: dvc repro teacher-logits"
 
 
@@ -56,8 +58,14 @@ def is_ensemble(folder: Path) -> bool:
 
 
 def teacher_sha256(folder: Path) -> str:
-    """Return the hex SHA-256 of the file that determines the predictions of the teacher in `folder`."""
-    return file_sha256(folder / (ENSEMBLE if is_ensemble(folder) else TEACHER_WEIGHTS))
+    """Return the hex SHA-256 of the file that determines the predictions of the teacher in `folder`.
+
+    Of a cross-fitted teacher it covers the teachers of the folds as well.
+    """
+    whole = file_sha256(folder / (ENSEMBLE if is_ensemble(folder) else TEACHER_WEIGHTS))
+    if not (folder / FOLDS).is_file():
+        return whole
+    return hashlib.sha256((whole + file_sha256(folder / FOLDS)).encode()).hexdigest()
 
 
 def stored_grid(size_px: Sequence[int], stride: int) -> tuple[int, int]:
@@ -91,6 +99,7 @@ class Manifest:
         mirrored: whether the mirrored views are stored as well, as views K to 2 K - 1.
         mirror_error: how far the teacher on mirrored views is from its mirrored logits: the measured `views`, their
             `mean_kl`, and `changed_share`, that of the cells with another class; None where nothing was measured.
+        cross_fit: of a cross-fitted teacher, its `folds` and the number of `frames` of each.
     """
 
     kind: str
@@ -101,6 +110,7 @@ class Manifest:
     limit_views_to: dict[str, int] | None = None
     mirrored: bool = False
     mirror_error: dict[str, float] | None = None
+    cross_fit: dict[str, Any] | None = None
 
     def facts(self) -> dict[str, Any]:
         """Return the manifest as JSON-like values."""
@@ -115,6 +125,8 @@ class Manifest:
             facts["mirrored"] = True
         if self.mirror_error is not None:
             facts["mirror_error"] = self.mirror_error
+        if self.cross_fit is not None:
+            facts["cross_fit"] = self.cross_fit
         return self.spec.facts() | facts
 
     def write(self, folder: Path) -> None:
@@ -157,6 +169,7 @@ class Manifest:
             found.get("limit_views_to"),
             found.get("mirrored") is True,
             found.get("mirror_error"),
+            found.get("cross_fit"),
         )
 
 

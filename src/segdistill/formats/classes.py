@@ -89,5 +89,10 @@ def class_names_of(facts: Mapping) -> tuple[str, ...]:
     return tuple(names)
 
 
+def class_key(name: str) -> str:
+    """Return the name of a class as a key of class_iou."""
+    return name.replace(" ", "_")
+
+
 def _is_byte(value: object) -> bool:
     return type(value) is int and 0 <= value <= 255

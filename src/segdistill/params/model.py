@@ -181,6 +181,11 @@ class TeacherParams(TrainingParams):
     )
     onnx_std: tuple[Positive, Positive, Positive] = Field(description="see onnx_mean")
     min_mean_iou: Fraction = Field(description="the pipeline stops when the teacher's val mIoU is lower")
+    cross_fit: Literal[False] | Annotated[int, Field(ge=2)] = Field(
+        default=False,
+        description="2 or more folds of train frames, by city or recording: for each, one more teacher is trained on "
+        "the other folds, and gives the logits of this one; false takes those of the teacher that saw all frames",
+    )
     lr: Positive = Field(description="learning rate")
     crop_px: SizePx = Field(description=f"[height, width] of the training crops, from {MIN_PX}")
 

@@ -130,6 +130,16 @@ def _cross_errors(params: Params) -> Iterator[str]:
             f"teacher_logits.kinds: found online with the teacher {teacher.described}; online runs the teacher in "
             "every step, and allowed for that is one torch network: no list, no ONNX file, no flip, no scales"
         )
+    if teacher.cross_fit and teacher.checkpoints:
+        yield (
+            f"teacher.cross_fit: found {teacher.cross_fit} with the checkpoint {teacher.described}; cross-fitting "
+            "trains the teachers, and allowed for that is teacher.checkpoint null"
+        )
+    if teacher.cross_fit and "online" in params.teacher_logits.kinds:
+        yield (
+            f"teacher_logits.kinds: found online with teacher.cross_fit {teacher.cross_fit}; online runs one teacher "
+            "on all frames, and allowed for a cross-fitted one are views and frame"
+        )
     yield from _network_errors("teacher", "arch", teacher.arch, teacher.backbone, teacher)
     yield from _warmup_error("teacher", teacher.warmup_steps, teacher.steps)
     if params.distill.backbone is not None and not any(takes_backbone(run.student) for run in params.runs.values()):

@@ -11,11 +11,12 @@ import numpy as np
 from PIL import Image
 
 from segdistill.formats.classes import IGNORE
+from segdistill.formats.thumbnails import WIDTH_PX
 from segdistill.report.charts import label_of
 from segdistill.report.words import signed
 from segdistill.results.row import CONTROL, Row
 from segdistill.results.summary import Summary
-from segdistill.scoring.record import WIDTH_PX, ValRecord
+from segdistill.scoring.record import ValRecord
 
 # Different in lightness as well as in hue: RGB of each state of a pixel.
 VOID, BOTH, NEITHER, FIRST, SECOND = range(5)
@@ -117,13 +118,13 @@ def image_strips(summary: Summary, metrics: Path) -> Strips:
 def _strip(choice: Choice, teacher: ValRecord, first: tuple[Row, ValRecord], second: tuple[Row, ValRecord]) -> Strip:
     index, (row, own), (other_row, other) = choice.frame, first, second
     images = [
-        Shown("image", "", _address("jpeg", teacher.image(index, "image"))),
-        Shown("truth", "", _address("png", teacher.image(index, "truth"))),
+        Shown("image", "", data_address("jpeg", teacher.image(index, "image"))),
+        Shown("truth", "", data_address("png", teacher.image(index, "truth"))),
     ]
     for caption, record in (("teacher", teacher), (label_of(other_row), other), (label_of(row), own)):
         mean_iou = record.mean_iou.get(index)
         score = "" if mean_iou is None else f"{mean_iou:.1%}"
-        images.append(Shown(caption, score, _address("png", record.image(index, "classes"))))
+        images.append(Shown(caption, score, data_address("png", record.image(index, "classes"))))
 
     states = pixel_states(teacher.classes(index, "truth"), own.classes(index), other.classes(index))
     shares = ""
@@ -133,7 +134,7 @@ def _strip(choice: Choice, teacher: ValRecord, first: tuple[Row, ValRecord], sec
     image, png = Image.fromarray(states), io.BytesIO()
     image.putpalette([value for color in STATE_COLORS for value in color])
     image.save(png, "PNG")
-    images.append(Shown("where they differ", shares, _address("png", png.getvalue())))
+    images.append(Shown("where they differ", shares, data_address("png", png.getvalue())))
     head = f"{choice.why}: {signed(choice.gain)} points of mIoU"
     return Strip(head, f"frame {index}, {own.frame_names[index]}", images)
 
@@ -145,5 +146,6 @@ def pixel_states(truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> np
     return np.select(conditions, [VOID, BOTH, FIRST, SECOND], default=NEITHER).astype(np.uint8)
 
 
-def _address(kind: str, content: bytes) -> str:
+def data_address(kind: str, content: bytes) -> str:
+    """Return an image in the page itself, as an address."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

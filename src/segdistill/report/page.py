@@ -17,6 +17,7 @@ from segdistill.core.files import write_text
 from segdistill.report import charts, sections
 from segdistill.report.images import image_strips
 from segdistill.report.published import published_tables
+from segdistill.report.teacher import teacher_part
 from segdistill.report.words import answer
 from segdistill.results.row import CONTROL, MORE, RUNS, shown_in
 from segdistill.results.summary import Summary
@@ -65,6 +66,7 @@ def page_data(summary: Summary, metrics: Path) -> dict[str, Any]:
         "matrices": [matrix.label for matrix in matrices],
         "mistakes": sections.mistakes_table(matrices),
         "strips": image_strips(summary, metrics),
+        "teacher": teacher_part(summary, metrics),
         "void_color": sections.NOT_EVALUATED,
         "published": published_tables(summary),
         "conditions": sections.conditions(summary),

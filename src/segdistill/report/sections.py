@@ -11,7 +11,7 @@ import yaml
 from segdistill.core.provenance import git_revision
 from segdistill.params.model import DistillParams, TeacherParams
 from segdistill.report.charts import Matrix
-from segdistill.report.words import both_as, file_like, finetuning_lost, signed, teacher_times, with_interval
+from segdistill.report.words import both_as, file_like, finetuning_lost, signed, spaced, teacher_times, with_interval
 from segdistill.results.row import CONTROL, GAIN, MISSING, TEACHER, UNSEEN_GAIN, Metric
 from segdistill.results.summary import Summary
 
@@ -241,11 +241,6 @@ def params_text(summary: Summary) -> str:
         return ""
     settings = summary.params.model_dump(mode="json", exclude={"tracking"}, exclude_unset=True)
     return yaml.safe_dump(settings, sort_keys=False, default_flow_style=None, width=100)
-
-
-def spaced(name: str) -> str:
-    """Return a key of class_iou or of the benchmark as a reader writes it."""
-    return name.replace("_", " ")
 
 
 def settings_note(summary: Summary) -> str:

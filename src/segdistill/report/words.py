@@ -9,6 +9,9 @@ from segdistill.results.gains import Gain, Setting
 from segdistill.results.row import CONTROL, MINUS, STUDENT, TEACHER, Row
 from segdistill.results.stale import stale_sentence
 from segdistill.results.summary import Summary
+from segdistill.results.teaching import compare_classes, strongest_control
+
+MAX_NAMED = 8  # classes in a sentence
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ def answer(summary: Summary) -> Answer:
             reasons.append(claim(summary, summary.setting_of(row.run)))
         reasons.append(_against_teacher(summary, champion, row))
         reasons.append("" if summary.busy else _on_openvino(champion, row))
-    reasons += [over_all_settings(summary), _finetuning(summary), *_quantising(summary)]
+    reasons += [over_all_settings(summary), nothing_to_learn(summary), _finetuning(summary), *_quantising(summary)]
     if summary.busy:
         reasons.append(f"Do not rely on the latencies: {summary.busy}.")
     if champion is not None:
@@ -208,6 +211,29 @@ def _on_openvino(champion: ModelFile, row: Row) -> str:
     return f"{text}; pick and mIoU are of onnxruntime."
 
 
+def nothing_to_learn(summary: Summary) -> str:
+    """Return the classes on which the teacher is below the control; "" where there is none."""
+    classes, control, teacher = compare_classes(summary), strongest_control(summary), summary.teacher
+    if control is None or control.mean_iou is None or teacher is None or teacher.mean_iou is None:
+        return ""
+    below = [one.name for one in classes if one.below]
+    text = ""
+    if teacher.mean_iou <= control.mean_iou:
+        scores = f"val mIoU {teacher.mean_iou:.1%} against {control.mean_iou:.1%}"
+        text = f"The teacher is not stronger than the control {control.name} ({scores}). "
+    if below:
+        text += f"There is nothing to learn on {len(below)} of {len(classes)} classes, on which the teacher is below "
+        text += f"the control {control.name} on val: {_listed(below)}."
+    if on_views := [one.name for one in classes if one.below_on_views]:
+        text += f" Even on the views that students learn from, it has less than that: {_listed(on_views)}."
+    return text.strip()
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(map(spaced, names[:MAX_NAMED]))
+    return shown if len(names) <= MAX_NAMED else f"{shown} and {len(names) - MAX_NAMED} more"
+
+
 def finetuning_lost(row: Row) -> bool:
     """Return whether the further steps lowered val mIoU."""
     if row.distilled_mean_iou is None or row.mean_iou is None or not row.finetune_steps:
@@ -247,6 +273,11 @@ def _quantising(summary: Summary) -> list[str]:
 def signed(gain: float) -> str:
     """Return a fraction in points with its sign, a true minus among them: +0.3, −1.1."""
     return f"{100 * gain:{'+.1f' if abs(gain) >= 0.0005 or gain == 0 else '+.2f'}}".replace("-", MINUS)
+
+
+def spaced(name: str) -> str:
+    """Return a key of class_iou or of the benchmark as a reader writes it."""
+    return name.replace("_", " ")
 
 
 def _are(count: int) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from segdistill.core.errors import UserError
 from segdistill.core.files import atomic_file, read_json, write_json
-from segdistill.formats.classes import ClassTable, Color
+from segdistill.formats.classes import ClassTable, Color, class_key
 from segdistill.params.model import Params
 from segdistill.results.champion import (
     RULE,
@@ -37,7 +37,7 @@ from segdistill.results.row import (
     setting_key,
 )
 from segdistill.results.stale import computed_with
-from segdistill.scoring.record import LEGEND, UNSEEN, ValRecord, class_key
+from segdistill.scoring.record import LEGEND, UNSEEN, ValRecord
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Summary:
     benchmark: dict  # benchmark.json: conditions and networks
     val_groups: ValGroups = ValGroups()
     class_colors: dict[str, Color] = field(default_factory=dict)  # by the keys of class_iou
+    learned_from: dict[str, dict] = field(default_factory=dict)  # by kind: the teacher on what students learn from
     params: Params | None = None
 
     @property
@@ -153,7 +154,10 @@ def summarise(params: Params, metrics: Path, *, check_stale: bool = True) -> Sum
         colors = {class_key(name): color for name, color in zip(table.names, table.colors, strict=True)}
     checked = teacher.files["finished"]
     groups = ValGroups(checked.get("val_groups"), checked.get("val_groups_in_train"), checked.get("unseen_groups", 0))
-    return replace(found, class_colors=colors, val_groups=groups)
+    learned_from: dict[str, dict] = {}
+    for kind in params.teacher_logits.kinds:
+        learned_from[kind] = _read(metrics / "teacher_logits" / f"{kind}.json", {})
+    return replace(found, class_colors=colors, val_groups=groups, learned_from=learned_from)
 
 
 def rows_on_disk(params: Params, metrics: Path) -> tuple[Row, ...]:

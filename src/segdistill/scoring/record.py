@@ -28,9 +28,9 @@ from PIL import Image
 
 from segdistill.core.errors import UserError
 from segdistill.core.files import atomic_directory, atomic_file, write_json
-from segdistill.formats.classes import ClassTable
+from segdistill.formats.classes import ClassTable, class_key
+from segdistill.formats.thumbnails import as_image, thumbnail
 
-WIDTH_PX = 448  # of a thumbnail at most: 500 frames of Cityscapes then weigh a few MB
 CONFUSION, FRAMES, GROUPS, THUMBNAILS = "confusion.csv", "frames.csv", "groups.csv", "thumbnails.zip"
 UNSEEN = "unseen"  # the record of the unseen drives, in that of val
 MOST_DRIVES_CUT, STRETCHES, STRETCH_FRAMES = 2, 10, 5  # at most 10 stretches in all, of at least 5 frames
@@ -88,16 +88,7 @@ class ValRecorder:
 
     def add_image(self, index: int, kind: str, pixels: np.ndarray) -> None:
         """Add an image of a frame: a class map uint8 (H, W), or a photograph uint8 (H, W, 3)."""
-        image, stream, is_class_map = as_image(pixels, self.table), io.BytesIO(), pixels.ndim == 2
-        if image.width > WIDTH_PX:
-            size = (WIDTH_PX, max(1, round(image.height * WIDTH_PX / image.width)))
-            # Nearest, because class numbers cannot be averaged.
-            image = image.resize(size, Image.Resampling.NEAREST if is_class_map else Image.Resampling.LANCZOS)
-        if is_class_map:
-            image.save(stream, "PNG")
-        else:
-            image.save(stream, "JPEG", quality=85)
-        self._images[_image_name(index, kind)] = stream.getvalue()
+        self._images[_image_name(index, kind)] = thumbnail(pixels, self.table)
 
     def write(self, folder: Path, unseen: ValRecorder | None = None) -> None:
         """Write the record, and inside it that of the `unseen` drives, atomically as a folder."""
@@ -228,14 +219,6 @@ def _class_map(content: bytes) -> np.ndarray:
     return np.frombuffer(bytearray(content[stream.tell() :]), np.uint8).reshape(shape, order="F" if by_columns else "C")
 
 
-def as_image(pixels: np.ndarray, table: ClassTable) -> Image.Image:
-    """Return RGB uint8 (H, W, 3) as a photograph, a class map uint8 (H, W) in its colours."""
-    image = Image.fromarray(pixels)
-    if pixels.ndim == 2:
-        image.putpalette(table.palette.tobytes())
-    return image
-
-
 def write_images(folder: str | Path, images: dict[str, np.ndarray], table: ClassTable) -> None:
     """Write images as PNG by name, atomically as a folder: RGB (H, W, 3), or class maps (H, W) in their colours.
 
@@ -267,8 +250,3 @@ def metrics_on_disk(metrics: dict, class_names: Sequence[str]) -> dict:
         raise UserError(f"mean_loss on val is {loss}: its logits are not finite; take other weights")
     by_class = {class_key(name): iou for name, iou in zip(class_names, metrics["class_iou"], strict=True)}
     return {key: value for key, value in metrics.items() if key != "class_iou"} | {"class_iou": by_class}
-
-
-def class_key(name: str) -> str:
-    """Return the name of a class as a key of class_iou."""
-    return name.replace(" ", "_")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,8 +26,8 @@ from segdistill.paths import CHECKPOINTS, METRICS, MODELS, VAL_CLASSES
 from segdistill.scoring.evaluate import LabelLoss, evaluate, evenly_spaced
 from segdistill.scoring.record import ValRecorder, metrics_on_disk, write_archive, write_images
 from segdistill.scoring.unseen import score_unseen
-from segdistill.teacher.model import TorchMember, open_teacher, write_members
-from segdistill.training.checkpoint import Checkpointer
+from segdistill.teacher.model import WHOLE, TorchMember, open_teacher, write_folds, write_members
+from segdistill.training.checkpoint import FOLD_TRAININGS, Checkpointer
 from segdistill.training.holdout import HoldoutEvaluator, keep_images
 from segdistill.training.job import Training, init_fingerprint, initial_net, run_training, warn_if_unseen
 
@@ -42,14 +45,26 @@ def check_teacher(params: Params, models: Path = MODELS, metrics: Path = METRICS
     data, teacher, compute = PreparedData.open(), params.teacher, device_of(params.compute)
     val, _ = data.val, data.unseen  # opened before a training: after hours of it a damaged file would be found too late
     curve: list[dict] = []
-    checkpointer: Checkpointer | None = None
+    checkpointers: list[Checkpointer] = []  # of the trainings: the teacher's own, then those of its folds
+    folds: list[TorchMember] = []
     if teacher.checkpoints:
         members = [_given_member(params, data.table, file) for file in teacher.checkpoints]
         for file in teacher.checkpoints:
             warn_if_unseen("teacher.checkpoint", file, CHECKPOINTS)
     else:
         member, curve, checkpointer = _train(params, data)
-        members = [member]
+        members, checkpointers = [member], [checkpointer]
+        # Each keeps its checkpoint until all are written: after a kill no finished training runs again.
+        groups = data.frame_groups["train"]
+        labelled = len(groups) - data.unlabelled_frames
+        # No teacher sees the frames without labels, which come last; the one of all others gives their logits.
+        fold_of_frame = np.full(len(groups), WHOLE)
+        fold_of_frame[:labelled] = fold_of_frames(groups[:labelled], teacher.cross_fit or 1)
+        for fold in range(fold_of_frame.max() + 1 if teacher.cross_fit else 0):
+            others = np.flatnonzero(fold_of_frame[:labelled] != fold)
+            member, _, checkpointer = _train(params, data, f"{FOLD_TRAININGS}/{fold}", others)
+            folds.append(member)
+            checkpointers.append(checkpointer)
 
     shown = evenly_spaced(len(val), params.evaluation.images)
     class_maps: dict[int, np.ndarray] = {}
@@ -65,6 +80,8 @@ def check_teacher(params: Params, models: Path = MODELS, metrics: Path = METRICS
 
     with atomic_directory(models / "teacher") as folder:
         write_members(folder, members, len(data.table), teacher)
+        if folds:
+            write_folds(folder, folds, fold_of_frame, len(data.table), teacher)
         # Opened from disk, so that what is scored is what `teacher-logits` opens.
         opened = open_teacher(folder, compute.in_float32())
         loss, batch_size = LabelLoss.of(teacher), params.evaluation.batch_size
@@ -79,7 +96,7 @@ def check_teacher(params: Params, models: Path = MODELS, metrics: Path = METRICS
     def save_given(folder: Path) -> None:
         HoldoutEvaluator(params, data, teacher, folder).save_given(opened.predict)
 
-    keep_images(checkpointer.folder if checkpointer else None, metrics / "teacher_images", save_given)
+    keep_images(checkpointers[0].folder if checkpointers else None, metrics / "teacher_images", save_given)
     images = {}
     for index in shown:
         images[f"{index:05d}_image"] = np.asarray(val.images[index])
@@ -87,7 +104,7 @@ def check_teacher(params: Params, models: Path = MODELS, metrics: Path = METRICS
         images[f"{index:05d}_teacher"] = class_maps[index]
     write_images(metrics / "images", images, data.table)
     recorder.write(metrics / "val", unseen_recorder)
-    facts = {
+    facts: dict[str, Any] = {
         "arch": opened.description,
         "parameters": opened.parameters,
         "weights_sha256": teacher_sha256(models / "teacher"),
@@ -98,8 +115,10 @@ def check_teacher(params: Params, models: Path = MODELS, metrics: Path = METRICS
         "val_groups_in_train": len({*val_groups} & {*data.frame_groups["train"], *data.frame_groups["holdout"]}),
         "unseen_groups": len(set(data.frame_groups.get("unseen", ()))),
     }
+    if folds:
+        facts["cross_fit"] = {"folds": len(folds), "frames": np.bincount(fold_of_frame[:labelled]).tolist()}
     write_json(metrics / "teacher.json", on_disk | facts | on_unseen)
-    if checkpointer:
+    for checkpointer in checkpointers:
         checkpointer.clear()
 
 
@@ -136,8 +155,8 @@ def _check_classes(file: str, header: Header | None, table: ClassTable) -> None:
 def _header(params: Params, table: ClassTable, arch: str, output_stride: int) -> Header:
     teacher = params.teacher
     return Header.of_net(arch, table, output_stride).with_history(
-        # A lower min_mean_iou must not change the teacher's file.
-        params=teacher.model_dump(mode="json", exclude={"min_mean_iou"}),
+        # A lower min_mean_iou must not change the teacher's file, nor do further teachers.
+        params=teacher.model_dump(mode="json", exclude={"min_mean_iou", "cross_fit"}),
         seed=params.seed,
         step=0 if teacher.checkpoints else teacher.steps,
         # A given teacher does not come from this code: with a revision in it, any commit would change the file, and
@@ -146,7 +165,30 @@ def _header(params: Params, table: ClassTable, arch: str, output_stride: int) ->
     )
 
 
-def _train(params: Params, data: PreparedData) -> tuple[TorchMember, list[dict], Checkpointer]:
+def fold_of_frames(groups: Sequence[str], folds: int) -> np.ndarray:
+    """Return the fold of each frame, int (N,), from the city or recording of each.
+
+    A group is in one fold, and folds have about as many frames. With fewer groups than folds each group is one. Where
+    the data has a single group, or none, folds are blocks of neighbouring frames, because those resemble one another.
+
+    Raises:
+        UserError: there are fewer frames than folds.
+    """
+    frames_of = Counter(groups)
+    if len(frames_of) in (1, len(groups)):
+        if folds > len(groups):
+            raise UserError(f"teacher.cross_fit: found {folds}; the data has {len(groups)} train frames")
+        return np.arange(len(groups)) * folds // len(groups)
+    sizes, fold_of = [0] * min(folds, len(frames_of)), {}
+    for group, frames in frames_of.most_common():  # of groups of one size, the first one in the data comes first
+        fold_of[group] = sizes.index(min(sizes))
+        sizes[fold_of[group]] += frames
+    return np.array([fold_of[group] for group in groups])
+
+
+def _train(
+    params: Params, data: PreparedData, name: str = "teacher", frames: np.ndarray | None = None
+) -> tuple[TorchMember, list[dict], Checkpointer]:
     settings = params.teacher_settings()
     data.check_crop("teacher", settings.crop_px, settings.scale_range)
     net = initial_net(settings.network, len(data.table), settings, settings.seed, "teacher.init")
@@ -154,7 +196,8 @@ def _train(params: Params, data: PreparedData) -> tuple[TorchMember, list[dict],
     if start != settings.init:
         warn_if_unseen("teacher.init", settings.init, CHECKPOINTS)
     views = ViewSpec.of(data, settings.crop_px, CROPS_PER_FRAME, 1, settings.seed, settings.scale_range)
-    curve, checkpointer = run_training(Training("teacher", net, settings, views, start), params, data)
+    training = Training(name, net, settings, views, start, frames=frames)
+    curve, checkpointer = run_training(training, params, data)
     return TorchMember(net, _header(params, data.table, settings.network, settings.output_stride)), curve, checkpointer
 
 

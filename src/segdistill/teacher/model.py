@@ -2,6 +2,8 @@
 
 teacher.safetensors    a teacher that is one torch network, run once per image
 teacher.json, 0.*, ... any other: an ensemble, how its members run, and the members in order, as safetensors or ONNX
+folds.json, fold0, ... of a cross-fitted teacher: the fold of each train frame, and for each fold such a folder, of the
+                       teacher that did not see its frames in training
 val_classes.npz        its class maps of val
 
 An ensemble has members of any kind, and each may run at several scales and on the flipped image. It averages the
@@ -15,7 +17,7 @@ Shapes: B batch, H/W image in pixels, C classes, h/w a grid of logits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -27,7 +29,7 @@ from torch import Tensor, nn
 from segdistill.core.errors import UserError
 from segdistill.core.files import read_json, write_json
 from segdistill.core.provenance import file_sha256
-from segdistill.data.teacher_cache import ENSEMBLE, is_ensemble
+from segdistill.data.teacher_cache import ENSEMBLE, FOLDS, is_ensemble, teacher_sha256
 from segdistill.formats.header import Header
 from segdistill.nets.device import Compute, TorchPredictor
 from segdistill.nets.registry import shipped_parameters
@@ -106,6 +108,75 @@ def open_teacher(folder: Path, compute: Compute) -> Teacher:
     predict = EnsembleTeacher(members, facts["flip"], facts["scales"], compute.device)
     of_onnx_only = all(is_onnx(row["file"]) for row in facts["members"])
     return Teacher(predict, facts["classes"], parameters, facts["described"], of_onnx_only)
+
+
+def write_folds(
+    folder: Path, members: Sequence[TorchMember], fold_of_frame: np.ndarray, classes: int, teacher: TeacherParams
+) -> None:
+    """Write the teachers of the folds, each run as the whole teacher is, and the fold of each train frame."""
+    hashes = []
+    for fold, member in enumerate(members):
+        own = folder / f"fold{fold}"
+        own.mkdir()
+        write_members(own, [member], classes, teacher)
+        hashes.append(teacher_sha256(own))
+    write_json(folder / FOLDS, {"sha256": hashes, "fold_of_frame": fold_of_frame.tolist()})
+
+
+WHOLE = -1  # the fold of a frame whose logits the teacher of all frames gives
+
+
+class TrainFrameTeacher:
+    """The teacher of train frames: that of the fold which did not see them, or else the one that is given.
+
+    Attributes:
+        cross_fit: the number of folds, and of the frames of each; None where the teacher is not cross-fitted.
+    """
+
+    def __init__(self, folder: Path, compute: Compute, whole: Teacher, frames: int) -> None:
+        """Open the teachers of the folds in `folder`, where it has any.
+
+        Raises:
+            UserError: a file is missing or not the one that was written, or they are of other data.
+        """
+        self._whole: Member = whole.predict
+        self.cross_fit: dict | None = None
+        if not (folder / FOLDS).is_file():
+            return
+        facts = read_json(folder / FOLDS)
+        self._fold_of_frame = np.array(facts["fold_of_frame"])
+        if len(self._fold_of_frame) != frames:
+            found = f"{len(self._fold_of_frame)} train frames, the data has {frames}"
+            raise UserError(f"{folder / FOLDS}: has folds of {found}; run: dvc repro teacher-check")
+        self._folds: list[Member] = []
+        for fold, sha256 in enumerate(facts["sha256"]):
+            own = folder / f"fold{fold}"
+            if not own.is_dir() or teacher_sha256(own) != sha256:
+                raise UserError(f"{own}: not the teacher that {FOLDS} names; run: dvc repro teacher-check")
+            self._folds.append(open_teacher(own, compute).predict)
+        in_a_fold = self._fold_of_frame[self._fold_of_frame != WHOLE]
+        counts = np.bincount(in_a_fold, minlength=len(self._folds)).tolist()
+        self.cross_fit = {"folds": len(self._folds), "frames": counts}
+
+    def of(self, frames: np.ndarray) -> Member:
+        """Return the teacher of images of the train frames `frames` (B,), one image of each."""
+        if self.cross_fit is None:
+            return self._whole
+        return _TeacherByImage({WHOLE: self._whole, **dict(enumerate(self._folds))}, self._fold_of_frame[frames])
+
+
+class _TeacherByImage:
+    """Run on each image of a batch the teacher of its fold (B,)."""
+
+    def __init__(self, teachers: Mapping[int, Member], fold_of_image: np.ndarray) -> None:
+        self.teachers, self.fold_of_image = teachers, fold_of_image
+
+    def logits(self, images_BHW3: np.ndarray) -> Tensor:
+        """Return logits float32 (B, C, h, w) of uint8 images (B, H, W, 3)."""
+        order = np.argsort(self.fold_of_image, kind="stable")
+        folds = np.unique(self.fold_of_image).tolist()
+        parts = [self.teachers[fold].logits(images_BHW3[self.fold_of_image == fold]) for fold in folds]
+        return torch.cat(parts)[np.argsort(order)]
 
 
 class Member(Protocol):

@@ -37,15 +37,17 @@ from segdistill.data.transforms import crop
 from segdistill.nets.device import Compute, device_of
 from segdistill.nets.resize import upsample
 from segdistill.params.model import Params, TeacherLogitsParams, ViewLimitParams
-from segdistill.paths import TEACHER, TEACHER_LOGITS, TEACHER_WEIGHTS, VAL_CLASSES
-from segdistill.teacher.model import open_teacher
+from segdistill.paths import METRICS, TEACHER, TEACHER_LOGITS, TEACHER_WEIGHTS, VAL_CLASSES
+from segdistill.teacher.model import TrainFrameTeacher, open_teacher
+from segdistill.teacher_logits.accuracy import TeacherAccuracy
 
 # Views on which the teacher's symmetry is measured, evenly spread.
 MIRRORED_VIEWS = 8
 # `teacher_logits.mirrored: auto` stores the mirrored views of a teacher that gives more of their cells another class.
 # Moving a crop by one cell changes about as many (docs/design.md).
 MAX_CHANGED_SHARE = 0.05
-Crops = tuple[np.ndarray, np.ndarray]  # the frame of each (B,), and images uint8 (B, H, W, 3)
+# The frame of each (B,), images uint8 (B, H, W, 3), and labels uint8 (B, H, W).
+Crops = tuple[np.ndarray, np.ndarray, np.ndarray]
 _LEVELS = 255
 
 
@@ -57,12 +59,14 @@ class LogitsOf(Protocol):
 
 
 def teacher_logits(params: Params, kind: str) -> None:
-    """Build data/teacher_logits/KIND from models/teacher, as the stage does."""
+    """Build data/teacher_logits/KIND from models/teacher, and metrics/teacher_logits/KIND*, as the stage does."""
     data, logits = PreparedData.open(), params.teacher_logits
     crop_px, scale_range = params.distill.crop_px, params.distill.scale_range
     data.check_crop("distill", crop_px, scale_range)
     spec = ViewSpec.of(data, crop_px, logits.views, logits.stride, params.seed, scale_range)
-    build_cache(kind, TEACHER_LOGITS / kind, data.train, spec, logits, device_of(params.compute), len(data.table))
+    accuracy, compute = TeacherAccuracy(data, logits.stride), device_of(params.compute)
+    build_cache(kind, TEACHER_LOGITS / kind, data.train, spec, logits, compute, len(data.table), accuracy)
+    accuracy.write(METRICS / "teacher_logits", kind)
 
 
 def build_cache(
@@ -73,8 +77,9 @@ def build_cache(
     params: TeacherLogitsParams,
     compute: Compute,
     classes: int | None = None,
+    accuracy: TeacherAccuracy | None = None,
 ) -> None:
-    """Write the folder of one kind from `models/teacher`, atomically.
+    """Write the folder of one kind from `models/teacher`, atomically; count what is stored in `accuracy`.
 
     Raises:
         UserError: the teacher has other than `classes` classes, where these are given, or gives a logit that is not
@@ -86,6 +91,11 @@ def build_cache(
         raise UserError(f"{TEACHER}: {found}; run: dvc repro teacher-check")
     if kind == "online" and is_ensemble(TEACHER):
         raise UserError(f"teacher_logits.kinds: found online; {teacher.description} is more than one torch network")
+    learned_from = TrainFrameTeacher(TEACHER, compute, teacher, len(split))
+    if kind == "online" and learned_from.cross_fit:
+        raise UserError("teacher_logits.kinds: found online; a cross-fitted teacher is more than one network")
+    if accuracy is not None:
+        accuracy.read_val()  # before hours of work
     is_views = kind == "views"
     limit = params.limit_views_to if is_views else None
     mirrored, mirror_error = False, None
@@ -105,18 +115,24 @@ def build_cache(
             with LogitsWriter(folder, params.dtype, shape, rows) as writer:
                 *lead, height, width, _ = shape
                 with Progress("teacher-logits", math.prod(lead), unit="crop") as progress:
-                    for frames, images in crops:
-                        finite = writer.append(logits_on_grid(teacher.predict, images, (height, width)))
+                    for frames, images, labels in crops:
+                        logits = logits_on_grid(learned_from.of(frames), images, (height, width))
+                        finite = writer.append(logits)
                         if not finite.all():
                             name = split.names[frames[finite.argmin()]]
                             found = f"teacher: a logit of frame {name} is not finite as {params.dtype}"
                             raise UserError(f"{found}; no cache written")
+                        if accuracy is not None:
+                            accuracy.add(frames, labels, logits)
                         progress.advance(len(images))
             arrays = writer.arrays
+            if accuracy is not None:
+                accuracy.finish(learned_from)
         shutil.copyfile(TEACHER / VAL_CLASSES, folder / VAL_CLASSES)
         limit_facts = None if limit is None else limit.model_dump()
         sha256 = teacher_sha256(TEACHER)
-        Manifest(kind, spec, params.dtype, sha256, arrays, limit_facts, mirrored, mirror_error).write(folder)
+        folds = learned_from.cross_fit
+        Manifest(kind, spec, params.dtype, sha256, arrays, limit_facts, mirrored, mirror_error, folds).write(folder)
 
 
 def measure_mirror_error(teacher: LogitsOf, split: Split, spec: ViewSpec) -> dict[str, float]:
@@ -128,7 +144,7 @@ def measure_mirror_error(teacher: LogitsOf, split: Split, spec: ViewSpec) -> dic
     chosen = np.zeros(spec.frames * spec.views, bool)
     chosen[np.linspace(0, len(chosen) - 1, MIRRORED_VIEWS).astype(int)] = True
     divergences, changed = [], []
-    for _, images in _view_crops(split, spec, chosen.reshape(spec.frames, spec.views), batch_size=1, mirrored=False):
+    for _, images, _ in _view_crops(split, spec, chosen.reshape(spec.frames, spec.views), batch_size=1, mirrored=False):
         given = torch.from_numpy(logits_on_grid(teacher, images, grid)).flip(2)
         exact = torch.from_numpy(logits_on_grid(teacher, np.ascontiguousarray(images[:, :, ::-1]), grid))
         log_exact = exact.log_softmax(-1)
@@ -186,14 +202,19 @@ def _view_crops(
     for first in range(0, len(frames), batch_size):
         chosen = slice(first, first + batch_size)
         images = np.empty((len(frames[chosen]), *spec.crop_px, 3), np.uint8)
-        yield frames[chosen], crop(split.images, frames[chosen], origins[chosen], flips[chosen], sizes[chosen], images)
-        drop_pages(split.images)
+        labels = np.empty((len(frames[chosen]), *spec.crop_px), np.uint8)
+        for source, out in ((split.images, images), (split.labels, labels)):
+            crop(source, frames[chosen], origins[chosen], flips[chosen], sizes[chosen], out)
+            drop_pages(source)
+        yield frames[chosen], images, labels
 
 
 def _whole_frames(split: Split) -> Iterator[Crops]:
     for frame in range(len(split)):
-        yield np.array([frame]), np.array(split.images[frame : frame + 1])
+        images, labels = (np.array(source[frame : frame + 1]) for source in (split.images, split.labels))
+        yield np.array([frame]), images, labels
         drop_pages(split.images)
+        drop_pages(split.labels)
 
 
 @torch.inference_mode()

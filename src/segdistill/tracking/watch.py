@@ -16,6 +16,7 @@ from segdistill.paths import METRICS, PARAMS, PREPARED, SCRATCH
 from segdistill.tracking.mlflow import Experiment, with_retries
 from segdistill.tracking.rows import TEACHER, Row, phases, row_of, rows_on_disk, with_phase
 from segdistill.tracking.store import Store, cause, check_reachable, configure_mlflow, find_store, locked
+from segdistill.training.checkpoint import FOLD_TRAININGS
 
 if TYPE_CHECKING:
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -137,9 +138,14 @@ def watch() -> None:
 
 
 def running_trainings(scratch: Path) -> list[RunningTraining]:
-    """Return the trainings that hold their lock now, by the folders scratch/teacher/KEY and scratch/PHASE/RUN/KEY."""
+    """Return the trainings that hold their lock now, by the folders scratch/teacher/KEY and scratch/PHASE/RUN/KEY.
+
+    The further trainings of a cross-fitted teacher have no row of their own.
+    """
     found = []
     for lock in sorted(scratch.glob("**/lock")):
+        if lock.parent.parent == scratch / FOLD_TRAININGS:
+            continue
         try:
             with filelock.FileLock(lock, timeout=0):
                 continue

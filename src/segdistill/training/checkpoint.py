@@ -22,6 +22,7 @@ from segdistill.params.model import Params
 from segdistill.paths import SCRATCH
 
 LOCK, STATE = "lock", "state.pt"
+FOLD_TRAININGS = "teacher-folds"  # the phase of a cross-fitted teacher's further trainings, which are named by fold
 # A training whose DVC was killed ends after its running step; the next one waits that long for it.
 WAIT_S = 60.0
 
@@ -98,6 +99,7 @@ def clear_removed(params: Params, root: Path = SCRATCH) -> None:
     jobs = set() if params.teacher.checkpoints else {"teacher"}
     jobs |= {f"distill/{run}" for run in params.students()}
     jobs |= {f"finetune/{run}" for run in params.students() if params.finetune_params(run).steps}
+    jobs |= {f"{FOLD_TRAININGS}/{fold}" for fold in range(params.teacher.cross_fit or 0)}
     for folder in sorted({lock.parent for lock in root.rglob(LOCK)}):
         if str(folder.relative_to(root)) in jobs:
             continue

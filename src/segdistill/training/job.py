@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +24,7 @@ from segdistill.nets.weights import check_values, imagenet_backbone_state, load_
 from segdistill.params.model import Params, TrainingParams, TrainingSettings
 from segdistill.scoring.label_losses import inverse_log_weights
 from segdistill.training.batches import CropLoader
-from segdistill.training.checkpoint import Checkpointer
+from segdistill.training.checkpoint import FOLD_TRAININGS, Checkpointer
 from segdistill.training.holdout import IMAGES, HoldoutEvaluator
 from segdistill.training.loop import AddedLoss, Job, train
 from segdistill.training.mixing import Mixer
@@ -32,6 +33,7 @@ from segdistill.training.mixing import Mixer
 _WITHOUT_EFFECT = {
     *("init", "checkpoint_every_steps", "min_mean_iou"),
     *("checkpoint", "flip", "scales", "onnx_mean", "onnx_std"),  # how a trained teacher is run
+    "cross_fit",  # `Training.frames` has what a fold draws from
 }
 
 
@@ -40,13 +42,14 @@ class Training:
     """A network to train, and where its data and losses come from.
 
     Attributes:
-        name: PHASE/RUN, or teacher; PHASE also names the draws of the batches.
+        name: PHASE/RUN, teacher, or FOLD_TRAININGS/FOLD; PHASE also names the draws of the batches.
         net: trained in place.
         settings: resolved, with lr, seed, and the loss weights of a student.
         views: the crops to draw from.
         start: of the initial weights, see `init_fingerprint`.
         cache: the teacher logits that batches carry; None for a teacher and for a control.
         distillation: the loss that it adds; None likewise.
+        frames: the train frames to draw from, int (M,); None is all of them.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Training:
     start: str
     cache: TeacherCache | None = None
     distillation: AddedLoss | None = None
+    frames: np.ndarray | None = None
 
 
 def run_training(training: Training, params: Params, data: PreparedData) -> tuple[list[dict], Checkpointer]:
@@ -77,6 +81,7 @@ def run_training(training: Training, params: Params, data: PreparedData) -> tupl
         settings.batch_size,
         settings.flip_probability,
         settings.jitter,
+        training.frames,
     )
     stored = None
     if training.cache is not None:
@@ -95,6 +100,7 @@ def run_training(training: Training, params: Params, data: PreparedData) -> tupl
         views.facts(),
         training.start,
         training.cache and training.cache.manifest.facts(),
+        None if training.frames is None else training.frames.tolist(),
         params.evaluation.images > 0,
         # Frames of another batch may be rounded otherwise.
         settings.evaluate_every_steps and params.evaluation.batch_size,
@@ -105,7 +111,7 @@ def run_training(training: Training, params: Params, data: PreparedData) -> tupl
         checkpointer = held.enter_context(Checkpointer(name, key))
         evaluator = HoldoutEvaluator(params, data, settings, checkpointer.folder / IMAGES)
         evaluator.save_start(training.net)
-        section = "teacher" if name == "teacher" else "distill"
+        section = "teacher" if name.split("/")[0] in ("teacher", FOLD_TRAININGS) else "distill"
         forward = compiled(training.net, name, f"{section}.compile") if settings.compile else None
         weights = None
         if settings.class_weights == "inverse_log":

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from segdistill.formats.classes import ClassTable
-from segdistill.scoring.record import WIDTH_PX, ValRecord, ValRecorder, counted_groups, frame_mean_iou
+from segdistill.formats.thumbnails import WIDTH_PX
+from segdistill.scoring.record import ValRecord, ValRecorder, counted_groups, frame_mean_iou
 
 NAMES = ["road", 'a "quoted", name', "sky"]
 TABLE = ClassTable(tuple(NAMES), (7, 8, 23), ((128, 64, 128), (244, 35, 232), (70, 130, 180)))

@@ -17,6 +17,7 @@ from segdistill.params.read import load_params
 from segdistill.results.row import SETTINGS
 from segdistill.tracking.mlflow import track
 from segdistill.tracking.watch import Watcher, running_trainings
+from segdistill.training.checkpoint import FOLD_TRAININGS
 from support.sweep_on_disk import (
     IMAGE_KEY,
     METRICS,
@@ -163,6 +164,12 @@ def test_a_training_is_running_while_it_holds_its_lock(project):
     assert [one.name for one in running_trainings(SCRATCH)] == ["teacher"]
     trainings[0].lock.release()
     assert running_trainings(SCRATCH) == []
+
+
+def test_trainings_of_folds_have_no_row(project):
+    training = FakeTraining(f"{FOLD_TRAININGS}/0")
+    assert running_trainings(SCRATCH) == []
+    training.lock.release()
 
 
 @pytest.mark.slow
