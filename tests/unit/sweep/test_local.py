@@ -178,6 +178,17 @@ def test_the_variable_sets_the_threads(monkeypatch):
         usable_cores()
 
 
+def test_checkpoints_may_be_on_a_shared_folder(tmp_path):
+    command = [
+        sys.executable,
+        "-c",
+        "from segdistill.training.checkpoint import Checkpointer as C; print(C('a', 'b').folder)",
+    ]
+    for given, folder in ({"SEGDISTILL_SCRATCH": str(tmp_path)}, tmp_path), ({}, Path("scratch")):
+        shown = subprocess.run(command, env=os.environ | given, capture_output=True, text=True, check=True).stdout
+        assert Path(shown.strip()) == folder / "a/b"
+
+
 def test_tasks_are_stages_of_dvc_yaml():
     root = Path(__file__).parents[3]
     stages = yaml.safe_load((root / "dvc.yaml").read_text())["stages"]
