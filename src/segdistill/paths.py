@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 PARAMS = Path("params.yaml")
@@ -18,7 +19,8 @@ STUDENT_ONNX = {"float32": "student.onnx", "int8": "student.int8.onnx"}
 SAME_AS = "same_as.json"  # all that a repetition of a run with its own seed has
 REPORT = Path("reports/index.html")
 BENCHMARK = METRICS / "benchmark.json"
-SCRATCH = Path("scratch")  # unfinished trainings; ignored by git and DVC
+# Unfinished trainings; ignored by git and DVC. On a folder that machines share, each continues what another left.
+SCRATCH = Path(os.environ.get("SEGDISTILL_SCRATCH") or "scratch")
 
 
 def run_models(run: str, models: Path = MODELS) -> Path:

@@ -24,10 +24,12 @@ PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stag
 LAYERS = [
     *("__init__", "core", "params", "paths", "formats", "data", "nets", "networks", "scoring", "training"),
     *("teacher", "teacher_logits", "student", "export", "latency", "prepare"),
-    *("results", "report", "tracking", "compare", "predict", "cli", "__main__"),
+    *("results", "report", "tracking", "compare", "predict", "sweep", "cli", "__main__"),
 ]
 # What no output of a stage depends on, or what is only facts: must load without torch.
-WITHOUT_TORCH = {"core", "params", "paths", "formats", "prepare", "results", "report", "tracking", "compare", "cli"}
+WITHOUT_TORCH = {
+    *("core", "params", "paths", "formats", "prepare", "results", "report", "tracking", "compare", "sweep", "cli"),
+}
 
 # The params section of a stage that has another name, and why.
 SECTION_OF = {

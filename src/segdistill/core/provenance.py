@@ -6,10 +6,15 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from segdistill.core.errors import UserError
+
+THREADS_VARIABLE = "SEGDISTILL_THREADS"
 
 
 def git_revision(folder: str | Path = ".") -> str:
@@ -71,5 +76,16 @@ def processor() -> str:
 
 
 def usable_cores() -> int:
-    """Return the number of cores that this process may run on."""
+    """Return the number of cores that this process may use.
+
+    It is SEGDISTILL_THREADS where that is set, as `segdistill sweep` does for runs that share a machine, else the
+    number of cores that the process may run on.
+
+    Raises:
+        UserError: the variable holds no such number.
+    """
+    if given := os.environ.get(THREADS_VARIABLE):
+        if not re.fullmatch("[1-9][0-9]{0,3}", given):
+            raise UserError(f"{THREADS_VARIABLE}: found {given!r}; allowed is a number of threads from 1 to 9999")
+        return int(given)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -83,7 +83,9 @@ class ComputeParams(Section):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         description="of the forward pass; auto takes bfloat16 where the processor computes in it"
     )
-    threads: CountOrZero = Field(description="CPU threads of a training step; 0 takes all cores")
+    threads: CountOrZero = Field(
+        description="CPU threads of a training step; 0 takes all cores, in a segdistill sweep its share"
+    )
 
 
 class TrainingParams(Section):

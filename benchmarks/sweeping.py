@@ -1,0 +1,119 @@
+"""What `segdistill sweep --jobs` costs per run and how much sooner a sweep ends, on runs that only sleep.
+
+    python -m benchmarks.sweeping                                # 8, 32 and 128 runs of 30 s, 8 at a time
+    python -m benchmarks.sweeping --runs 4 --seconds 1 --jobs 2  # a trial
+
+Runs that sleep need no core, so what is left is the cost of DVC and of the sweep. The stages have the names and the
+order of this pipeline, one small out each, and no code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+
+from benchmarks.rows import Row
+from benchmarks.table import table
+from segdistill.core.files import write_text
+
+ROOT = Path(__file__).resolve().parent.parent
+PROFILE = ROOT / "profiles" / "tiny.yaml"
+FAILING = 0.5
+
+
+def sleeping_project(folder: Path, runs: list[str], seconds: float) -> Path:
+    """Write a pipeline with the stages of this one, whose `distill` sleeps and whose others do nothing; return it.
+
+    A run whose lr is FAILING fails.
+    """
+    params = yaml.safe_load(PROFILE.read_text(encoding="utf-8"))
+    control = params["runs"]["vanilla"]
+    params["runs"] = {run: dict(control) for run in runs}
+    write_text(folder / "params.yaml", yaml.safe_dump(params, sort_keys=False))
+
+    def stage(out: str, *deps: str, first: str = "true", **keys: object) -> dict:
+        body = {"cmd": f"{first} && mkdir -p $(dirname {out}) && echo '{{}}' > {out}", "outs": [out]}
+        return body | ({"deps": list(deps)} if deps else {}) | keys
+
+    models, metrics = "models/runs/${key}", "metrics/runs/${key}"
+    own = {"params": ["runs.${key}"]}
+    of_run = {
+        "distill": stage(
+            f"{models}/distilled.safetensors",
+            "data/teacher_logits/views",
+            first=f"test ${{item.lr}} != {FAILING} && sleep {seconds}",
+            **own,
+        ),
+        "steplr-finetune": stage(f"{metrics}/finetune.json", f"{models}/distilled.safetensors", **own),
+        "export-onnx": stage(f"{models}/student.onnx", f"{metrics}/finetune.json", **own),
+    }
+    logits = stage("data/teacher_logits/${item}", "models/teacher")
+    stages = {
+        "prepare": stage("data/prepared", params=["seed"]),
+        "teacher-check": stage("models/teacher", "data/prepared"),
+        "teacher-logits": {"foreach": "${teacher_logits.kinds}", "do": logits},
+        **{name: {"foreach": "${runs}", "do": body} for name, body in of_run.items()},
+        "benchmark": stage("metrics/benchmark.json", "models/runs"),
+        "report": stage("reports/index.html", "metrics/runs", "metrics/benchmark.json"),
+    }
+    write_text(folder / "dvc.yaml", yaml.safe_dump({"stages": stages}, sort_keys=False))
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], cwd=folder, check=True, env=environment(folder))
+    return folder
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Return an environment in which DVC keeps its own caches of `folder` apart from those of the user."""
+    own = {"DVC_NO_ANALYTICS": "true", "DVC_SITE_CACHE_DIR": str(folder.with_name(f"{folder.name}_site_cache"))}
+    return os.environ | own
+
+
+def sweep_s(runs: int, jobs: int, seconds: float) -> float:
+    """Return the seconds that a sweep of sleeping runs takes."""
+    with tempfile.TemporaryDirectory() as scratch:
+        names = [f"run-{number:03d}" for number in range(runs)]
+        folder = sleeping_project(Path(scratch) / "project", names, seconds)
+        command = [sys.executable, "-m", "segdistill", "sweep", "--jobs", str(jobs)]
+        started = time.perf_counter()
+        done = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"segdistill sweep: {done.stdout}{done.stderr}")
+        return time.perf_counter() - started
+
+
+def rows(runs: int, jobs: int, seconds: float) -> list[Row]:
+    """Return the overhead per run and the speed-up over one run after the other, without any cost of DVC."""
+    taken_s = sweep_s(runs, jobs, seconds)
+    slept_s = -(-runs // jobs) * seconds
+    name, what = f"sweep-{runs}", f"{runs} runs of {seconds:g} s, {jobs} at a time"
+    return [
+        Row(
+            f"{name}-overhead",
+            f"{what}: time over that of the sleeps, per run",
+            round((taken_s - slept_s) / runs, 2),
+            None,
+            "s",
+            None,
+        ),
+        Row(f"{name}-speedup", f"{what}: all sleeps / time", round(runs * seconds / taken_s, 2), None, "ratio", None),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, nargs="+", default=[8, 32, 128])
+    parser.add_argument("--jobs", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=30.0, help="that each run sleeps")
+    given = parser.parse_args()
+    print(table([row for runs in given.runs for row in rows(runs, given.jobs, given.seconds)]))
+
+
+if __name__ == "__main__":
+    main()

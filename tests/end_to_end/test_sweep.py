@@ -1,0 +1,103 @@
+"""`segdistill sweep --jobs 2`, interrupted and killed, ends with the bytes of a serial `dvc repro`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from support.checkout import Checkout
+
+pytestmark = pytest.mark.slow
+LIMIT_S = 300
+MEASURING = {"benchmark", "report"}  # whose metrics are times
+SWEEP = (sys.executable, "-m", "segdistill", "sweep", "--jobs", "2")
+
+
+def checkout_of_four_runs(folder: Path) -> Checkout:
+    made = Checkout(folder)
+    made.params["runs"]["low"] = made.params["runs"]["a03-lr01"] | {"lr": 0.001, "alpha": 0.7}
+    # Enough steps that every interruption meets a training.
+    made.params["distill"] |= {
+        "steps": 40,
+        "crop_px": [32, 64],
+        "evaluate_every_steps": 20,
+        "checkpoint_every_steps": 2,
+    }
+    made.save_params()
+    return made
+
+
+def wait_until(true: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not true():
+        assert time.monotonic() < deadline, f"waited {LIMIT_S} s: {what}"
+        time.sleep(0.02)
+
+
+def checkpoints(checkout: Checkout) -> set[int]:
+    """Return when each checkpoint of a student's first steps was written."""
+    return {path.stat().st_mtime_ns for path in (checkout.folder / "scratch/distill").rglob("state.pt")}
+
+
+def logs(checkout: Checkout) -> str:
+    return "".join(path.read_text() for path in (checkout.folder / "scratch/sweep").glob("*.log"))
+
+
+class StartedSweep:
+    """A sweep in the background that has written checkpoints of two trainings since it started."""
+
+    def __init__(self, checkout: Checkout) -> None:
+        before = checkpoints(checkout)
+        self.process = checkout.start(*SWEEP)
+        wait_until(lambda: len(checkpoints(checkout) - before) > 1 or self.process.poll() is not None, "no checkpoints")
+        assert self.process.poll() is None, checkout.said.read_text()
+        self.started = psutil.Process(self.process.pid).children(recursive=True)
+        assert sum("stages/distill.py" in process.cmdline() for process in self.started) == 2
+
+    def wait_for_children(self) -> None:
+        wait_until(lambda: not any(map(runs, self.started)), "a stage outlives its sweep")
+
+
+def runs(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_interrupted_sweep_gives_the_bytes_of_serial_repro(tmp_path):
+    checkout = checkout_of_four_runs(tmp_path / "sweep")
+
+    # Ctrl-C in a terminal reaches the sweep alone: each run is in a process group of its own.
+    sweep = StartedSweep(checkout)
+    sweep.process.send_signal(signal.SIGINT)
+    assert sweep.process.wait(LIMIT_S) == 130
+    assert not any(map(runs, sweep.started))
+    assert "the same command continues" in checkout.said.read_text()
+    assert logs(checkout).count("stopped after step") == 2
+
+    sweep = StartedSweep(checkout)
+    assert logs(checkout).count("continues after step") == 2
+    sweep.process.kill()
+    sweep.process.wait()
+    sweep.wait_for_children()
+
+    done = checkout.call(*SWEEP)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert logs(checkout).count("continues after step") == 2
+    assert "(4 of 4)" in done.stdout
+    for run in checkout.params["runs"]:
+        assert f"mIoU {checkout.metrics(f'runs/{run}/finetune.json')['mean_iou']:.2%}" in done.stdout
+    assert set(checkout.metrics("summary.json")["runs"]) == set(checkout.params["runs"])
+    assert checkout.call(*SWEEP).stdout.startswith("nothing to do: 4 runs")
+    assert checkout.dvc("repro") == []
+
+    serial = checkout_of_four_runs(tmp_path / "serial")
+    serial.dvc("repro", *(f"export-onnx@{run}" for run in serial.params["runs"]))
+    assert serial.lock() == {name: entry for name, entry in checkout.lock().items() if name not in MEASURING}
