@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from segdistill.scoring.label_losses import label_loss
 pytestmark = pytest.mark.usefixtures("one_thread")
 ARCHS = ("ddrnet23_slim", "pidnet_s")
 CLASSES = 5
-CROSS_ENTROPY = partial(label_loss, "cross_entropy", focal_gamma=0.0)
+CROSS_ENTROPY = partial(label_loss, SimpleNamespace(label_loss="cross_entropy", focal_gamma=0.0))
 
 
 @pytest.fixture(scope="module", params=ARCHS)
