@@ -6,5 +6,8 @@ if __name__ == "__main__":
     with stage_process():
         from segdistill.latency.run import benchmark
         from segdistill.params.read import load_params
+        from segdistill.params.stages import announce_stage
 
-        benchmark(load_params())
+        params = load_params()
+        announce_stage(params)
+        benchmark(params)

@@ -10,7 +10,9 @@ if __name__ == "__main__":
     run = parser.parse_args().run
     with stage_process():
         from segdistill.params.read import known_run, load_params
+        from segdistill.params.stages import announce_stage
         from segdistill.student.run import distill
 
         params = load_params()
+        announce_stage(params)
         distill(params, known_run(params, run))

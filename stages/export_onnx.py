@@ -11,6 +11,8 @@ if __name__ == "__main__":
     with stage_process():
         from segdistill.export.run import export_run
         from segdistill.params.read import known_run, load_params
+        from segdistill.params.stages import announce_stage
 
         params = load_params()
+        announce_stage(params)
         export_run(params, known_run(params, run))

@@ -12,9 +12,11 @@ if __name__ == "__main__":
     with stage_process():
         from segdistill.core.files import write_json
         from segdistill.params.read import known_run, load_params
+        from segdistill.params.stages import announce_stage
         from segdistill.paths import SAME_AS, run_metrics, run_models
 
         params, name = load_params(), f"{given.run}-{given.seed}"
+        announce_stage(params)
         if given.seed == params.seed_of(known_run(params, given.run)):
             # The run itself has this seed. DVC wants the outputs nevertheless; nobody reads them.
             for folder in (run_models(name), run_metrics(name)):

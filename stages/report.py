@@ -6,6 +6,7 @@ if __name__ == "__main__":
     with stage_process():
         from segdistill.core.streams import print_anywhere
         from segdistill.params.read import load_params
+        from segdistill.params.stages import announce_stage
         from segdistill.paths import METRICS, REPORT
         from segdistill.report.page import write_report
         from segdistill.report.terminal import print_summary
@@ -14,6 +15,7 @@ if __name__ == "__main__":
         from segdistill.training.checkpoint import clear_removed
 
         params = load_params()
+        announce_stage(params)
         summary = summarise(params, METRICS, check_stale=False)  # DVC ran every stage before this one
         write_summary(summary, METRICS)
         write_report(summary, METRICS, REPORT)

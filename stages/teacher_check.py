@@ -5,6 +5,9 @@ from segdistill.core.stage import stage_process
 if __name__ == "__main__":
     with stage_process():
         from segdistill.params.read import load_params
+        from segdistill.params.stages import announce_stage
         from segdistill.teacher.check import check_teacher
 
-        check_teacher(load_params())
+        params = load_params()
+        announce_stage(params)
+        check_teacher(params)

@@ -10,6 +10,9 @@ if __name__ == "__main__":
     kind = parser.parse_args().kind
     with stage_process():
         from segdistill.params.read import load_params
+        from segdistill.params.stages import announce_stage
         from segdistill.teacher_logits.build import teacher_logits
 
-        teacher_logits(load_params(), kind)
+        params = load_params()
+        announce_stage(params)
+        teacher_logits(params, kind)

@@ -28,7 +28,7 @@ SHARED = ("formats", "data", "nets", "scoring", "training", "results", "report",
 # Left out everywhere, and why no output depends on it.
 EXEMPT = {
     "core": "plumbing: words of errors, atomic writing, progress, logging, processes, and names of revisions",
-    "params": "DVC tracks the values of params.yaml, and params files are complete: there are no hidden defaults",
+    "params": "DVC tracks the values of params.yaml; the default of a key that files may leave out never changes",
     "paths.py": "dvc.yaml names the same paths; a stage that writes elsewhere fails",
     "networks": "NETWORK_OF names the networks that a stage runs",
 }

@@ -13,6 +13,7 @@ import filelock
 from segdistill.core.errors import UserError, printable
 from segdistill.core.files import read_json
 from segdistill.params.model import Params
+from segdistill.params.stages import shared_stages, student_stages
 from segdistill.paths import SCRATCH, run_metrics
 from segdistill.sweep.processes import DVC, dvc_environment, leave_if_stopped, run_alone
 from segdistill.training.checkpoint import stop_requests
@@ -20,18 +21,6 @@ from segdistill.training.checkpoint import stop_requests
 LOGS = SCRATCH / "sweep"  # a file per run
 # Runs the stages of the runs that changed, by run, until all end, soon after a signal; returns the runs that failed.
 RunChanged = Callable[[dict[str, list[str]], list[int]], list[str]]
-
-
-def tasks(params: Params) -> dict[str, list[str]]:
-    """Return the tasks of a sweep by student: the stages of each run, in their order, and that of each repetition."""
-    stages = ("distill", "steplr-finetune", "export-onnx")
-    of_runs = {run: [f"{stage}@{run}" for stage in stages] for run in params.runs}
-    return of_runs | {name: [f"repeat@{name}"] for run in params.runs for name in params.repetitions(run)}
-
-
-def shared_stages(params: Params) -> list[str]:
-    """Return the stages that come before all runs."""
-    return ["prepare", "teacher-check", *(f"teacher-logits@{kind}" for kind in params.teacher_logits.kinds)]
 
 
 def changed_stages() -> set[str]:
@@ -71,7 +60,7 @@ def in_order(params: Params, run_changed: RunChanged, last: list[str]) -> None:
 
 
 def _in_order(params: Params, run_changed: RunChanged, last: list[str], signals: list[int]) -> None:
-    started_s, stages_of, shared = time.monotonic(), tasks(params), shared_stages(params)
+    started_s, stages_of, shared = time.monotonic(), student_stages(params), shared_stages(params)
     changed = changed_stages()
     leave_if_stopped(signals)
     if not changed:

@@ -13,7 +13,7 @@ from pathlib import Path
 from segdistill.core.errors import UserError
 from segdistill.params.model import Params
 from segdistill.params.read import known_run
-from segdistill.sweep.plan import shared_stages, tasks
+from segdistill.params.stages import shared_stages, student_stages
 from segdistill.sweep.processes import DVC, dvc_environment, run_alone
 from segdistill.training.checkpoint import stop_requests
 
@@ -29,7 +29,7 @@ def work(params: Params, run: str) -> dict[str, dict]:
         UserError: no such run, no remote, shared stages that dvc.lock does not have, or a stage that failed.
         SystemExit: a signal stopped it, and its training has saved its state.
     """
-    stages = tasks(params)[known_run(params, run)]
+    stages = student_stages(params)[known_run(params, run)]
     default_remote()  # else the push would find out, after hours
     missing = sorted(set(shared_stages(params)) - locked().keys())
     if missing:

@@ -187,14 +187,3 @@ def test_checkpoints_may_be_on_a_shared_folder(tmp_path):
     for given, folder in ({"SEGDISTILL_SCRATCH": str(tmp_path)}, tmp_path), ({}, Path("scratch")):
         shown = subprocess.run(command, env=os.environ | given, capture_output=True, text=True, check=True).stdout
         assert Path(shown.strip()) == folder / "a/b"
-
-
-def test_tasks_are_stages_of_dvc_yaml():
-    root = Path(__file__).parents[3]
-    stages = yaml.safe_load((root / "dvc.yaml").read_text())["stages"]
-    params = load_params(root / "params.yaml")
-    of_runs = [stage for run in plan.tasks(params).values() for stage in run]
-    # benchmark and report read what all others write.
-    groups = [stage.partition("@")[0] for stage in (*plan.shared_stages(params), *plan.tasks(params)["vanilla"])]
-    assert [*groups, "benchmark", "report"] == list(stages)
-    assert {stage.partition("@")[2] for stage in of_runs} == set(params.runs)

@@ -1,0 +1,39 @@
+"""The stages that dvc.yaml makes of params.yaml, by name."""
+
+from __future__ import annotations
+
+import os
+
+from segdistill.core.log import logger
+from segdistill.params.model import Params
+
+OF_A_RUN = ("distill", "steplr-finetune", "export-onnx")
+
+
+def shared_stages(params: Params) -> list[str]:
+    """Return the stages that come before all runs."""
+    return ["prepare", "teacher-check", *(f"teacher-logits@{kind}" for kind in params.teacher_logits.kinds)]
+
+
+def student_stages(params: Params) -> dict[str, list[str]]:
+    """Return the stages of each student by its name: those of each run, in their order, and that of each repetition."""
+    of_runs = {run: [f"{stage}@{run}" for stage in OF_A_RUN] for run in params.runs}
+    return of_runs | {name: [f"repeat@{name}"] for run in params.runs for name in params.repetitions(run)}
+
+
+def all_stages(params: Params) -> list[str]:
+    """Return all stages, in the order of dvc.yaml."""
+    of_runs = [f"{stage}@{run}" for stage in OF_A_RUN for run in params.runs]
+    # Also with the seed that a run has already, for which nothing is trained.
+    repeats = [f"repeat@{run}-{seed}" for run in params.runs for seed in params.seeds]
+    return [*shared_stages(params), *of_runs, *repeats, "benchmark", "report"]
+
+
+def announce_stage(params: Params) -> None:
+    """Log how far `dvc repro` is, in a stage that DVC started: "distill@vanilla: stage 4 of 14".
+
+    DVC runs stages in about this order, and does not say which of them it will skip.
+    """
+    stages, name = all_stages(params), os.environ.get("DVC_STAGE", "")
+    if name in stages:
+        logger.info("%s: stage %d of %d", name, stages.index(name) + 1, len(stages))
