@@ -14,13 +14,12 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from segdistill.core.errors import UserError
-from segdistill.prepare.images import upright
+from segdistill.prepare.images import MAX_INFLATED, upright
 
 SUFFIXES = (".bmp", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 # Pillow keeps the lower 8 of 16 bits in images of one channel, and the upper 8 in images of three.
 _WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
-_MAX_INFLATED = 1032  # bytes that deflate, the compression of PNG, can expand one byte to
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)  # what Pillow raises
 
 
@@ -61,7 +60,7 @@ def _check_size(image: Image.Image, file_bytes: int) -> None:
     """Raise a UserError where a PNG names a size that its bytes cannot hold, before Pillow allocates memory for it."""
     channels = len(image.getbands())
     bits = 8 * channels if channels > 1 else 1  # at least: Pillow widens pixels of 1, 2 and 4 bits
-    if image.format == "PNG" and image.width * image.height * bits > 8 * _MAX_INFLATED * file_bytes:
+    if image.format == "PNG" and image.width * image.height * bits > 8 * MAX_INFLATED * file_bytes:
         raise UserError(f"truncated: {file_bytes} bytes for {image.height} x {image.width} pixels")
 
 

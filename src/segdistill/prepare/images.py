@@ -21,7 +21,7 @@ from segdistill.core.errors import UserError
 MAX_FILE_BYTES = 3 * (Image.MAX_IMAGE_PIXELS or 0)
 _PNG_GREYSCALE, _PNG_RGB, _PNG_PALETTE = 0, 2, 3
 _CHANNELS = {_PNG_RGB: 3, 4: 2, 6: 4}  # by colour type: with alpha, grey has two and RGB four
-_MAX_INFLATED = 1032  # bytes that deflate, which compresses the pixels, makes of one
+MAX_INFLATED = 1032  # bytes that deflate, which compresses the pixels, makes of one
 
 
 def opened_png(content: bytes) -> contextlib.AbstractContextManager[Image.Image]:
@@ -48,7 +48,7 @@ def opened_image(content: bytes, formats: tuple[str, ...]) -> Iterator[Image.Ima
                 raise UserError("no PNG of the standard: its first chunk is not its only header")
             depth, kind = _depth_and_kind(content)
             # Checked before a decoder allocates memory for pixels that are not in the file.
-            if image.width * image.height * depth * _CHANNELS.get(kind, 1) > 8 * _MAX_INFLATED * len(content):
+            if image.width * image.height * depth * _CHANNELS.get(kind, 1) > 8 * MAX_INFLATED * len(content):
                 raise UserError(f"truncated: {len(content)} bytes for {image.height} x {image.width} pixels")
         yield image
 
