@@ -16,12 +16,13 @@ from segdistill.paths import METRICS, PARAMS, PREPARED, SCRATCH
 from segdistill.tracking.mlflow import Experiment, with_retries
 from segdistill.tracking.rows import TEACHER, Row, phases, row_of, rows_on_disk, with_phase
 from segdistill.tracking.store import Store, cause, check_reachable, configure_mlflow, find_store, locked
-from segdistill.training.checkpoint import FOLD_TRAININGS
+from segdistill.training.checkpoint import FOLD_TRAININGS, stop_requests
 
 if TYPE_CHECKING:
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 EVERY_S = 3.0
+POLL_S = 0.2  # between two looks for a signal
 LOCK_WAIT_S = 30.0
 SYSTEM_METRICS_EVERY_S = 10.0
 
@@ -127,14 +128,18 @@ class Watcher:
 
 
 def watch() -> None:
-    """Follow the sweep in the current folder until the process is interrupted."""
+    """Follow the sweep in the current folder until SIGINT or SIGTERM comes, and for the rest of the running update."""
     watcher = Watcher()
-    try:
-        while True:
-            watcher.update()
-            time.sleep(EVERY_S)
-    finally:
-        watcher.stop()
+    # Not by KeyboardInterrupt: Python drops one that is raised in a weak reference's callback, as those of SQLAlchemy.
+    with stop_requests() as stops:
+        try:
+            while not stops:
+                watcher.update()
+                until_s = time.monotonic() + EVERY_S
+                while not stops and time.monotonic() < until_s:
+                    time.sleep(POLL_S)
+        finally:
+            watcher.stop()
 
 
 def running_trainings(scratch: Path) -> list[RunningTraining]:
