@@ -77,6 +77,7 @@ VALUES = {
     "teacher.steps": (3, TEACHER),
     "teacher_logits.dtype": ("uint8", LOGITS),
     "teacher_logits.mirrored": (True, LOGITS),
+    "teacher_logits.feature_channels": (16, LOGITS),
     "export.opset": (19, [*EXPORT, *REPEAT, "benchmark"]),
     "benchmark.frames": (2, ["benchmark"]),
     "tracking.experiment": ("other", []),

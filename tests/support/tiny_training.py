@@ -12,8 +12,9 @@ from segdistill.data.teacher_cache import StoredCrops
 from segdistill.data.transforms import crop, normalize
 from segdistill.formats.classes import IGNORE
 from segdistill.nets.device import Compute
+from segdistill.nets.resize import upsample
 from segdistill.params.model import StudentSettings
-from segdistill.student.distillation import Distillation
+from segdistill.student.distillation import Distillation, add_feature_projection
 from segdistill.training.batches import CropLoader
 from segdistill.training.checkpoint import Checkpointer
 from segdistill.training.loop import Job, train
@@ -32,7 +33,11 @@ class TinyNet(nn.Module):
         self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Conv2d(6, CLASSES, 1))
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        return self.classifier(self.backbone(images_BCHW))
+        return self.features_and_logits(images_BCHW)[1]
+
+    def features_and_logits(self, images_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = self.backbone(images_BCHW)
+        return features, self.classifier(features)
 
 
 def make_split(shuffled_labels: bool = False) -> Split:
@@ -108,22 +113,37 @@ class LogitsOfATeacher:
         return 0
 
 
+class FeaturesOfATeacher(LogitsOfATeacher):
+    """Some channels of the features of a teacher, as stored ones of 4 x 4 cells."""
+
+    channels = 4
+
+    @torch.no_grad()
+    def crop(self, indices, origins):
+        images = np.empty((len(indices.frames), *CROP_PX, 3), np.uint8)
+        crop(self.split.images, indices.frames, origins, indices.flips, CROP_PX, images)
+        features, _ = self.teacher.features_and_logits(normalize(torch.from_numpy(images)))
+        return StoredCrops(upsample(features[:, : self.channels], (4, 4)).permute(0, 2, 3, 1).contiguous())
+
+
 def origins() -> np.ndarray:
     return ViewSpec("tiny", FRAMES, FRAME_PX, CROP_PX, VIEWS, stride=4, seed=0).origins()
 
 
 def make_job(
-    net=None, hook=None, cached=None, split=None, holdout=None, live_teacher=None, mixer=None, **changed
+    net=None, hook=None, cached=None, split=None, holdout=None, live_teacher=None, mixer=None, features=None, **changed
 ) -> Job:
     """A job whose students distil where they have logits or a live teacher; `changed` are settings."""
+    net = net or TinyNet()
     settings = settings_of(**changed)
     batches = BatchSampler(0, "distill", FRAMES, VIEWS, settings.batch_size, settings.flip_probability, settings.jitter)
-    crops = FailingBatches(split or make_split(), batches, origins(), CROP_PX, cached, mixer=mixer)
+    crops = FailingBatches(split or make_split(), batches, origins(), CROP_PX, cached, mixer=mixer, features=features)
     if hook is not None:
         crops.hook = hook
-    distillation = Distillation(settings, COMPUTE, live_teacher) if cached or live_teacher else None
+    projection = add_feature_projection(net, features.channels, settings.seed) if features else None
+    distillation = Distillation(settings, COMPUTE, live_teacher, projection) if cached or live_teacher else None
     scored = {} if holdout is None else {"holdout_mean_iou": holdout}
-    return Job("distill/tiny", net or TinyNet(), crops, settings, COMPUTE, distillation, **scored)
+    return Job("distill/tiny", net, crops, settings, COMPUTE, distillation, **scored)
 
 
 def run(root, key="key", **given) -> tuple[nn.Module, list[dict]]:

@@ -13,6 +13,9 @@ agreement). Next to logits.npy:
     scale.npy   uint8 only: float16 (N, K, h, 2, C), or (N, h, 2, C): offset and step of each class in each row
     rows.npy    where only some views are stored: int32 (N, K), the place of each in the arrays, which are then
                 (M, h, w, C) and (M, h, 2, C); -1 where it is not stored
+    features.npy, features_scale.npy    views only, where they are asked for: the teacher's features of the same views,
+                projected to D channels and scaled to a mean square of 1; uint8 (N, K, s, t, D), one cell per 16 pixels,
+                with a scale like that of the logits, float16 (N, K, s, 2, D)
 
 A flipped crop gets the mirrored logits of its view. Where a teacher differs too much on a mirrored image, `views` has
 2 K views of each frame instead: view K + k is the teacher on view k mirrored, and no logits are mirrored.
@@ -47,6 +50,8 @@ from segdistill.paths import TEACHER, TEACHER_LOGITS, TEACHER_WEIGHTS
 
 MANIFEST = "manifest.json"
 LOGITS, SCALE, ROWS = "logits.npy", "scale.npy", "rows.npy"
+FEATURES, FEATURES_SCALE = "features.npy", "features_scale.npy"
+FEATURE_STRIDE = 16  # input pixels per stored feature, each way
 ENSEMBLE = "teacher.json"  # in TEACHER, of a teacher that is more than one torch network
 FOLDS = "folds.json"  # in TEACHER, of a cross-fitted teacher
 _REMEDY = "run: dvc repro teacher-logits"
@@ -100,6 +105,8 @@ class Manifest:
         mirror_error: how far the teacher on mirrored views is from its mirrored logits: the measured `views`, their
             `mean_kl`, and `changed_share`, that of the cells with another class; None where nothing was measured.
         cross_fit: of a cross-fitted teacher, its `folds` and the number of `frames` of each.
+        features: how the stored features were made: their `stride`, the `channels` of the teacher, and
+            `variance_share`, what the projection keeps of the variance; None where none are stored.
     """
 
     kind: str
@@ -111,6 +118,7 @@ class Manifest:
     mirrored: bool = False
     mirror_error: dict[str, float] | None = None
     cross_fit: dict[str, Any] | None = None
+    features: dict[str, float] | None = None
 
     def facts(self) -> dict[str, Any]:
         """Return the manifest as JSON-like values."""
@@ -127,6 +135,8 @@ class Manifest:
             facts["mirror_error"] = self.mirror_error
         if self.cross_fit is not None:
             facts["cross_fit"] = self.cross_fit
+        if self.features is not None:
+            facts["features"] = self.features
         return self.spec.facts() | facts
 
     def write(self, folder: Path) -> None:
@@ -170,6 +180,7 @@ class Manifest:
             found.get("mirrored") is True,
             found.get("mirror_error"),
             found.get("cross_fit"),
+            found.get("features"),
         )
 
 
@@ -179,7 +190,7 @@ def rows_of(stored: np.ndarray) -> np.ndarray:
 
 
 class StoredCrops(NamedTuple):
-    """Logits of a batch as stored: values (B, h, w, C), and for uint8 their scale (B, h, 2, C)."""
+    """Logits or features of a batch as stored: values (B, h, w, C), and for uint8 their scale (B, h, 2, C)."""
 
     values: Tensor
     scale: Tensor | None = None
@@ -198,7 +209,10 @@ class StoredCrops(NamedTuple):
 
 
 class StoredLogits:
-    """The logits of one folder, mapped. Crops of `grid` cells are read from them: whole views, or windows of frames."""
+    """The logits of one folder, mapped. Crops of `grid` cells are read from them: whole views, or windows of frames.
+
+    Features are read likewise; their channels take the place of the classes.
+    """
 
     def __init__(
         self,
@@ -224,25 +238,31 @@ class StoredLogits:
         self.arrays = [part.reshape(-1, *part.shape[-3:]) for part in (logits, scale) if part is not None]
 
     @classmethod
-    def open(cls, folder: Path, manifest: Manifest) -> StoredLogits:
-        """Map the files in `folder` and compare them with its manifest.
+    def open(cls, folder: Path, manifest: Manifest, features: bool = False) -> StoredLogits:
+        """Map the files of the logits in `folder`, or those of the features, and compare them with its manifest.
 
         Raises:
             UserError: a file is missing, truncated, or differs from the manifest.
         """
-        opened = {name: open_array(folder / name, _REMEDY) for name in (LOGITS, SCALE, ROWS) if name in manifest.arrays}
+        values, scale = (FEATURES, FEATURES_SCALE) if features else (LOGITS, SCALE)
+        opened = {name: open_array(folder / name, _REMEDY) for name in (values, scale, ROWS) if name in manifest.arrays}
         for name, array in opened.items():
             if (found := ArraySpec.of(array)) != (written := manifest.arrays[name]):
                 raise UserError(f"{folder / name}: holds {found}, its manifest says {written}")
         # Bytes without their scale would be taken for logits.
-        if LOGITS not in opened or (SCALE in opened) != (opened[LOGITS].dtype == np.uint8):
+        if values not in opened or (scale in opened) != (opened[values].dtype == np.uint8):
             raise UserError(f"{folder}: its manifest describes {', '.join(opened) or 'no arrays'} alone; {_REMEDY}")
-        rows, stored = opened.get(ROWS), len(opened[LOGITS])
+        rows, stored = opened.get(ROWS), len(opened[values])
         if rows is not None and not np.array_equal(np.sort(rows[rows >= 0]), np.arange(stored)):
             raise UserError(f"{folder / ROWS}: does not name each of the {stored} stored views once; {_REMEDY}")
-        spec = manifest.spec
-        grid = (spec.crop_px[0] // spec.stride, spec.crop_px[1] // spec.stride)
-        return cls(opened[LOGITS], opened.get(SCALE), grid, spec.stride, rows, manifest.mirrored)
+        stride = FEATURE_STRIDE if features else manifest.spec.stride
+        grid = stored_grid(manifest.spec.crop_px, stride)
+        return cls(opened[values], opened.get(scale), grid, stride, rows, manifest.mirrored)
+
+    @property
+    def channels(self) -> int:
+        """Return the number of classes of the logits, or of channels of the features."""
+        return self.arrays[0].shape[-1]
 
     @property
     def lacking(self) -> np.ndarray | None:
@@ -289,6 +309,7 @@ class TeacherCache:
     """An opened folder of teacher logits that fits the data.
 
     `stored` has the logits that batches are cropped from; it is None for `online`, where the live teacher runs.
+    `features` has the features of the same views, None where none are stored.
     """
 
     def __init__(self, kind: str, spec: ViewSpec, folder: Path | None = None) -> None:
@@ -309,9 +330,13 @@ class TeacherCache:
                     f"{_REMEDY}, or dvc checkout for a teacher and logits that belong together"
                 )
         self.stored: StoredLogits | None = None
+        self.features: StoredLogits | None = None
         if kind != "online":
             self.stored = StoredLogits.open(self.folder, self.manifest)
-            found = () if self.stored.rows is None else self.stored.rows.shape
+        if kind == "views" and FEATURES in self.manifest.arrays:
+            self.features = StoredLogits.open(self.folder, self.manifest, features=True)
+        for opened in filter(None, (self.stored, self.features)):
+            found = () if opened.rows is None else opened.rows.shape
             needed = (spec.frames, spec.views * (1 + self.manifest.mirrored)) if kind == "views" else ()
             if found != needed:
                 arrays = f"its arrays are of {list(found)} frames and views, {list(needed)} are needed"

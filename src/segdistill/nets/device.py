@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import sys
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from segdistill.core.errors import UserError
 from segdistill.core.provenance import usable_cores
 from segdistill.data.transforms import normalize
+from segdistill.nets.features import HasFeatures
 from segdistill.params.model import ComputeParams
 
 
@@ -87,10 +89,19 @@ class TorchPredictor:
     @torch.inference_mode()
     def logits(self, images_BHW3: np.ndarray) -> Tensor:
         """Return logits float32 (B, C, h, w) of images uint8 (B, H, W, 3)."""
+        return self._run(self.net, images_BHW3).float()
+
+    @torch.inference_mode()
+    def features_and_logits(self, images_BHW3: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return float32 features_BCst and logits of uint8 images, of a network that has features."""
+        assert isinstance(self.net, HasFeatures)
+        features, logits = self._run(self.net.features_and_logits, images_BHW3)
+        return features.float(), logits.float()
+
+    def _run(self, forward: Callable[[Tensor], Any], images_BHW3: np.ndarray) -> Any:
         inputs = normalize(torch.from_numpy(images_BHW3).to(self.compute.device))
         with self.compute.autocast():
-            logits = self.net(inputs)
-        return logits.float()
+            return forward(inputs)
 
 
 def cpu_computes_bfloat16() -> bool:

@@ -2,9 +2,9 @@
 
 The contract of every network: `net(images_BCHW) -> logits_BChw`, float32 normalised images in, logits at the network's
 native stride out, before any final resize; `resize.upsample` brings them to pixels. Those of `realtime.AuxiliaryNet`
-return more while they train.
+return more while they train. One that `features.HasFeatures` can teach its features, or learn those of another.
 
-Shapes: B batch, C classes (images: 3), H/W pixels, h/w at the native stride.
+Shapes: B batch, C classes (images: 3, features: channels), H/W pixels, h/w at the native stride, s/t cells of features.
 """
 
 from __future__ import annotations
@@ -33,8 +33,12 @@ class SegmentationNet(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Return logits_BChw at the native stride."""
-        low_BChw, out_BChw = self.backbone(images_BCHW)
-        return self.classifier(low_BChw, out_BChw)
+        return self.features_and_logits(images_BCHW)[1]
+
+    def features_and_logits(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the output of the backbone, at its output stride, and the logits."""
+        low_BChw, out_BCst = self.backbone(images_BCHW)
+        return out_BCst, self.classifier(low_BChw, out_BCst)
 
 
 class TorchvisionNet(nn.Module):
@@ -52,8 +56,13 @@ class TorchvisionNet(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Return logits_BChw at the native stride."""
+        return self.features_and_logits(images_BCHW)[1]
+
+    def features_and_logits(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the output of the backbone, and the logits."""
         features = self.backbone(images_BCHW)
-        return self.classifier(features if self.reads_low_level else features["out"])
+        out_BCst = features["high" if self.reads_low_level else "out"]
+        return out_BCst, self.classifier(features if self.reads_low_level else out_BCst)
 
 
 def network_module(network: str) -> ModuleType:

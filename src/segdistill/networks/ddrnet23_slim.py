@@ -60,6 +60,10 @@ class DDRNet23Slim(AuxiliaryNet):
 
     def forward(self, images_BCHW: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Return logits_BChw at stride 8; in training mode also those of the auxiliary head."""
+        return self.features_and_logits(images_BCHW)[1]
+
+    def features_and_logits(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor]]:
+        """Return the sum of both branches, at stride 8, and the logits."""
         shared = F.relu(self.layer2(F.relu(self.layer1(self.conv1(images_BCHW)))))
         context, detail = self.layer3(shared), self.layer3_(shared)
         size = detail.shape[-2:]
@@ -75,8 +79,9 @@ class DDRNet23Slim(AuxiliaryNet):
         detail = F.relu(detail + from_context)
 
         context = upsample(self.spp(self.layer5(context)), size)
-        logits = self.final_layer(self.layer5_(detail) + context)
-        return (logits, self.seghead_extra(exchanged_once)) if self.training else logits
+        features = self.layer5_(detail) + context
+        logits = self.final_layer(features)
+        return features, (logits, self.seghead_extra(exchanged_once)) if self.training else logits
 
     def auxiliary_loss(
         self, auxiliary: list[Tensor], pixels_BCHW: Tensor, labels_BHW: Tensor, label_loss: LabelLossFn

@@ -104,6 +104,10 @@ class PIDNetS(AuxiliaryNet):
 
     def forward(self, images_BCHW: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         """Return logits_BChw at stride 8; in training mode also those of the detail and of the boundary head."""
+        return self.features_and_logits(images_BCHW)[1]
+
+    def features_and_logits(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor, Tensor]]:
+        """Return the mix of all branches, at stride 8, and the logits."""
         shared = F.relu(self.layer2(F.relu(self.layer1(self.conv1(images_BCHW)))))
         detail, boundary = self.layer3_(shared), self.layer3_d(shared)
         size = detail.shape[-2:]
@@ -119,8 +123,9 @@ class PIDNetS(AuxiliaryNet):
 
         detail, boundary = self.layer5_(detail), self.layer5_d(boundary_4)
         context = upsample(self.spp(self.layer5(context)), size)
-        logits = self.final_layer(self.dfm(detail, context, boundary))
-        return (logits, self.seghead_p(detail_3), self.seghead_d(boundary_4)) if self.training else logits
+        features = self.dfm(detail, context, boundary)
+        logits = self.final_layer(features)
+        return features, (logits, self.seghead_p(detail_3), self.seghead_d(boundary_4)) if self.training else logits
 
     def auxiliary_loss(
         self, auxiliary: list[Tensor], pixels_BCHW: Tensor, labels_BHW: Tensor, label_loss: LabelLossFn

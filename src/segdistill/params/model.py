@@ -252,6 +252,11 @@ class TeacherLogitsParams(Section):
         description="store the teacher's logits of the mirrored views as well, twice the bytes; auto does so where the "
         "teacher differs too much on them. Without them, flipped crops get the mirrored logits",
     )
+    feature_channels: Annotated[int, Field(ge=0, le=256)] = Field(
+        default=0,
+        description="views: channels of the teacher's features (one torch network) that are stored as well, in 8 bits "
+        "per 16 pixels each way, for runs with a feature_weight; 64 to 256, 0 stores none",
+    )
     limit_views_to: ViewLimitParams | None = Field(
         default=None,
         description="store only the views that runs of so many steps draw with the global seed; null stores all",
@@ -340,6 +345,12 @@ class RunBase(Section):
     distill_weight: NotNegative | None = Field(
         default=None, description="loss = label_weight * label + distill_weight * T^2 * distillation; a control's is 0"
     )
+    feature_weight: NotNegative = Field(
+        default=0.0,
+        description="adds this times the feature loss (mean squared error of the student's features after a 1x1 "
+        "projection, for features of mean square 1), in the first steps; needs teacher views and "
+        "teacher_logits.feature_channels",
+    )
     lr: Positive = Field(description="learning rate")
     teacher: Literal["views", "frame", "online", "none"] = Field(
         description="none is a control, which learns from labels alone"
@@ -380,6 +391,7 @@ class StudentSettings(DistillParams, TrainingSettings):
     alpha: Fraction | None = None
     label_weight: NotNegative | None = None
     distill_weight: NotNegative | None = None
+    feature_weight: NotNegative = 0.0
     teacher: Literal["views", "frame", "online", "none"]
 
     @property
@@ -454,7 +466,8 @@ class Params(Section):
             own = {key: value for key, value in own.items() if key not in WEIGHT_KEYS}
         elif own.keys() & set(WEIGHT_KEYS):  # alpha replaces both weights of the run, and they replace its alpha
             own = dict.fromkeys(WEIGHT_KEYS) | own
-        return self.distill_settings(run).model_copy(update=own)
+        # The projection that the first steps learned is gone, and a fresh one would first pull the student astray.
+        return self.distill_settings(run).model_copy(update=own | {"feature_weight": 0.0})
 
     def finetune_params(self, run: str) -> FinetuneParams:
         """Return the section finetune with what `run` overrides."""

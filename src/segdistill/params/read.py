@@ -140,6 +140,16 @@ def _cross_errors(params: Params) -> Iterator[str]:
             f"teacher_logits.kinds: found online with teacher.cross_fit {teacher.cross_fit}; online runs one teacher "
             "on all frames, and allowed for a cross-fitted one are views and frame"
         )
+    if channels := params.teacher_logits.feature_channels:
+        found = f"teacher_logits.feature_channels: found {channels}"
+        if not teacher.is_one_net or teacher.cross_fit:
+            described = f"{teacher.described}, cross-fitted" if teacher.cross_fit else teacher.described
+            yield (
+                f"{found} with the teacher {described}; features are those of one torch network: no list, no ONNX "
+                "file, no flip, no scales, no cross_fit; allowed for others is 0"
+            )
+        if "views" not in params.teacher_logits.kinds:
+            yield f"{found} with teacher_logits.kinds {list(params.teacher_logits.kinds)}; features are of views"
     yield from _network_errors("teacher", "arch", teacher.arch, teacher.backbone, teacher)
     yield from _warmup_error("teacher", teacher.warmup_steps, teacher.steps)
     if params.distill.backbone is not None and not any(takes_backbone(run.student) for run in params.runs.values()):
@@ -228,6 +238,12 @@ def _run_errors(params: Params, name: str) -> Iterator[str]:
     if run.teacher != "none" and run.teacher not in params.teacher_logits.kinds:
         kinds = list(params.teacher_logits.kinds)
         yield f"{path}.teacher: found {run.teacher}; teacher_logits.kinds builds {kinds}"
+    if run.feature_weight and (run.teacher != "views" or not params.teacher_logits.feature_channels):
+        yield (
+            f"{path}.feature_weight: found {run.feature_weight} with teacher {run.teacher} and "
+            f"teacher_logits.feature_channels {params.teacher_logits.feature_channels}; features are stored of views, "
+            "where feature_channels is not 0"
+        )
     nested: list[str] = []
     _validated(FinetuneParams, params.finetune.model_dump() | run.finetune, f"{path}.finetune", nested)
     _validated(ExportParams, params.export.model_dump() | run.export, f"{path}.export", nested)

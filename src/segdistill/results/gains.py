@@ -220,6 +220,7 @@ def _setting_of(row: Row) -> tuple:
         row.alpha,
         row.label_weight,
         row.distill_weight,
+        row.feature_weight,
         row.lr,
         row.temperature,
         row.method,

@@ -87,6 +87,9 @@ class Row:
     distill_weight: float | None = metric(
         "Distill weight", "g", "of the distillation loss, likewise", optional=True, shown=(RUNS, TERMINAL)
     )
+    feature_weight: float | None = metric(
+        "Feature weight", "g", "of the feature loss, in the first steps", optional=True, shown=(RUNS, TERMINAL)
+    )
     lr: float | None = metric("lr", "g", "learning rate", shown=(RUNS, TERMINAL))
     temperature: float | None = metric("T", "g", "temperature of the distillation loss", shown=(MORE,))
     method: str | None = metric("Method", "", "distillation loss", shown=(MORE,))
@@ -322,8 +325,10 @@ def setting_columns(settings: Mapping[str, Any], finetune_steps: int) -> dict[st
     """Return role and settings of a run as the fields of its Row, from settings named as in params.yaml."""
     is_taught = settings["teacher"] != "none"
     only_taught = ("temperature", "method", "teacher")
-    columns = {name: settings[name] for name in SETTINGS if name not in ("arch", "finetune_steps", *only_taught)}
+    own = ("arch", "finetune_steps", "feature_weight", *only_taught)
+    columns = {name: settings[name] for name in SETTINGS if name not in own}
     columns |= {name: settings[name] if is_taught else None for name in only_taught}
+    columns["feature_weight"] = settings.get("feature_weight") or None  # runs without it have no such column
     role = STUDENT if is_taught else CONTROL
     arch = network_name(settings["student"], settings.get("backbone"))
     return columns | {"role": role, "arch": arch, "finetune_steps": finetune_steps}

@@ -10,12 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segdistill.data.sampling import generator
 from segdistill.data.teacher_cache import stored_grid
 from segdistill.formats.classes import IGNORE
 from segdistill.nets.device import Compute
+from segdistill.nets.features import HasFeatures
 from segdistill.nets.resize import upsample
 from segdistill.params.model import LossWeights, StudentSettings
 from segdistill.training.batches import CropBatch
+
+_PROBE_PX = (64, 64)  # an image that tells how many channels the features of a network have
 
 
 def kl(student_BChw: Tensor, teacher_BChw: Tensor, temperature: float, weights_Bhw: Tensor | None = None) -> Tensor:
@@ -84,6 +88,22 @@ def combine_losses(label: Tensor, distillation: Tensor, weights: LossWeights, te
     return weights.label * label + weights.distill * temperature**2 * distillation
 
 
+def add_feature_projection(net: HasFeatures, channels: int, seed: int) -> nn.Conv2d:
+    """Add a 1x1 convolution `feature_projection` to `net`, from its features to `channels`, and return it.
+
+    As a part of the network it trains with it, and checkpoints and averages of the weights cover it. It has to be
+    removed from the trained network, which does not run it.
+    """
+    assert isinstance(net, nn.Module)
+    mode = net.training
+    with torch.no_grad():
+        features, _ = net.eval().features_and_logits(torch.zeros(1, 3, *_PROBE_PX))
+    net.train(mode)
+    torch.manual_seed(int(generator(seed, "feature projection").integers(2**63)))
+    net.feature_projection = nn.Conv2d(features.shape[1], channels, 1)
+    return net.feature_projection
+
+
 class Distillation:
     """Adds the distillation loss to the label loss of a batch; the training loop calls it after the forward pass.
 
@@ -91,21 +111,41 @@ class Distillation:
         settings: loss weights, method, temperature, kl_resolution and distill_where of the run.
         compute: where the training runs.
         live_teacher: a network that runs in every step, for `online`; None where the batch has cached logits.
+        projection: turns features of the student into those of the teacher, which the batch then has; None where the
+            student learns from logits alone.
     """
 
-    def __init__(self, settings: StudentSettings, compute: Compute, live_teacher: nn.Module | None = None) -> None:
-        self.settings, self.compute, self.live_teacher = settings, compute, live_teacher
+    def __init__(
+        self,
+        settings: StudentSettings,
+        compute: Compute,
+        live_teacher: nn.Module | None = None,
+        projection: nn.Module | None = None,
+    ) -> None:
+        self.settings, self.compute, self.live_teacher, self.projection = settings, compute, live_teacher, projection
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether it takes the features of the student."""
+        return self.projection is not None
 
     def __call__(
-        self, label: Tensor, logits_BChw: Tensor, pixels_BCHW: Tensor, inputs_B3HW: Tensor, batch: CropBatch
+        self,
+        label: Tensor,
+        logits_BChw: Tensor,
+        pixels_BCHW: Tensor,
+        inputs_B3HW: Tensor,
+        batch: CropBatch,
+        features_BCst: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return (total loss, distillation loss) of a batch.
+        """Return (total loss, distillation loss) of a batch; the total has the feature loss as well.
 
         Args:
             label: the label loss.
             logits_BChw: of the student, on its own grid.
             pixels_BCHW: the same, float32, upsampled to the crop.
             inputs_B3HW: of the student.
+            features_BCst: of the student, on their own grid; None where it learns from logits alone.
         """
         settings = self.settings
         if self.live_teacher is None:
@@ -123,7 +163,24 @@ class Distillation:
         else:  # of kl alone, which compares pixel by pixel
             weights = pixel_weights(settings.distill_where, teacher, batch.labels.to(teacher.device))
             loss = kl(student, teacher, settings.temperature, weights)
-        return combine_losses(label, loss, settings.loss_weights, settings.temperature), loss
+        total = combine_losses(label, loss, settings.loss_weights, settings.temperature)
+        if self.projection is not None:
+            assert features_BCst is not None
+            total = total + settings.feature_weight * self.feature_loss(features_BCst, batch)
+        return total, loss
+
+    def feature_loss(self, features_BCst: Tensor, batch: CropBatch) -> Tensor:
+        """Return the mean squared error of the projected features of the student.
+
+        Stored features have a mean square of 1, so this is the share of their variance that the student misses. MSE
+        after a projection by one 1x1 convolution did as well as costlier losses in arXiv:2604.25530.
+        """
+        assert self.projection is not None
+        teacher = batch.teacher_features(self.compute.device)
+        assert teacher is not None, "no cached features"
+        with self.compute.autocast():
+            projected = self.projection(_on_grid(features_BCst, teacher.shape[-2:]))
+        return F.mse_loss(projected.float(), teacher)
 
 
 class OnStoredGrid(nn.Module):

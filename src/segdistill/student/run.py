@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
+from segdistill.core.errors import UserError
 from segdistill.core.files import write_json
 from segdistill.core.provenance import file_sha256, git_revision
 from segdistill.data.prepared import PreparedData
@@ -14,6 +15,7 @@ from segdistill.data.teacher_cache import TeacherCache
 from segdistill.formats.curve import write_curve
 from segdistill.formats.header import Header
 from segdistill.nets.device import TorchPredictor, device_of
+from segdistill.nets.features import HasFeatures
 from segdistill.nets.registry import shipped_parameters
 from segdistill.nets.weights import load_net, save_net
 from segdistill.params.model import Params, StudentSettings
@@ -29,7 +31,7 @@ from segdistill.paths import (
 from segdistill.scoring.evaluate import LabelLoss, evaluate, evenly_spaced
 from segdistill.scoring.record import ClassMapArchive, ValRecorder, metrics_on_disk, write_images
 from segdistill.scoring.unseen import score_unseen
-from segdistill.student.distillation import Distillation, OnStoredGrid
+from segdistill.student.distillation import Distillation, OnStoredGrid, add_feature_projection
 from segdistill.training.checkpoint import Checkpointer
 from segdistill.training.holdout import HoldoutEvaluator, keep_images
 from segdistill.training.job import Training, init_fingerprint, initial_net, run_training, warn_if_unseen
@@ -80,17 +82,22 @@ def _train_and_write(
     curve: list[dict] = []
     checkpointer: Checkpointer | None = None
     if settings.steps:
-        distillation = None
+        distillation = projection = None
+        if settings.feature_weight:
+            assert cache is not None, "params.read checks it"
+            projection = _feature_projection(net, cache, settings, run)
         # With a distillation weight of 0 in finetune a run continues as a control would.
         if cache is not None and settings.loss_weights.distill > 0:
             live_teacher = None
             if cache.kind == "online":
                 teacher, _ = load_net(cache.folder / TEACHER_WEIGHTS)
                 live_teacher = OnStoredGrid(compute.place(teacher), views.stride).eval()
-            distillation = Distillation(settings, compute, live_teacher)
+            distillation = Distillation(settings, compute, live_teacher, projection)
         batch_cache = cache if distillation else None
         training = Training(f"{phase}/{run}", net, settings, views, start, batch_cache, distillation)
         curve, checkpointer = run_training(training, params, data)
+        if projection is not None:  # it is of use to the training alone
+            del net.feature_projection
 
     def save_given(folder: Path) -> None:
         HoldoutEvaluator(params, data, settings, folder).save_start(net)
@@ -138,3 +145,18 @@ def _train_and_write(
     elif checkpointer:
         checkpointer.clear()
     return checkpointer
+
+
+def _feature_projection(net: nn.Module, cache: TeacherCache, settings: StudentSettings, run: str) -> nn.Module:
+    """Add to `net` the projection of its features to those in `cache`, and return it.
+
+    Raises:
+        UserError: the cache or the network has no features.
+    """
+    found = f"runs.{run}.feature_weight: found {settings.feature_weight}"
+    if cache.features is None:
+        remedy = "set teacher_logits.feature_channels and run: dvc repro teacher-logits"
+        raise UserError(f"{found}; {cache.folder} has no features of the teacher; {remedy}, or allowed is 0")
+    if not isinstance(net, HasFeatures):
+        raise UserError(f"{found}; the network {settings.network} has no method features_and_logits, and allowed is 0")
+    return add_feature_projection(net, cache.features.channels, settings.seed)

@@ -5,6 +5,7 @@ Shapes: B crops, N frames, K views, M stored views, H/W pixels, h/w cells of the
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 from collections.abc import Iterator
@@ -23,6 +24,9 @@ from segdistill.data.arrays import drop_pages
 from segdistill.data.prepared import PreparedData, Split
 from segdistill.data.sampling import BatchSampler, ViewSpec
 from segdistill.data.teacher_cache import (
+    FEATURE_STRIDE,
+    FEATURES,
+    FEATURES_SCALE,
     LOGITS,
     ROWS,
     SCALE,
@@ -34,12 +38,14 @@ from segdistill.data.teacher_cache import (
     teacher_sha256,
 )
 from segdistill.data.transforms import crop
-from segdistill.nets.device import Compute, device_of
+from segdistill.nets.device import Compute, TorchPredictor, device_of
+from segdistill.nets.features import HasFeatures
 from segdistill.nets.resize import upsample
 from segdistill.params.model import Params, TeacherLogitsParams, ViewLimitParams
 from segdistill.paths import METRICS, TEACHER, TEACHER_LOGITS, TEACHER_WEIGHTS, VAL_CLASSES
-from segdistill.teacher.model import TrainFrameTeacher, open_teacher
+from segdistill.teacher.model import Teacher, TrainFrameTeacher, open_teacher
 from segdistill.teacher_logits.accuracy import TeacherAccuracy
+from segdistill.teacher_logits.features import SAMPLE_VIEWS, FeatureStore, Projection, fit_projection
 
 # Views on which the teacher's symmetry is measured, evenly spread.
 MIRRORED_VIEWS = 8
@@ -99,7 +105,10 @@ def build_cache(
     is_views = kind == "views"
     limit = params.limit_views_to if is_views else None
     mirrored, mirror_error = False, None
+    projection = None
     if is_views:
+        if params.feature_channels:
+            projection = feature_projection(teacher, learned_from, split, spec, params)
         mirror_error = measure_mirror_error(teacher.predict, split, spec)
         mirrored = _stores_mirrored(params.mirrored, mirror_error)
     with atomic_directory(out) as folder:
@@ -112,11 +121,20 @@ def build_cache(
             crops = _view_crops(split, spec, stored, params.batch_size, mirrored) if is_views else _whole_frames(split)
             shape = stored_shape(kind, spec, teacher.classes, stored, mirrored)
             rows = None if stored is None else rows_of(stored)
-            with LogitsWriter(folder, params.dtype, shape, rows) as writer:
+            with contextlib.ExitStack() as files:
+                writer = files.enter_context(LogitsWriter(folder, params.dtype, shape, rows))
+                with_features: FeatureStore | None = None
+                if projection is not None:
+                    assert isinstance(teacher.predict, TorchPredictor)
+                    grid = stored_grid(spec.crop_px, FEATURE_STRIDE)
+                    of_features = (*shape[:-3], *grid, params.feature_channels)
+                    features = LogitsWriter(folder, "uint8", of_features, names=(FEATURES, FEATURES_SCALE))
+                    with_features = FeatureStore(teacher.predict, projection, files.enter_context(features).append)
+                    arrays |= features.arrays
                 *lead, height, width, _ = shape
                 with Progress("teacher-logits", math.prod(lead), unit="crop") as progress:
                     for frames, images, labels in crops:
-                        logits = logits_on_grid(learned_from.of(frames), images, (height, width))
+                        logits = logits_on_grid(with_features or learned_from.of(frames), images, (height, width))
                         finite = writer.append(logits)
                         if not finite.all():
                             name = split.names[frames[finite.argmin()]]
@@ -125,14 +143,14 @@ def build_cache(
                         if accuracy is not None:
                             accuracy.add(frames, labels, logits)
                         progress.advance(len(images))
-            arrays = writer.arrays
+            arrays = writer.arrays | arrays
             if accuracy is not None:
                 accuracy.finish(learned_from)
         shutil.copyfile(TEACHER / VAL_CLASSES, folder / VAL_CLASSES)
         limit_facts = None if limit is None else limit.model_dump()
-        sha256 = teacher_sha256(TEACHER)
-        folds = learned_from.cross_fit
-        Manifest(kind, spec, params.dtype, sha256, arrays, limit_facts, mirrored, mirror_error, folds).write(folder)
+        facts = (teacher_sha256(TEACHER), arrays, limit_facts, mirrored, mirror_error, learned_from.cross_fit)
+        made = None if projection is None else projection.facts
+        Manifest(kind, spec, params.dtype, *facts, made).write(folder)
 
 
 def measure_mirror_error(teacher: LogitsOf, split: Split, spec: ViewSpec) -> dict[str, float]:
@@ -141,10 +159,8 @@ def measure_mirror_error(teacher: LogitsOf, split: Split, spec: ViewSpec) -> dic
     Convolutions with a stride sample other pixels of a mirrored image, and position embeddings differ left and right.
     """
     grid = stored_grid(spec.crop_px, spec.stride)
-    chosen = np.zeros(spec.frames * spec.views, bool)
-    chosen[np.linspace(0, len(chosen) - 1, MIRRORED_VIEWS).astype(int)] = True
-    divergences, changed = [], []
-    for _, images, _ in _view_crops(split, spec, chosen.reshape(spec.frames, spec.views), batch_size=1, mirrored=False):
+    chosen, divergences, changed = _spread(spec, MIRRORED_VIEWS), [], []
+    for _, images, _ in _view_crops(split, spec, chosen, batch_size=1, mirrored=False):
         given = torch.from_numpy(logits_on_grid(teacher, images, grid)).flip(2)
         exact = torch.from_numpy(logits_on_grid(teacher, np.ascontiguousarray(images[:, :, ::-1]), grid))
         log_exact = exact.log_softmax(-1)
@@ -152,6 +168,41 @@ def measure_mirror_error(teacher: LogitsOf, split: Split, spec: ViewSpec) -> dic
         changed.append((exact.argmax(-1) != given.argmax(-1)).float().mean().item())
     mean_kl, changed_share = (float(np.mean(values)) for values in (divergences, changed))
     return {"views": len(changed), "mean_kl": mean_kl, "changed_share": changed_share}
+
+
+def _spread(spec: ViewSpec, views: int) -> np.ndarray:
+    """Return `views` of all views, evenly spread, bool (N, K)."""
+    chosen = np.zeros(spec.frames * spec.views, bool)
+    chosen[np.linspace(0, len(chosen) - 1, views).astype(int)] = True
+    return chosen.reshape(spec.frames, spec.views)
+
+
+def feature_projection(
+    teacher: Teacher, learned_from: TrainFrameTeacher, split: Split, spec: ViewSpec, params: TeacherLogitsParams
+) -> Projection:
+    """Return the projection of the features that are stored, fitted on some of the views, and log what it keeps.
+
+    Raises:
+        UserError: the teacher is not one torch network, or has no features, or too few; or crops are no whole cells.
+    """
+    predict, found = teacher.predict, f"teacher_logits.feature_channels: found {params.feature_channels}"
+    if learned_from.cross_fit:
+        raise UserError(f"{found}; a cross-fitted teacher is more than one torch network, and allowed is 0")
+    if not isinstance(predict, TorchPredictor):
+        raise UserError(f"{found}; {teacher.description} is more than one torch network, and allowed is 0")
+    if not isinstance(predict.net, HasFeatures):
+        raise UserError(f"{found}; {teacher.description} has no method features_and_logits, and allowed is 0")
+    if any(side % FEATURE_STRIDE for side in spec.crop_px):  # else a flip would move features by a part of a cell
+        raise UserError(f"{found} with distill.crop_px {list(spec.crop_px)}; allowed are multiples of {FEATURE_STRIDE}")
+    sample = _view_crops(split, spec, _spread(spec, SAMPLE_VIEWS), params.batch_size, mirrored=False)
+    projection = fit_projection(predict, (images for _, images, _ in sample), params.feature_channels)
+    logger.info(
+        "teacher-logits: %d of %d feature channels keep %.1f%% of the variance",
+        params.feature_channels,
+        len(projection.mean),
+        100 * projection.variance_share,
+    )
+    return projection
 
 
 def _stores_mirrored(wanted: str | bool, error: dict[str, float]) -> bool:
@@ -247,16 +298,24 @@ def quantize(logits_BhwC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class LogitsWriter:
-    """Write logits crop after crop into a folder, as float32, float16 or uint8.
+    """Write logits, or features, crop after crop into a folder, as float32, float16 or uint8.
 
     Bytes are appended, not mapped, so memory stays flat and a full disk is an OSError.
     """
 
-    def __init__(self, folder: Path, dtype: str, shape: tuple[int, ...], rows: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        dtype: str,
+        shape: tuple[int, ...],
+        rows: np.ndarray | None = None,
+        names: tuple[str, str] = (LOGITS, SCALE),
+    ) -> None:
         """Begin the files of logits of `shape` (N, K, h, w, C), (N, h, w, C), or (M, h, w, C) of views in `rows`."""
-        self.arrays = {LOGITS: ArraySpec(dtype, tuple(shape))}
+        values, scale = names
+        self.arrays = {values: ArraySpec(dtype, tuple(shape))}
         if dtype == "uint8":
-            self.arrays[SCALE] = ArraySpec("float16", (*shape[:-2], 2, shape[-1]))
+            self.arrays[scale] = ArraySpec("float16", (*shape[:-2], 2, shape[-1]))
         self.dtype, self.shape = dtype, shape
         self._files = {name: (folder / name).open("wb") for name in self.arrays}
         for name, array in self.arrays.items():

@@ -28,8 +28,8 @@ _LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, as torchvision's rgb_to_grayscale
 class CropBatch(NamedTuple):
     """Images uint8 (B, H, W, 3), labels uint8 (B, H, W), stored logits or None, and the draws of the batch.
 
-    Where crops are mixed, images and labels are so already; `mixed` says where, and logits follow when they are taken.
-    Colour jitter comes after mixing, one draw for a mixed image.
+    Where crops are mixed, images and labels are so already; `mixed` says where, and logits and features follow when
+    they are taken. Colour jitter comes after mixing, one draw for a mixed image.
     """
 
     images: Tensor
@@ -37,6 +37,7 @@ class CropBatch(NamedTuple):
     logits: StoredCrops | None
     indices: BatchIndices
     mixed: Mixed | None = None
+    features: StoredCrops | None = None
 
     def inputs(self, device: torch.device) -> Tensor:
         """Return the input of the network: jittered and normalised floats (B, 3, H, W) on `device`."""
@@ -50,10 +51,17 @@ class CropBatch(NamedTuple):
 
     def teacher_logits(self, device: torch.device) -> Tensor | None:
         """Return the stored logits, float32 (B, C, h, w) on `device`, mixed as the images; None without."""
-        if self.logits is None:
+        return self._taken(self.logits, device)
+
+    def teacher_features(self, device: torch.device) -> Tensor | None:
+        """Return the stored features, float32 (B, D, s, t) on `device`, mixed as the images; None without."""
+        return self._taken(self.features, device)
+
+    def _taken(self, crops: StoredCrops | None, device: torch.device) -> Tensor | None:
+        if crops is None:
             return None
-        logits = self.logits.floats(device)
-        return logits if self.mixed is None else self.mixed.mix(logits)
+        values = crops.floats(device)
+        return values if self.mixed is None else self.mixed.mix(values)
 
 
 class CropLoader:
@@ -68,6 +76,7 @@ class CropLoader:
         pinned: whether to stage batches in page-locked memory, for a GPU.
         sizes: heights and widths of the views in their frames, int (N, K, 2) in pixels, where these are not crop_px.
         mixer: pastes parts of crops into others, or None.
+        features: stored teacher features, or None.
     """
 
     def __init__(
@@ -80,9 +89,10 @@ class CropLoader:
         pinned: bool = False,
         sizes: np.ndarray | None = None,
         mixer: Mixer | None = None,
+        features: StoredLogits | None = None,
     ) -> None:
         self.split, self.batches, self.origins, self.crop_px = split, batches, origins, crop_px
-        self.cached, self.pinned, self.sizes, self.mixer = cached, pinned, sizes, mixer
+        self.cached, self.pinned, self.sizes, self.mixer, self.features = cached, pinned, sizes, mixer, features
         self._bytes_read = 0
 
     def load(self, step: int) -> CropBatch:
@@ -95,24 +105,28 @@ class CropLoader:
         # Start all reads, then wait.
         for source in (self.split.images, self.split.labels):
             self._bytes_read += prefetch(source, indices.frames, origins[:, 0], sizes[:, 0])
-        if self.cached is not None:
-            self._bytes_read += self.cached.prefetch(indices, origins)
+        for cached in filter(None, (self.cached, self.features)):
+            self._bytes_read += cached.prefetch(indices, origins)
         images = torch.empty((len(origins), *self.crop_px, 3), dtype=torch.uint8, pin_memory=self.pinned)
         labels = torch.empty((len(origins), *self.crop_px), dtype=torch.uint8, pin_memory=self.pinned)
         for source, out in ((self.split.images, images), (self.split.labels, labels)):
             crop(source, indices.frames, origins, indices.flips, sizes, out.numpy())
         mixed = self.mixer.paste(step, images.numpy(), labels.numpy()) if self.mixer else None
-        logits = None if self.cached is None else self.cached.crop(indices, origins)
+        logits, features = (
+            None if cached is None else cached.crop(indices, origins) for cached in (self.cached, self.features)
+        )
         if self._bytes_read > DROP_AFTER_BYTES:
             self.drop_pages()
-        return CropBatch(images, labels, logits.pinned() if logits and self.pinned else logits, indices, mixed)
+        if self.pinned:
+            logits, features = (None if crops is None else crops.pinned() for crops in (logits, features))
+        return CropBatch(images, labels, logits, indices, mixed, features)
 
     def drop_pages(self) -> None:
         """Drop the pages that were read from memory."""
         drop_pages(self.split.images)
         drop_pages(self.split.labels)
-        if self.cached:
-            self.cached.drop_pages()
+        for cached in filter(None, (self.cached, self.features)):
+            cached.drop_pages()
         self._bytes_read = 0
 
     def names(self, step: int) -> list[str]:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from segdistill.scoring.label_losses import inverse_log_weights
 from segdistill.training.batches import CropLoader
 from segdistill.training.checkpoint import FOLD_TRAININGS, Checkpointer
 from segdistill.training.holdout import IMAGES, HoldoutEvaluator
-from segdistill.training.loop import AddedLoss, Job, train
+from segdistill.training.loop import AddedLoss, Job, step_forward, train
 from segdistill.training.mixing import Mixer
 
 # Settings that do not change a training. `init` enters the key by the content of its file.
@@ -83,15 +84,19 @@ def run_training(training: Training, params: Params, data: PreparedData) -> tupl
         settings.jitter,
         training.frames,
     )
-    stored = None
+    stored = features = None
     if training.cache is not None:
         training.cache.check_holds(name, batches, settings.steps)
         stored = training.cache.stored
+        if training.distillation is not None and training.distillation.reads_features:
+            features = training.cache.features
     mixer = None
     if settings.mix != "none":
         mixer = Mixer(settings.mix, settings.mix_probability, settings.seed, phase, views.stride)
     pinned = compute.device.type == "cuda"
-    crops = CropLoader(data.train, batches, views.origins(), views.crop_px, stored, pinned, views.sizes(), mixer)
+    crops = CropLoader(
+        data.train, batches, views.origins(), views.crop_px, stored, pinned, views.sizes(), mixer, features
+    )
 
     # The key of the checkpoint covers all that the result depends on, the code itself too: its version does not change
     # with an edit, and half a training by each would be neither's.
@@ -112,7 +117,9 @@ def run_training(training: Training, params: Params, data: PreparedData) -> tupl
         evaluator = HoldoutEvaluator(params, data, settings, checkpointer.folder / IMAGES)
         evaluator.save_start(training.net)
         section = "teacher" if name.split("/")[0] in ("teacher", FOLD_TRAININGS) else "distill"
-        forward = compiled(training.net, name, f"{section}.compile") if settings.compile else None
+        forward = None
+        if settings.compile:
+            forward = compiled(step_forward(training.net, training.distillation), name, f"{section}.compile")
         weights = None
         if settings.class_weights == "inverse_log":
             frequency_C = torch.tensor(data.class_frequency("train"), dtype=torch.float32)
@@ -162,10 +169,11 @@ def warn_if_unseen(params_path: str, file: str, folder: Path) -> None:
         logger.warning("%s: DVC does not see changes to %s; %s", params_path, file, remedy)
 
 
-def compiled(net: nn.Module, name: str, params_path: str) -> Callable[[Tensor], Tensor | tuple[Tensor, ...]]:
+def compiled(net: Callable[[Tensor], Any], name: str, params_path: str) -> Callable[[Tensor], Any]:
     """Return `net` as a function that torch's compiler makes at its first call: equal up to rounding, dropout included.
 
-    It shares the weights of `net`, which stays unchanged. Later processes find what torch compiled in its cache.
+    `net` is a network or a method of it. The function shares its weights, and the network stays unchanged. Later
+    processes find what torch compiled in its cache.
 
     Raises:
         UserError: (the function) torch cannot compile here.
@@ -173,7 +181,7 @@ def compiled(net: nn.Module, name: str, params_path: str) -> Callable[[Tensor], 
     fast = torch.compile(net, dynamic=False, options={"fallback_random": True})
     is_first_call = True
 
-    def forward(images_BCHW: Tensor) -> Tensor | tuple[Tensor, ...]:
+    def forward(images_BCHW: Tensor) -> Any:
         nonlocal is_first_call
         if is_first_call:
             logger.info("%s: torch compiles the network, for a minute or two where it has not done so before", name)

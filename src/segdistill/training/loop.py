@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from segdistill.core.log import logger
 from segdistill.core.progress import Progress
 from segdistill.formats.curve import append_point, write_curve
 from segdistill.nets.device import Compute
+from segdistill.nets.features import HasFeatures
 from segdistill.nets.realtime import AuxiliaryNet
 from segdistill.nets.resize import upsample
 from segdistill.params.model import TrainingParams, TrainingSettings
@@ -33,8 +34,18 @@ CURVE_FILE = "curve.csv"  # in the checkpointer's folder; `segdistill track --wa
 class AddedLoss(Protocol):
     """The loss that a student adds to the label loss; see `student.distillation`."""
 
+    @property
+    def reads_features(self) -> bool:
+        """Whether it takes the features of the student, too, which has them then."""
+
     def __call__(
-        self, label: Tensor, logits_BChw: Tensor, pixels_BCHW: Tensor, inputs_B3HW: Tensor, batch: CropBatch
+        self,
+        label: Tensor,
+        logits_BChw: Tensor,
+        pixels_BCHW: Tensor,
+        inputs_B3HW: Tensor,
+        batch: CropBatch,
+        features_BCst: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return (total loss, added loss)."""
 
@@ -46,8 +57,7 @@ class Job(NamedTuple):
         name: PHASE/RUN, or teacher.
         distillation: None for a teacher and for a control.
         holdout_mean_iou: scores the network after so many steps; None where no class occurs.
-        forward: the network as its steps run it, where that is not the network itself (compiled); it returns what the
-            network does.
+        forward: `step_forward` as the steps run it, where that is another function (compiled) of the same results.
         class_weights: of the label loss, float32 (C,) on the device; None weighs all classes alike.
     """
 
@@ -58,8 +68,16 @@ class Job(NamedTuple):
     compute: Compute
     distillation: AddedLoss | None = None
     holdout_mean_iou: Callable[[nn.Module, int], float | None] = lambda *_: None
-    forward: Callable[[Tensor], Tensor | tuple[Tensor, ...]] | None = None
+    forward: Callable[[Tensor], Any] | None = None
     class_weights: Tensor | None = None
+
+
+def step_forward(net: nn.Module, distillation: AddedLoss | None) -> Callable[[Tensor], Any]:
+    """Return what a step calls on its input: the network, or its `features_and_logits` where the loss reads both."""
+    if distillation is None or not distillation.reads_features:
+        return net
+    assert isinstance(net, HasFeatures)
+    return net.features_and_logits
 
 
 def train(job: Job, checkpointer: Checkpointer) -> list[dict]:
@@ -133,7 +151,10 @@ def update(job: Job, optimizer: Optimizer, step: int, batch: CropBatch) -> tuple
     # Dropout is the only random draw of the networks: seeded by the step, it does not depend on earlier steps.
     torch.manual_seed(batch.indices.seed)
     with job.compute.autocast():
-        outputs = (job.forward or job.net)(inputs)
+        outputs = (job.forward or step_forward(job.net, job.distillation))(inputs)
+    features = None
+    if job.distillation is not None and job.distillation.reads_features:
+        features, outputs = outputs
     logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
     pixels = upsample(logits.float(), targets.shape[-2:])
     label_loss_of = partial(label_loss, settings, class_weights_C=job.class_weights)
@@ -146,7 +167,7 @@ def update(job: Job, optimizer: Optimizer, step: int, batch: CropBatch) -> tuple
     if job.distillation is None:
         loss, added = from_labels, torch.zeros_like(label)
     else:
-        loss, added = job.distillation(from_labels, logits, pixels, inputs, batch)
+        loss, added = job.distillation(from_labels, logits, pixels, inputs, batch, features)
     if not math.isfinite(loss.item()):
         names = ", ".join(dict.fromkeys(job.batches.names(step)))
         where = f"at step {step + 1}, lr {lr:g}, frames {names}"

@@ -116,6 +116,42 @@ ERRORS = {
         ["runs.a.backbone: found null; lraspp_timm needs"],
     ),
     "unknown kind": (tiny(("kinds: [views]", "kinds: [view]")), ['teacher_logits.kinds.0: found "view"']),
+    "more channels than are stored": (
+        tiny(("feature_channels: 0", "feature_channels: 257")),
+        ["teacher_logits.feature_channels: found 257", "less than or equal to 256"],
+    ),
+    "features of an ensemble": (
+        tiny(("feature_channels: 0", "feature_channels: 64"), ("  flip: false", "  flip: true")),
+        ["teacher_logits.feature_channels: found 64 with the teacher deeplabv3plus_mobilenet, flipped; features are"],
+    ),
+    "features of a cross-fitted teacher": (
+        tiny(("feature_channels: 0", "feature_channels: 64"), ("cross_fit: false", "cross_fit: 2")),
+        ["found 64 with the teacher deeplabv3plus_mobilenet, cross-fitted; features are those of one torch network"],
+    ),
+    "features of an ONNX file": (
+        tiny(("feature_channels: 0", "feature_channels: 64"), ("checkpoint: null", "checkpoint: checkpoints/a.onnx")),
+        ["teacher_logits.feature_channels: found 64 with the teacher a.onnx; features are those of one torch network"],
+    ),
+    "features without views": (
+        tiny(("feature_channels: 0", "feature_channels: 64"), ("kinds: [views]", "kinds: [frame]")),
+        ["teacher_logits.feature_channels: found 64 with teacher_logits.kinds ['frame']; features are of views"],
+    ),
+    "feature weight without features": (
+        tiny_with_run("a: {alpha: 0.3, lr: 0.01, teacher: views, feature_weight: 0.5}"),
+        ["runs.a.feature_weight: found 0.5 with teacher views and teacher_logits.feature_channels 0; features are"],
+    ),
+    "feature weight of a control": (
+        tiny_with_run("a: {alpha: 0.0, lr: 0.01, teacher: none, feature_weight: 0.5}"),
+        ["runs.a.feature_weight: found 0.5 with teacher none"],
+    ),
+    "negative feature weight": (
+        tiny_with_run("a: {alpha: 0.3, lr: 0.01, teacher: views, feature_weight: -1}"),
+        ["runs.a.feature_weight: found -1", "greater than or equal to 0"],
+    ),
+    "feature weight in finetune": (
+        tiny_with_run("a: {alpha: 0.3, lr: 0.01, teacher: views, finetune: {feature_weight: 1}}"),
+        ["runs.a.finetune.feature_weight: unknown key"],
+    ),
     "key of limit_views_to": (
         tiny(("limit_views_to: null", "limit_views_to: {distill_steps: 5, finetune_steps: 0, batch: 4}")),
         [
