@@ -18,7 +18,7 @@ from segdistill.params.model import StudentSettings
 from segdistill.params.read import load_params
 from segdistill.prepare.cityscapes import CLASSES
 from segdistill.scoring.label_losses import label_loss
-from segdistill.student.distillation import Distillation
+from segdistill.student.distillation import Distillation, add_feature_projection
 from segdistill.training.batches import CropLoader
 from segdistill.training.job import compiled
 from segdistill.training.loop import Job, update
@@ -27,6 +27,7 @@ from segdistill.training.optimizers import make_optimizer
 PROFILES = Path(__file__).parent.parent / "profiles"
 STUDENT, TEACHER = "deeplabv3plus_mobilenet", "deeplabv3plus_resnet101"
 NEVER = 10**9  # steps
+FEATURE_CHANNELS = 256  # the most that can be stored
 
 
 def student_settings(profile: str = "default") -> StudentSettings:
@@ -56,19 +57,24 @@ class OurLoop:
     def job(self, name: str, **changed: object) -> Job:
         """Return a training of a fresh student whose settings are those of the profile, with `changed`.
 
-        `teacher` is none (the default), views (stored logits) or online (a live teacher with random weights).
+        `teacher` is none (the default), views (stored logits) or online (a live teacher with random weights). With a
+        feature_weight it has stored features as well.
         """
         torch.manual_seed(0)
         settings, split, crop_px = self.settings.model_copy(update=changed), self.streets.split, self.sizes.crop_px
         stored = self.streets.stored_logits(crop_px, "float16") if settings.teacher == "views" else None
         sampler = BatchSampler(0, name, len(split), VIEWS, self.sizes.batch, settings.flip_probability, settings.jitter)
         pinned = self.compute.device.type == "cuda"
-        crops = CropLoader(split, sampler, self.streets.views(crop_px).origins(), crop_px, stored, pinned)
-        net = self.compute.place(build(STUDENT, CLASSES)).train()
+        features = self.streets.stored_features(crop_px, FEATURE_CHANNELS) if settings.feature_weight else None
+        origins = self.streets.views(crop_px).origins()
+        crops = CropLoader(split, sampler, origins, crop_px, stored, pinned, features=features)
+        net = build(STUDENT, CLASSES)
+        projection = add_feature_projection(net, FEATURE_CHANNELS, 0) if features else None
+        net = self.compute.place(net).train()
         live_teacher = random_teacher(self.compute) if settings.teacher == "online" else None
         distillation = None
         if settings.teacher != "none":
-            distillation = Distillation(settings, self.compute, live_teacher)
+            distillation = Distillation(settings, self.compute, live_teacher, projection)
         return Job(name, net, crops, settings, self.compute, distillation)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from benchmarks.our_loop import (
+    FEATURE_CHANNELS,
     STUDENT,
     TEACHER,
     OurLoop,
@@ -132,18 +133,24 @@ def _usual_over_ours(ours: OurLoop, plan: Plan, suffix: str, target: str) -> tup
 
 
 def _cached_over_plain(ours: OurLoop, plan: tuple[int, int], suffix: str) -> tuple[dict, list[Row]]:
-    """Return the median seconds of a step with KL at full resolution, and the rows 2 and 2-full."""
+    """Return the median seconds of a step with KL at full resolution, and the rows 2, 2-full and 2-features."""
     steps, rounds = plan
     jobs = {
         "plain": ours.job("plain"),
         "cached": ours.job("cached", teacher="views"),
         "full": ours.job("full", teacher="views", kl_resolution="full"),
+        "features": ours.job("features", teacher="views", feature_weight=1.0),
     }
     taken_s = seconds_in_turn({name: next_steps(job, steps) for name, job in jobs.items()}, rounds)
     what = "distillation step from cached logits / vanilla training step, ours both"
     return {"ours, kl_resolution full": round(float(np.median(taken_s["full"])) / steps, 4)}, [
         ratio_row(f"2{suffix}", what, taken_s["cached"] / taken_s["plain"], "at most 1.05"),
         ratio_row(f"2-full{suffix}", f"{what}, KL at full resolution", taken_s["full"] / taken_s["plain"]),
+        ratio_row(
+            f"2-features{suffix}",
+            f"step that learns from {FEATURE_CHANNELS} cached feature channels as well / step from cached logits",
+            taken_s["features"] / taken_s["cached"],
+        ),
     ]
 
 

@@ -16,7 +16,14 @@ import numpy as np
 from benchmarks.preparing import soften
 from segdistill.data.prepared import PreparedData
 from segdistill.data.sampling import ViewSpec
-from segdistill.data.teacher_cache import Manifest, StoredLogits
+from segdistill.data.teacher_cache import (
+    FEATURE_STRIDE,
+    FEATURES,
+    FEATURES_SCALE,
+    Manifest,
+    StoredLogits,
+    stored_grid,
+)
 from segdistill.params.model import DataParams, SyntheticParams
 from segdistill.prepare.cityscapes import CLASSES, IMAGE_FOLDER, IMAGE_SUFFIX, LABEL_FOLDER, LABEL_SUFFIX, split_stem
 from segdistill.prepare.run import prepare
@@ -87,6 +94,19 @@ class Streets:
             for _ in range(len(self.split)):
                 writer.append(4 * rng.standard_normal(shape[1:], np.float32))
         return StoredLogits.open(folder, Manifest("views", views, dtype, "no teacher", writer.arrays))
+
+    @functools.cache  # noqa: B019 - as above
+    def stored_features(self, crop_px: tuple[int, int], channels: int) -> StoredLogits:
+        """Return stored features of crops of that size; their values are random."""
+        folder, views = self.folder / f"teacher_features_{crop_px[0]}x{crop_px[1]}_{channels}", self.views(crop_px)
+        folder.mkdir()
+        shape = (views.frames, views.views, *stored_grid(crop_px, FEATURE_STRIDE), channels)
+        rng = np.random.default_rng(0)
+        with LogitsWriter(folder, "uint8", shape, names=(FEATURES, FEATURES_SCALE)) as writer:
+            for _ in range(len(self.split)):
+                writer.append(rng.standard_normal(shape[1:], np.float32))
+        manifest = Manifest("views", views, "uint8", "no teacher", writer.arrays)
+        return StoredLogits.open(folder, manifest, features=True)
 
 
 @functools.cache

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import scaling
+from segdistill.data.teacher_cache import FEATURE_STRIDE, FEATURES, FEATURES_SCALE, stored_grid
 from segdistill.teacher_logits.build import LogitsWriter
 
 
@@ -28,3 +29,14 @@ def test_the_page_has_its_tables():
     page = scaling.PAGE.read_text(encoding="utf-8")
     measured = page.split("<!-- measured: begin -->")[1].split("<!-- measured: end -->")[0]
     assert f"| 8 | {sizes[0]:.1f} | {sizes[1]:.1f} |" in measured
+
+
+@pytest.mark.parametrize("channels", [64, 256])
+def test_the_page_has_the_bytes_of_features(tmp_path, channels):
+    height, width = stored_grid(scaling.CROP_PX, FEATURE_STRIDE)
+    with LogitsWriter(tmp_path, "uint8", (1, height, width, channels), names=(FEATURES, FEATURES_SCALE)) as writer:
+        writer.append(np.zeros((1, height, width, channels), np.float32))
+    stored = sum(np.load(tmp_path / name).nbytes for name in writer.arrays)
+    assert stored == channels * (width + 4) * height
+    page = scaling.PAGE.read_text(encoding="utf-8")
+    assert f"| features, D = {channels} | {stored / 1e6:.2f} | {stored * 2975 * 8 / 1e9:.1f} |" in page

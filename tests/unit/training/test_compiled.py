@@ -12,8 +12,19 @@ import torch
 
 from segdistill.training.checkpoint import Checkpointer
 from segdistill.training.job import compiled
-from segdistill.training.loop import train
-from support.tiny_training import KilledError, assert_same, at, killed, make_job, run
+from segdistill.training.loop import step_forward, train
+from support.tiny_training import (
+    FeaturesOfATeacher,
+    KilledError,
+    TinyNet,
+    assert_same,
+    at,
+    distilled,
+    killed,
+    make_job,
+    make_split,
+    run,
+)
 
 pytestmark = [
     pytest.mark.slow,
@@ -31,9 +42,9 @@ def empty_cache(tmp_path, monkeypatch):
     torch._dynamo.reset()
 
 
-def run_compiled(root: Path, hook=None):
-    job = make_job(hook=hook, **STEPS)
-    job = job._replace(forward=compiled(job.net, job.name, "distill.compile"))
+def run_compiled(root: Path, hook=None, **given):
+    job = make_job(hook=hook, **STEPS, **given)
+    job = job._replace(forward=compiled(step_forward(job.net, job.distillation), job.name, "distill.compile"))
     with Checkpointer(job.name, "key", root) as checkpointer:
         return job.net, train(job, checkpointer)
 
@@ -46,6 +57,18 @@ def test_compiled_training_equals_a_plain_one_up_to_rounding(tmp_path, capsys):
     for row, wanted in zip(curve, plain_curve, strict=True):
         assert row["loss"] == pytest.approx(wanted["loss"], rel=1e-4)
     assert capsys.readouterr().err.count("distill/tiny: torch compiles the network") == 1
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_compiled_training_learns_features_like_a_plain_one(tmp_path):
+    given = distilled(feature_weight=0.5) | {"features": FeaturesOfATeacher(TinyNet(seed=9), make_split())}
+    (net, curve), (plain, plain_curve) = (
+        run_compiled(tmp_path / "a", **given),
+        run(tmp_path / "b", **STEPS, **given),
+    )
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(net.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+    assert curve[-1]["loss"] == pytest.approx(plain_curve[-1]["loss"], rel=1e-4)
 
 
 @pytest.mark.usefixtures("empty_cache")
