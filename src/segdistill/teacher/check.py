@@ -19,7 +19,7 @@ from segdistill.formats.classes import ClassTable
 from segdistill.formats.curve import write_curve
 from segdistill.formats.header import Header, header_if_any
 from segdistill.nets.device import device_of
-from segdistill.nets.registry import build_uninitialized
+from segdistill.nets.registry import build_of_params, build_uninitialized
 from segdistill.nets.weights import check_values, load_state, read_weights
 from segdistill.params.model import Params, is_onnx
 from segdistill.paths import CHECKPOINTS, METRICS, MODELS, VAL_CLASSES
@@ -44,6 +44,9 @@ def check_teacher(params: Params, models: Path = MODELS, metrics: Path = METRICS
     """
     data, teacher, compute = PreparedData.open(), params.teacher, device_of(params.compute)
     val, _ = data.val, data.unseen  # opened before a training: after hours of it a damaged file would be found too late
+    for run in params.runs:  # a backbone that timm cannot build, too, is found before the teacher's training
+        if (settings := params.distill_settings(run)).backbone is not None:
+            build_of_params(f"runs.{run}", settings.network, len(data.table), settings.output_stride)
     curve: list[dict] = []
     checkpointers: list[Checkpointer] = []  # of the trainings: the teacher's own, then those of its folds
     folds: list[TorchMember] = []
