@@ -55,14 +55,14 @@ def check_teacher(params: Params, models: Path = MODELS, metrics: Path = METRICS
         for file in teacher.checkpoints:
             warn_if_unseen("teacher.checkpoint", file, CHECKPOINTS)
     else:
-        member, curve, checkpointer = _train(params, data)
-        members, checkpointers = [member], [checkpointer]
-        # Each keeps its checkpoint until all are written: after a kill no finished training runs again.
         groups = data.frame_groups["train"]
         labelled = len(groups) - data.unlabelled_frames
         # No teacher sees the frames without labels, which come last; the one of all others gives their logits.
         fold_of_frame = np.full(len(groups), WHOLE)
         fold_of_frame[:labelled] = fold_of_frames(groups[:labelled], teacher.cross_fit or 1)
+        # Each keeps its checkpoint until all are written: after a kill no finished training runs again.
+        member, curve, checkpointer = _train(params, data)
+        members, checkpointers = [member], [checkpointer]
         for fold in range(fold_of_frame.max() + 1 if teacher.cross_fit else 0):
             others = np.flatnonzero(fold_of_frame[:labelled] != fold)
             member, _, checkpointer = _train(params, data, f"{FOLD_TRAININGS}/{fold}", others)
