@@ -13,6 +13,7 @@ NAMED_IN_DVC = {
     "seeds": "[]",
     "teacher_logits.limit_views_to": "null",
     "teacher_logits.mirrored": "false",
+    "teacher_logits.feature_channels": "0",
     "distill.scale_range": "[1.0, 1.0]",
 }
 OF_A_RUN = ("distill", "steplr-finetune", "export-onnx")
