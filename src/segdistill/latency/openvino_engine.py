@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 
-from segdistill.core.errors import UserError
 from segdistill.export.onnx_file import OnnxPredictor, forward_part, normalised_planes
 from segdistill.latency.engines import Call, Engine
 from segdistill.nets.onnx_session import INPUT, read_for_serving
 
 # Row of the benchmark: the file, and the precision of its layers that are not int8.
 WAYS = {"float32": ("float32", "f32"), "bfloat16": ("float32", "bf16"), "int8": ("int8", "f32")}
-
-
-def check_openvino(params_path: str) -> None:
-    """Raise a UserError that names `params_path` when OpenVINO is not installed."""
-    if importlib.util.find_spec("openvino") is None:
-        raise UserError(
-            f"{params_path}: found openvino, which is not installed; install it with "
-            'pip install "segdistill[openvino]", or leave it out of the list'
-        )
 
 
 def openvino_engines(files: dict[str, Path], frames_NHW3: np.ndarray, threads: int) -> dict[str, Engine]:

@@ -25,12 +25,13 @@ from segdistill.data.teacher_cache import is_ensemble
 from segdistill.export.onnx_file import write_float32, write_int8
 from segdistill.formats.header import read_header
 from segdistill.latency.engines import Call, Engine, best_torch_engine, onnx_engine, torch_engine
-from segdistill.latency.openvino_engine import check_openvino, openvino_engines
+from segdistill.latency.openvino_engine import openvino_engines
 from segdistill.latency.timing import interleaved_ms, quantiles
 from segdistill.nets.device import Compute, resolve_device
 from segdistill.nets.onnx_session import read_for_serving
 from segdistill.nets.resize import resize_images
 from segdistill.nets.weights import load_net
+from segdistill.params.engines import check_engines
 from segdistill.params.model import Params
 from segdistill.paths import BENCHMARK, FINETUNED, MODELS, STUDENT_ONNX, TEACHER_WEIGHTS, run_models
 from segdistill.scoring.evaluate import classes_of, evenly_spaced
@@ -43,8 +44,7 @@ _SETTLE = "settle"  # the untimed call
 
 def benchmark(params: Params, models: Path = MODELS, out: Path = BENCHMARK) -> None:
     """Time every distinct network of the sweep and the teacher, and write metrics/benchmark.json."""
-    if "openvino" in params.benchmark.engines:
-        check_openvino("benchmark.engines")
+    check_engines(params)
     load_before = os.getloadavg()
     data = PreparedData.open()
     # Up to 16 val frames uint8 (N, H, W, 3) in memory, at the size to time.

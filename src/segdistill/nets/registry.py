@@ -92,6 +92,14 @@ def build(network: str, classes: int, output_stride: int = 16) -> nn.Module:
     return use_fast_convs(net)
 
 
+def build_of_params(path: str, network: str, classes: int, output_stride: int) -> nn.Module:
+    """Return what `build` does; a message about the backbone begins with the section `path` of params.yaml."""
+    try:
+        return build(network, classes, output_stride)
+    except UserError as error:
+        raise UserError(f"{path}.{error}" if str(error).startswith("backbone: ") else str(error)) from error
+
+
 def build_uninitialized(network: str, classes: int, output_stride: int = 16) -> nn.Module:
     """Return the network of that name; its weights are uninitialised until a state dict is loaded."""
     with _NoRandomInit():

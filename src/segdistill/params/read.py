@@ -57,8 +57,28 @@ def _validated(model: type[BaseModel], raw: dict, prefix: str, errors: list[str]
     try:
         return model.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
-        errors += [_message(model, prefix, found) for found in error.errors()]
+        errors += [_message(model, prefix, found) for found in _one_each(error.errors(), raw)]
         return None
+
+
+def _one_each(found: list[ErrorDetails], raw: dict) -> Iterator[ErrorDetails]:
+    """Yield one error for each value: pydantic yields one for each type that it may have, and counts right items."""
+    by_place: dict[tuple[int | str, ...], list[ErrorDetails]] = {}
+    for error in found:
+        place, here = error["loc"], raw
+        for depth, part in enumerate(place):
+            keys = here if isinstance(here, dict) else range(len(here)) if isinstance(here, list | tuple) else ()
+            if part not in keys:
+                # A missing key is named; what else is not there names a type of the value.
+                place = place if error["type"] == "missing" else place[:depth]
+                break
+            here = here[part]
+        by_place.setdefault(place, []).append(error | {"loc": place, "input": here})
+    for place, (error, *others) in by_place.items():
+        wrong_items = any(other != place and other[: len(place)] == place for other in by_place)
+        if not (error["type"] == "too_short" and wrong_items):
+            messages = dict.fromkeys(one["msg"].removeprefix("Input should be ") for one in (error, *others))
+            yield error | {"msg": error["msg"] if not others else f"Input should be {' or '.join(messages)}"}
 
 
 def _message(model: type[BaseModel], prefix: str, error: ErrorDetails) -> str:
@@ -150,6 +170,8 @@ def _cross_errors(params: Params) -> Iterator[str]:
             )
         if "views" not in params.teacher_logits.kinds:
             yield f"{found} with teacher_logits.kinds {list(params.teacher_logits.kinds)}; features are of views"
+    if len(set(params.benchmark.engines)) < len(params.benchmark.engines):
+        yield f"benchmark.engines: found {list(params.benchmark.engines)}; each engine at most once"
     yield from _network_errors("teacher", "arch", teacher.arch, teacher.backbone, teacher)
     yield from _warmup_error("teacher", teacher.warmup_steps, teacher.steps)
     if params.distill.backbone is not None and not any(takes_backbone(run.student) for run in params.runs.values()):
@@ -208,7 +230,8 @@ def _seed_errors(params: Params) -> Iterator[str]:
     if len(set(params.seeds)) < len(params.seeds):
         yield f"seeds: found {list(params.seeds)}; each seed at most once"
     for run in params.runs:
-        for name in params.repetitions(run):
+        # Also with the seed that the run has already: DVC has a stage for it.
+        for name in (f"{run}-{seed}" for seed in params.seeds):
             if name in params.runs:
                 yield f"runs.{name}: this name is taken, by the repetition of {shown(run)} that seeds asks for"
             elif len(name) > MAX_RUN_NAME:

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import os
 
+from segdistill.core.errors import raise_all
 from segdistill.core.log import logger
 from segdistill.params.model import Params
 
+# Keys with a default that dvc.yaml names, so that DVC does not run without them, and the default.
+NAMED_IN_DVC = {
+    "seeds": "[]",
+    "teacher_logits.limit_views_to": "null",
+    "teacher_logits.mirrored": "false",
+    "teacher_logits.feature_channels": "0",
+    "distill.scale_range": "[1.0, 1.0]",
+}
 OF_A_RUN = ("distill", "steplr-finetune", "export-onnx")
 
 
@@ -29,11 +38,25 @@ def all_stages(params: Params) -> list[str]:
     return [*shared_stages(params), *of_runs, *repeats, "benchmark", "report"]
 
 
+def check_named_in_dvc(params: Params) -> None:
+    """Raise a UserError that names all keys that DVC will miss: it misses each only when its stage starts."""
+    errors = []
+    for key, default in NAMED_IN_DVC.items():
+        *section, name = key.split(".")
+        if name not in (getattr(params, section[0]) if section else params).model_fields_set:
+            errors.append(f"{key}: missing, and DVC needs it; {default} is as before there was this key")
+    raise_all(errors, "params.yaml lacks keys of this version")
+
+
 def announce_stage(params: Params) -> None:
     """Log how far `dvc repro` is, in a stage that DVC started: "distill@vanilla: stage 4 of 14".
 
     DVC runs stages in about this order, and does not say which of them it will skip.
+
+    Raises:
+        UserError: DVC will miss a key of params.yaml in this stage or a later one.
     """
     stages, name = all_stages(params), os.environ.get("DVC_STAGE", "")
     if name in stages:
+        check_named_in_dvc(params)
         logger.info("%s: stage %d of %d", name, stages.index(name) + 1, len(stages))

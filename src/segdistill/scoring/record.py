@@ -247,6 +247,9 @@ def metrics_on_disk(metrics: dict, class_names: Sequence[str]) -> dict:
     """
     loss = metrics["mean_loss"]
     if loss is not None and not math.isfinite(loss):
-        raise UserError(f"mean_loss on val is {loss}: its logits are not finite; take other weights")
+        raise UserError(
+            f"mean_loss on val is {loss}: its logits are not finite; take other weights, "
+            "or train with a lower lr or larger batches"
+        )
     by_class = {class_key(name): iou for name, iou in zip(class_names, metrics["class_iou"], strict=True)}
     return {key: value for key, value in metrics.items() if key != "class_iou"} | {"class_iou": by_class}

@@ -13,7 +13,7 @@ import filelock
 from segdistill.core.errors import UserError, printable
 from segdistill.core.files import read_json
 from segdistill.params.model import Params
-from segdistill.params.stages import shared_stages, student_stages
+from segdistill.params.stages import check_named_in_dvc, shared_stages, student_stages
 from segdistill.paths import SCRATCH, run_metrics
 from segdistill.sweep.processes import DVC, dvc_environment, leave_if_stopped, run_alone
 from segdistill.training.checkpoint import stop_requests
@@ -48,9 +48,10 @@ def in_order(params: Params, run_changed: RunChanged, last: list[str]) -> None:
     """Run what changed since the last sweep: `run_changed` the runs, the dvc command `last` what follows from them.
 
     Raises:
-        UserError: a stage failed, or another sweep runs in this folder.
+        UserError: params.yaml lacks a key that DVC needs, a stage failed, or another sweep runs in this folder.
         SystemExit: a signal stopped the sweep, and its trainings have saved their state.
     """
+    check_named_in_dvc(params)
     LOGS.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(LOGS / "sweep.lock", timeout=0), stop_requests() as signals:

@@ -19,7 +19,7 @@ from segdistill.formats.classes import ClassTable
 from segdistill.formats.curve import write_curve
 from segdistill.formats.header import Header, header_if_any
 from segdistill.nets.device import device_of
-from segdistill.nets.registry import build_uninitialized
+from segdistill.nets.registry import build_of_params, build_uninitialized
 from segdistill.nets.weights import check_values, load_state, read_weights
 from segdistill.params.model import Params, is_onnx
 from segdistill.paths import CHECKPOINTS, METRICS, MODELS, VAL_CLASSES
@@ -44,6 +44,9 @@ def check_teacher(params: Params, models: Path = MODELS, metrics: Path = METRICS
     """
     data, teacher, compute = PreparedData.open(), params.teacher, device_of(params.compute)
     val, _ = data.val, data.unseen  # opened before a training: after hours of it a damaged file would be found too late
+    for run in params.runs:  # a backbone that timm cannot build, too, is found before the teacher's training
+        if (settings := params.distill_settings(run)).backbone is not None:
+            build_of_params(f"runs.{run}", settings.network, len(data.table), settings.output_stride)
     curve: list[dict] = []
     checkpointers: list[Checkpointer] = []  # of the trainings: the teacher's own, then those of its folds
     folds: list[TorchMember] = []
@@ -52,14 +55,14 @@ def check_teacher(params: Params, models: Path = MODELS, metrics: Path = METRICS
         for file in teacher.checkpoints:
             warn_if_unseen("teacher.checkpoint", file, CHECKPOINTS)
     else:
-        member, curve, checkpointer = _train(params, data)
-        members, checkpointers = [member], [checkpointer]
-        # Each keeps its checkpoint until all are written: after a kill no finished training runs again.
         groups = data.frame_groups["train"]
         labelled = len(groups) - data.unlabelled_frames
         # No teacher sees the frames without labels, which come last; the one of all others gives their logits.
         fold_of_frame = np.full(len(groups), WHOLE)
         fold_of_frame[:labelled] = fold_of_frames(groups[:labelled], teacher.cross_fit or 1)
+        # Each keeps its checkpoint until all are written: after a kill no finished training runs again.
+        member, curve, checkpointer = _train(params, data)
+        members, checkpointers = [member], [checkpointer]
         for fold in range(fold_of_frame.max() + 1 if teacher.cross_fit else 0):
             others = np.flatnonzero(fold_of_frame[:labelled] != fold)
             member, _, checkpointer = _train(params, data, f"{FOLD_TRAININGS}/{fold}", others)

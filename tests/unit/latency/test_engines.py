@@ -11,11 +11,12 @@ import pytest
 from segdistill.core.errors import UserError
 from segdistill.export.onnx_file import ForwardSession, OnnxPredictor
 from segdistill.formats.header import KEY
-from segdistill.latency.openvino_engine import check_openvino, openvino_engines
+from segdistill.latency.openvino_engine import openvino_engines
 from segdistill.latency.run import _engines, _network, benchmark, time_engines
 from segdistill.nets.device import resolve_device
 from support.model_files import TRACED_PX, ModelFiles, smooth_frame
-from support.tiny_city import tinier_params
+from support.stage_calls import call_stage
+from support.tiny_city import save_params, tinier_params
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -53,9 +54,19 @@ def test_missing_openvino_is_one_message_before_anything_is_read(monkeypatch, tm
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     message = r'benchmark\.engines: found openvino, which is not installed; .*pip install "segdistill\[openvino\]"'
     with pytest.raises(UserError, match=message):
-        check_openvino("benchmark.engines")
-    with pytest.raises(UserError, match=message):
         benchmark(tinier_params(benchmark={"engines": ("torch", "openvino")}))
+
+
+@pytest.mark.parametrize("stage", ["prepare", "teacher_check"])
+def test_missing_openvino_stops_the_first_stages_too(stage, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    save_params(tinier_params(benchmark={"engines": ("openvino",)}))
+    done = call_stage(
+        tmp_path, stage, first=lambda: monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    )
+    assert done.exit_code == 1
+    assert "benchmark.engines: found openvino, which is not installed" in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
 
 
 @pytest.mark.parametrize(

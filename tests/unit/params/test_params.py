@@ -73,6 +73,22 @@ ERRORS = {
     "missing key": (tiny(("  lr: 0.02\n", "")), ["teacher.lr: missing"]),
     "missing section": (tiny(("evaluation:", "tracking2:")), ["evaluation: missing", "tracking2: unknown key"]),
     "wrong type": (tiny(("  steps: 8", "  steps: many")), ['teacher.steps: found "many"']),
+    "one of two types": (
+        tiny(("cross_fit: false", "cross_fit: 1")),
+        ["(1):", "teacher.cross_fit: found 1; input should be False or greater than or equal to 2"],
+    ),
+    "neither text nor list": (
+        tiny(("checkpoint: null", "checkpoint: {a: 1}")),
+        ["(1):", 'teacher.checkpoint: found {"a": 1}; input should be a valid string or a valid array'],
+    ),
+    "a wrong item": (
+        tiny(("warmup_frames: 1,", "warmup_frames: 1, engines: [onnx],")),
+        ["(1):", 'benchmark.engines.0: found "onnx"'],
+    ),
+    "an engine twice": (
+        tiny(("warmup_frames: 1,", "warmup_frames: 1, engines: [torch, torch],")),
+        ["benchmark.engines: found ['torch', 'torch']; each engine at most once"],
+    ),
     "half a step": (tiny(("  steps: 8", "  steps: 12.5")), ["teacher.steps: found 12.5"]),
     "no steps": (tiny(("  steps: 8", "  steps: 0")), ["teacher.steps: found 0", "greater than or equal to 1"]),
     "batch of 1": (tiny(("  batch_size: 4", "  batch_size: 1")), ["teacher.batch_size: found 1"]),
@@ -490,6 +506,11 @@ def test_params_without_seeds_repeat_nothing(load):
             "[3]",
             "vanilla-3: {alpha: 0.3, lr: 0.05, teacher: views}",
             "runs.vanilla-3: this name is taken, by the repetition of vanilla",
+        ),
+        (
+            "[0]",
+            "vanilla-0: {alpha: 0.3, lr: 0.05, teacher: views}",
+            "runs.vanilla-0: this name is taken, by the repetition of vanilla",
         ),
         ("[12]", f"{'b' * 98}: {{alpha: 0.3, lr: 0.05, teacher: views}}", "behind it, more than 100 characters"),
     ],

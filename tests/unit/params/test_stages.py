@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
+from segdistill.core.errors import UserError
 from segdistill.params.read import load_params
-from segdistill.params.stages import OF_A_RUN, all_stages, announce_stage, shared_stages, student_stages
+from segdistill.params.stages import NAMED_IN_DVC, OF_A_RUN, all_stages, announce_stage, shared_stages, student_stages
 
 ROOT = Path(__file__).parents[3]
 
@@ -44,3 +46,30 @@ def test_a_stage_that_a_person_starts_says_nothing(params, monkeypatch, capsys):
     monkeypatch.delenv("DVC_STAGE", raising=False)
     announce_stage(params)
     assert capsys.readouterr().err == ""
+
+
+def test_keys_that_dvc_misses_are_named_at_once(monkeypatch, tmp_path):
+    raw = yaml.safe_load((ROOT / "profiles/tiny.yaml").read_text(encoding="utf-8"))
+    del raw["seeds"], raw["teacher_logits"]["mirrored"], raw["distill"]["scale_range"]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
+    params = load_params(tmp_path / "params.yaml")
+    monkeypatch.setenv("DVC_STAGE", "prepare")
+    with pytest.raises(UserError) as error:
+        announce_stage(params)
+    for line in ("(3):", "seeds: missing", "mirrored: missing", "scale_range: missing", "[1.0, 1.0] is as before"):
+        assert line in str(error.value)
+
+
+def test_keys_that_dvc_needs_are_those_of_dvc_yaml(params):
+    text = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
+    stages = yaml.safe_load(text)["stages"].values()
+    named = {key for stage in stages for key in stage.get("do", stage)["params"]} | set(
+        re.findall(r"\$\{([\w.]+)\}", text)
+    )
+    optional = set()
+    for key in named:
+        model, _, name = key.rpartition(".")
+        fields = type(getattr(params, model) if model in {"teacher_logits", "distill"} else params).model_fields
+        if name in fields and not fields[name].is_required():
+            optional.add(key)
+    assert optional == set(NAMED_IN_DVC)

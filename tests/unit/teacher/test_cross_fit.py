@@ -103,6 +103,15 @@ def test_more_folds_than_frames_are_refused():
         fold_of_frames("aaa", 4)
 
 
+def test_more_folds_than_frames_are_refused_before_any_training(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    params = tinier_params(teacher={"cross_fit": 1000})  # frames of as many cities
+    prepare(params.data, params.seed, PREPARED, workers=1)
+    monkeypatch.setattr("segdistill.teacher.check.run_training", lambda *_: pytest.fail("trained"))
+    with pytest.raises(UserError, match=r"teacher\.cross_fit: found 1000; the data has 5 train frames"):
+        check_teacher(params)
+
+
 def test_batches_hold_only_the_frames_to_draw_from():
     allowed = np.array([1, 4, 5])
     sampler = BatchSampler(0, "teacher", 6, 2, 2, 0.5, 0.1, allowed)

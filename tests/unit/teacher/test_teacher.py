@@ -92,3 +92,25 @@ def test_teacher_without_a_checkpoint_is_trained(here):
     assert [row.split(",")[0] for row in curve[1:]] == ["1", "2"]
     assert load_net("models/teacher/teacher.safetensors")[1].step == 2
     assert not list(Path("scratch/teacher").glob("*/state.pt")), "a finished training leaves no checkpoint"
+
+
+def test_unknown_backbone_of_a_student_stops_before_the_teachers_training(here):
+    runs = {
+        "vanilla": {"alpha": 0.0, "lr": 0.01, "teacher": "none"},
+        "other": {
+            "student": "lraspp_timm",
+            "backbone": "tf_efficientnet_lite9",
+            "alpha": 0.3,
+            "lr": 0.01,
+            "teacher": "views",
+        },
+    }
+    with pytest.raises(UserError, match=r"^runs\.other\.backbone: timm has no model named 'tf_efficientnet_lite9'"):
+        check_teacher(tinier_params(runs=runs))
+    assert [path.name for path in here.iterdir()] == ["data"]
+
+
+def test_unknown_backbone_of_the_teacher_is_named(here):
+    network = {"arch": "lraspp_timm", "backbone": "tf_efficientnet_lite9"}
+    with pytest.raises(UserError, match=r"^teacher\.backbone: timm has no model named"):
+        check_teacher(tiny_params(**network))
