@@ -261,12 +261,16 @@ def _quantising(summary: Summary) -> list[str]:
         found = row.files.get("export", {}).get("quantisation", {})
         if len(found.get("tries", ())) < 2:
             continue
-        layers, first = len(found["float_layers"]), found["tries"][0]["holdout_loss"]
+        layers = len(found["float_layers"])
+        # Losses are in points. A file may gain, too.
+        change, first = (signed(-loss / 100) for loss in (found["holdout_loss"], found["tries"][0]["holdout_loss"]))
         way = f"{layers} {'layers' if layers > 1 else 'layer'} left in float32" if layers else found["gate"]
-        loss = f"loses {found['holdout_loss']:.1f} points of mIoU on the holdout"
         is_within = found["holdout_loss"] <= found["max_int8_loss"]
         end = "" if is_within else f", more than export.max_int8_loss allows ({found['max_int8_loss']:g})"
-        sentences.append(f"The int8 file of {row.run} {loss} with {way} (min-max: {first:.1f}){end}.")
+        sentences.append(
+            f"On the holdout the int8 file of {row.run} is at {change} points of mIoU against float32, with {way} "
+            f"(min-max: {first}){end}."
+        )
     return sentences
 
 
