@@ -196,8 +196,8 @@ def test_int8_files_that_needed_more_than_the_first_try_are_named() -> None:
     }
     rows = [one(run, 0.5, 0.49, files={"export": {"quantisation": way}}) for run, way in ways.items()]
     text = text_of(of_rows([one("vanilla", 0.5, role="control"), *rows], {}))
-    assert "On the holdout the int8 file of narrow is at −0.4 points of mIoU against float32, with percentile 99.9 "
-        "(min-max: −1.5)." in text
+    narrow = "On the holdout the int8 file of narrow is at −0.4 points of mIoU against float32, with percentile 99.9"
+    assert f"{narrow} (min-max: −1.5)." in text
     assert "of float is at −0.9 points of mIoU" in text
     assert "with 2 layers left in float32 (min-max: −3.0), more than export.max_int8_loss allows (0.5)." in text
     assert "of plain" not in text
