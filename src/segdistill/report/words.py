@@ -225,7 +225,7 @@ def nothing_to_learn(summary: Summary) -> str:
         text += f"There is nothing to learn on {len(below)} of {len(classes)} classes, on which the teacher is below "
         text += f"the control {control.name} on val: {_listed(below)}."
     if on_views := [one.name for one in classes if one.below_on_views]:
-        text += f" Even on the views that students learn from, it has less than that: {_listed(on_views)}."
+        text += f" On the views, too, the teacher is below what the control has on val: {_listed(on_views)}."
     return text.strip()
 
 

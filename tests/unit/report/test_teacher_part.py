@@ -76,7 +76,10 @@ def test_page_has_the_section_and_escapes_names(summary: Summary, metrics: Path)
     section = text[text.index('<h2 id="teacher">') : text.index('<h2 id="conditions">')]
     assert section.count("<img") == 4
     assert "&lt;b&gt;aachen_12" in section
-    assert re.search(r"Even on the views that students learn from, it has less than that: traffic light\.", text)
+    assert re.search(
+        r"On the views, too, the teacher is below what the control has on val: traffic light\.",
+        text,
+    )
 
 
 def test_sweep_without_measurements_has_no_doubts(tmp_path: Path) -> None:

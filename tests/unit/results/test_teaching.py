@@ -49,7 +49,7 @@ def test_teacher_that_is_not_stronger_is_named_with_both_numbers():
 def test_views_are_compared_with_the_control_on_val():
     found = summary_of({"road": 0.4, "sky": 0.4}, [{"road": 0.3, "sky": 0.5}], on_views={"road": 0.35, "sky": 0.45})
     assert [(each.views, each.below_on_views) for each in compare_classes(found)] == [(0.35, False), (0.45, True)]
-    assert "Even on the views that students learn from, it has less than that: sky." in nothing_to_learn(found)
+    assert "On the views, too, the teacher is below what the control has on val: sky." in nothing_to_learn(found)
 
 
 @pytest.mark.parametrize(
