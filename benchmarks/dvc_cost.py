@@ -118,7 +118,7 @@ def _ours(folder: Path, runs: int) -> Path:
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
         else:
             shutil.copy(source, target)
-    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8")) | {"seeds": []}
     run = {
         "student": "deeplabv3plus_mobilenet",
         "alpha": 0.3,

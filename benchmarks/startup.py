@@ -47,6 +47,9 @@ def small_params() -> dict:
     params["data"] |= {"size_px": [32, 64], "synthetic": {"train_frames": 10, "val_frames": 2}}
     for section in ("teacher", "distill"):
         params[section] |= {"steps": 1, "batch_size": 2, "crop_px": [32, 32], "evaluate_every_steps": 0}
+    # A teacher of our own networks: importing timm takes seconds.
+    params["teacher"] |= {"arch": "deeplabv3plus_resnet50", "backbone": None, "init": "random", "warmup_steps": 0}
+    params["seeds"] = []
     params["teacher_logits"] |= {"views": 1, "dtype": "float32"}  # after one step logits are too large for float16
     params["finetune"]["steps"] = 1
     params["runs"] = {
