@@ -78,6 +78,7 @@ def _in_order(params: Params, run_changed: RunChanged, last: list[str], signals:
     for is_repetition in (False, True):  # a repetition reads the result of its run
         if is_repetition:
             names = [name for run in params.runs if run not in failed for name in params.repetitions(run)]
+            changed = changed_stages() if names and done else changed
         else:
             names = list(params.runs)
         waiting = {name: stages_of[name] for name in names if not changed.isdisjoint(stages_of[name])}
@@ -85,7 +86,6 @@ def _in_order(params: Params, run_changed: RunChanged, last: list[str], signals:
             failed += run_changed(waiting, signals)
             leave_if_stopped(signals)
             done += waiting
-            changed = changed_stages()
     if failed:
         named = "\n".join(f"  - {run}: {log_of(run)}" for run in failed)
         raise UserError(
