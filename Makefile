@@ -51,6 +51,12 @@ test: .venv/.installed  ## run all tests
 	$(UV_PIP) install --quiet --python $(BIN)/python --constraint requirements.lock --group bench
 	@touch $@
 
+# Install what several machines need, for its tests, without changing pinned versions.
+.venv/.cluster: .venv/.installed
+	$(UV_PIP) install --quiet --python $(BIN)/python --constraint requirements.lock --requirements pyproject.toml \
+		--extra cluster --extra s3 --extra postgres --extra search --group cluster
+	@touch $@
+
 bench: .venv/.peers  ## measure the claims about speed, in about 30 minutes; let nothing else run
 	python -m benchmarks.run
 

@@ -65,6 +65,11 @@ class DataParams(Section):
     )
     size_px: SizePx | None = Field(description="[height, width] to resize to; null keeps the size of the files")
     holdout_fraction: Fraction = Field(description="share of train frames held out for choices and calibration")
+    holdout_by: Literal["groups", "frames"] = Field(
+        default="groups",
+        description="groups: whole cities or drives are held out; frames: the last frames of one, which resemble those "
+        "that are trained on, for data of so few groups that none can be spared",
+    )
     unlabelled: str | None = Field(
         default=None,
         description="folder inside root, of JPEG and PNG images without labels: further train frames for students that "

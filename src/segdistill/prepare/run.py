@@ -132,7 +132,7 @@ def _assign_splits(source: FrameSource, data: DataParams, seed: int) -> tuple[di
             "at least 2 are needed, one to train on and one to hold out"
         )
     # Whole groups are held out, because frames of a group look alike.
-    if source.independent_frames:
+    if source.independent_frames or data.holdout_by == "frames":
         held_out = draw_frames(train, holdout_fraction, seed)
     else:
         held_out = draw_groups(train, holdout_fraction, seed)

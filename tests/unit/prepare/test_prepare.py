@@ -30,7 +30,7 @@ SPLITS = ("train", "holdout", "val")
 def settings(root: Path | str | None, **changed) -> SimpleNamespace:
     return SimpleNamespace(
         **{"source": "cityscapes", "root": str(root), "size_px": None, "holdout_fraction": 0.25, "unlabelled": None}
-        | {"unseen_groups": ()}
+        | {"unseen_groups": (), "holdout_by": "groups"}
         | changed
     )
 
@@ -351,6 +351,15 @@ def test_unseen_groups_are_in_no_other_split(root, out, tmp_path):
     other = prepare(settings(tmp_path / "other"), 0, tmp_path / "out")
     assert [frame["name"] for frame in other["splits"]["holdout"]["frames"]] == names["holdout"]
     assert list(other["splits"]) == list(SPLITS)
+
+
+def test_holdout_by_frames_leaves_every_group_to_train_on(root, out):
+    train = [f"{city}_000000_{number:06d}" for city in ("bremen", "celle") for number in range(4)]
+    write_city(root, train, VAL)
+    splits = prepare(settings(root, holdout_by="frames"), 0, out)["splits"]
+    held_out = [frame["name"] for frame in splits["holdout"]["frames"]]
+    assert held_out in (train[2:4], train[6:])
+    assert [frame["name"] for frame in splits["train"]["frames"]] == [name for name in train if name not in held_out]
 
 
 def test_val_stays_where_all_its_groups_are_unseen(root, out):
