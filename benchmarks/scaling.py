@@ -1,8 +1,8 @@
-"""The cache of teacher logits, calculated from rates measured here: bytes, hours to build, minutes to hash.
+"""The cache of teacher logits and grids of runs, calculated from rates measured here: bytes, hours, what limits them.
 
     python -m benchmarks.scaling                             # measure and print the tables of docs/scaling.md
     python -m benchmarks.scaling --write                     # and put them into that page
-    python -m benchmarks.scaling --teacher-crops-per-s 40    # the teacher's rate on another machine
+    python -m benchmarks.scaling --teacher-crops-per-s 40 --step-s 0.2   # the rates of another device
 
 Let nothing else run meanwhile. N frames of 1024x2048, K views of 768x768 pixels each, 19 classes.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import tempfile
 import time
@@ -35,6 +36,10 @@ TRAIN_FRAMES = 2975  # of Cityscapes, finely annotated
 SIZES = (TRAIN_FRAMES, 20_000, 100_000)
 FORMS = {("float16", 4): "float16 /4", ("uint8", 4): "uint8 /4", ("float16", 8): "float16 /8", ("uint8", 8): "uint8 /8"}
 STEPS, BATCH = 60_000, 16  # of one run of profiles/cityscapes.yaml, both phases
+RESULTS = Path(__file__).with_name("results.json")
+DEVICES, OF_ONE_MACHINE = (1, 8, 64), 8  # a machine holds so many of them at most
+ASSUMED_DEVICE = (40.0, 0.2)  # teacher crops per second, seconds per step: a device whose rates nobody measured
+GRIDS = ((8, TRAIN_FRAMES), (1000, TRAIN_FRAMES), (8, 1_000_000))  # runs, frames
 
 
 class Rates(NamedTuple):
@@ -45,6 +50,7 @@ class Rates(NamedTuple):
     write_bytes_per_s: float
     md5_bytes_per_s: float
     drawn_frames_per_s: float
+    step_s: float
     where: str
 
 
@@ -57,8 +63,11 @@ def cache_bytes(frames: int, views: int, dtype: str, stride: int) -> int:
     return rows * width * classes * np.dtype(dtype).itemsize + scale_bytes
 
 
-def measured(teacher_crops_per_s: float | None) -> Rates:
-    """Return the rates of each part of the work on this machine; measure the teacher's where it is None."""
+def measured(teacher_crops_per_s: float | None, step_s: float | None) -> Rates:
+    """Return the rates of each part of the work on this machine; measure the teacher's where it is None.
+
+    A step is that of row 1 of results.json where none is given, times the pixels that it has more.
+    """
     compute = resolve_device("auto", "auto", 0)
     busy = os.getloadavg()[0]
     where = (
@@ -73,6 +82,11 @@ def measured(teacher_crops_per_s: float | None) -> Rates:
         teacher_crops_per_s = len(images) / _seconds(lambda: logits_on_grid(teacher, images, grid))
     else:
         where += "; the teacher's rate was given"
+    if step_s is None:
+        steps = json.loads(RESULTS.read_text(encoding="utf-8"))["conditions"]["steps"]
+        height_px, width_px = steps["crop_px"]
+        step_s = steps["seconds_per_step"]["ours"] * BATCH * CROP_PX[0] * CROP_PX[1]
+        step_s /= steps["batch"] * height_px * width_px
     with tempfile.TemporaryDirectory(prefix="segdistill-bench-") as folder:
         crop = np.random.default_rng(0).standard_normal((1, *grid, CLASSES), np.float32)
         with LogitsWriter(Path(folder), "uint8", crop.shape) as writer:
@@ -85,6 +99,7 @@ def measured(teacher_crops_per_s: float | None) -> Rates:
         len(block) / write_s,
         len(block) / _seconds(lambda: hashlib.md5(block, usedforsecurity=False).digest()),
         1000 / _seconds(ViewSpec("", 1000, FRAME_PX, CROP_PX, 8, 4, seed=0).origins),
+        step_s,
         where,
     )
 
@@ -133,7 +148,41 @@ def tables(rates: Rates) -> str:
         "| MD5 h, uint8 | s to draw the views |",
         "|---:|" + "---:|" * 9,
     ]
-    return "\n".join([*lines, *(_row_of_size(frames, rates) for frames in SIZES)])
+    lines += [*(_row_of_size(frames, rates) for frames in SIZES), "", *_grids(rates)]
+    return "\n".join(lines)
+
+
+def _grids(rates: Rates) -> list[str]:
+    """Return the lines of the table on grids of runs, on these devices and on assumed ones.
+
+    A run of its own goes to each device; more devices than runs share the batches of a run, at best without any loss.
+    Views are computed on the devices of one machine, by one stage, and only those that the runs draw are.
+    """
+    teacher_crops_per_s, step_s = ASSUMED_DEVICE
+    assumed = rates._replace(teacher_crops_per_s=teacher_crops_per_s, step_s=step_s)
+    lines = [
+        f"Runs of {STEPS:,} steps of {BATCH} crops, K = 8, uint8, stride 4. A step is {rates.step_s:.1f} s here. The "
+        f"columns 'assumed' are for devices that make a step in {step_s} s and {teacher_crops_per_s:g} teacher crops a "
+        "second. Nobody measured these; `--step-s` and `--teacher-crops-per-s` take your own.",
+        "",
+        "| runs | frames | devices | teacher h, here | students h, here | teacher h, assumed | students h, assumed "
+        "| GB to each machine | GB to all |",
+        "|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for runs, frames in GRIDS:
+        views = min(frames * 8, STEPS * BATCH)
+        stored_gb = cache_bytes(frames, 8, "uint8", 4) * views / (frames * 8) / 1e9
+        frames_gb = frames * FRAME_PX[0] * FRAME_PX[1] * 4 / 1e9
+        for devices in DEVICES:
+            machines = -(-devices // OF_ONE_MACHINE)
+            rounds = -(-runs // devices) if devices <= runs else runs / devices
+            cells = [f"{runs:,}", f"{frames:,}", str(devices)]
+            for of in (rates, assumed):
+                teacher_h = views / of.teacher_crops_per_s / min(devices, OF_ONE_MACHINE) / 3600
+                cells += [_hours(teacher_h), _hours(rounds * STEPS * of.step_s / 3600)]
+            moved_gb = stored_gb + frames_gb
+            lines.append("| " + " | ".join([*cells, f"{moved_gb:,.0f}", f"{moved_gb * machines:,.0f}"]) + " |")
+    return lines
 
 
 def _times(views: int, rates: Rates) -> str:
@@ -168,10 +217,11 @@ def _row_of_size(frames: int, rates: Rates) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher-crops-per-s", type=float, help="instead of measuring it here")
+    parser.add_argument("--step-s", type=float, help="of a student, instead of that of row 1 of results.json")
     parser.add_argument("--write", action="store_true", help=f"also write the tables into {PAGE.name}")
     given = parser.parse_args()
     with exit_on_user_error():
-        text = tables(measured(given.teacher_crops_per_s))
+        text = tables(measured(given.teacher_crops_per_s, given.step_s))
         print(text)
         if given.write:
             put_between(PAGE, "measured", text)

@@ -31,6 +31,20 @@ def test_the_page_has_its_tables():
     assert f"| 8 | {sizes[0]:.1f} | {sizes[1]:.1f} |" in measured
 
 
+def test_a_grid_takes_the_hours_of_its_steps_and_of_the_views_that_are_drawn():
+    rates = scaling.Rates(1.0, 1.0, 1.0, 1.0, 1.0, step_s=3.6, where="")
+    rows = [line.split("|")[1:7] for line in scaling._grids(rates) if line.startswith("| 8 |")]
+    hours = {
+        (int(frames.replace(",", "")), int(devices)): (teacher, students)
+        for _, frames, devices, teacher, students, _ in rows
+    }
+    views_h = 2975 * 8 / 3600
+    assert [float(cell) for cell in hours[2975, 1]] == pytest.approx([views_h, 8 * 60], rel=0.01)
+    assert [float(cell) for cell in hours[2975, 64]] == pytest.approx([views_h / 8, 60 / 8], rel=0.01)
+    # No run of 60,000 x 16 crops can draw more views than that of a million frames.
+    assert float(hours[1_000_000, 8][0]) == pytest.approx(60_000 * 16 / 8 / 3600, rel=0.01)
+
+
 @pytest.mark.parametrize("channels", [64, 256])
 def test_the_page_has_the_bytes_of_features(tmp_path, channels):
     height, width = stored_grid(scaling.CROP_PX, FEATURE_STRIDE)
