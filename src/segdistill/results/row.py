@@ -274,6 +274,7 @@ class Row:
     row_key: str | None = None
     # Below are no columns of summary.csv.
     setting: str | None = None  # a hash of all settings but the seed: equal ones are repetitions of one experiment
+    recipe: str | None = None  # a hash of what a control may have as well; see recipe_key
     class_iou: dict[str, float | None] = field(default_factory=dict)
     files: dict[str, dict] = field(default_factory=dict, repr=False, compare=False)  # the metrics files, by source
     # Settings that the metrics were computed with, where params.yaml says others by now; empty where it does not.
@@ -308,7 +309,7 @@ class Row:
 METRICS: tuple[Metric, ...] = tuple(
     replace(column.metadata["metric"], name=column.name) for column in fields(Row) if "metric" in column.metadata
 )
-_NO_COLUMNS = ("setting", "class_iou", "files", "computed_with")
+_NO_COLUMNS = ("setting", "recipe", "class_iou", "files", "computed_with")
 COLUMNS = tuple(column.name for column in fields(Row) if column.name not in _NO_COLUMNS)
 OPTIONAL = tuple(one.name for one in METRICS if one.optional)
 GAIN, UNSEEN_GAIN = "gain_over_vanilla", "unseen_gain_over_vanilla"
@@ -343,6 +344,15 @@ def setting_key(params: Params, run: str, data_fingerprint: str) -> str:
     """Return a hash of everything that `run` was computed from but its name and seed."""
     settings, *others = _computed_from(params, run, data_fingerprint)
     return settings_hash({name: value for name, value in settings.items() if name != "seed"}, *others)
+
+
+def recipe_key(params: Params, run: str) -> str:
+    """Return a hash of how `run` is trained, without what the teacher adds: a student and its control have one."""
+    taught = {"seed", "teacher", "alpha", "label_weight", "distill_weight", "feature_weight"}
+    taught |= {"method", "temperature", "kl_resolution", "distill_where"}
+    sections = params.distill_settings(run), params.finetune_params(run)
+    trained = [section.model_dump(mode="json") for section in sections]
+    return settings_hash(*({key: value for key, value in one.items() if key not in taught} for one in trained))
 
 
 def _computed_from(params: Params, run: str, data_fingerprint: str) -> list:

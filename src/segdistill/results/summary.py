@@ -32,6 +32,7 @@ from segdistill.results.row import (
     STUDENT,
     TEACHER,
     Row,
+    recipe_key,
     row_key,
     setting_columns,
     setting_key,
@@ -208,7 +209,7 @@ def write_summary(summary: Summary, metrics: Path) -> None:
 
 
 def with_gains(rows: Sequence[Row]) -> tuple[Row, ...]:
-    """Return the rows, each run measured against a control, of its network and its seed where there is one."""
+    """Return the rows, each run measured against a control: of its network, recipe and seed where there is one."""
     controls = [row for row in rows if row.role == CONTROL]
     if not controls:
         return tuple(rows)
@@ -218,6 +219,10 @@ def with_gains(rows: Sequence[Row]) -> tuple[Row, ...]:
             alike = [control for control in controls if control.arch == row.arch] or controls
             # A seed fixes initial weights and batches, so much of what chance does to a pair of one seed is the same
             # for both. Controls of other seeds are measured against the first one, which shows what chance does.
+            if row.role == STUDENT:
+                # Where several controls differ in steps or augmentation, only the one that was trained alike tells
+                # what the teacher gave.
+                alike = [control for control in alike if control.recipe == row.recipe] or alike
             paired = [control for control in alike if control.seed == row.seed and row.role == STUDENT]
             control = (paired or alike)[0]
             row = replace(
@@ -270,6 +275,7 @@ def _run_row(params: Params, metrics: Path, run: str, benchmark: dict, check_sta
         run=run,
         row_key=row_key(params, run, fingerprint),
         setting=None if stale else setting_key(params, run, fingerprint),
+        recipe=None if stale else recipe_key(params, run),
         computed_with=stale,
         **columns,
         **_measured(files),

@@ -27,6 +27,12 @@ def settings_of(students: list[float], controls: list[float], **options):
     return group_settings(with_gains(rows), **options)
 
 
+def test_a_student_is_measured_against_the_control_that_was_trained_alike() -> None:
+    rows = [one(f"v{recipe}", 0.5, role="control", seed=0, recipe=recipe) for recipe in "xy"]
+    rows += [one("a", 0.6, seed=0, recipe="y"), one("b", 0.6, seed=0, recipe="z")]
+    assert [row.control for row in with_gains(rows)] == ["vx", "vx", "vy", "vx"]
+
+
 def test_interval_over_seeds_by_hand() -> None:
     # mean 2, variance 1, standard error 1 / sqrt(3), t with 2 degrees of freedom 4.303
     low, high = interval([1.0, 2.0, 3.0], [])

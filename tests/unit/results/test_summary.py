@@ -12,7 +12,7 @@ from segdistill.core.errors import UserError
 from segdistill.core.files import write_json
 from segdistill.report.terminal import markdown
 from segdistill.results.champion import choose_champion, floor_of, model_files, pareto_front, why_busy
-from segdistill.results.row import COLUMNS, OPTIONAL, TERMINAL, row_key, setting_key, shown_in
+from segdistill.results.row import COLUMNS, OPTIONAL, TERMINAL, recipe_key, row_key, setting_key, shown_in
 from segdistill.results.summary import of_rows, rows_on_disk, summarise, write_summary
 from support.fake_metrics import BENCHMARK, RUNS, sweep_params, write_metrics, write_run, write_sweep
 from support.rows import one
@@ -188,6 +188,8 @@ def test_settings_with_equal_keys_differ_by_seed_and_name_only() -> None:
     assert setting_key(params, "a03", "d") == setting_key(params, "a03-s1", "d")
     assert setting_key(params, "a03", "d") != setting_key(params, "a03-wd", "d")
     assert setting_key(params, "a03", "d") != setting_key(params, "vanilla", "d")
+    assert recipe_key(params, "a03") == recipe_key(params, "a03-s1") == recipe_key(params, "vanilla")
+    assert recipe_key(params, "a03") != recipe_key(params, "a03-wd")
 
 
 def test_nothing_is_shipped_below_a_floor(metrics: Path) -> None:
