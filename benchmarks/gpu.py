@@ -103,12 +103,12 @@ def steps(setup: Setup) -> list[Row]:
 def determinism(setup: Setup) -> list[Row]:
     """Compare steps whose results repeat with steps whose results need not."""
     ours, count = setup.ours(), 2 if setup.small else 10
-    kinds = {}
+    mode_before, kinds = torch.get_deterministic_debug_mode(), {}
     for mode in ("warn", "default"):
         run = next_steps(ours.job("determinism", teacher="views"), count)
         kinds[mode] = lambda mode=mode, run=run: (torch.set_deterministic_debug_mode(mode), run())
     taken_s = seconds_in_turn(kinds, 2 if setup.small else 5)
-    torch.set_deterministic_debug_mode("warn")
+    torch.set_deterministic_debug_mode(mode_before)
     step_ms = round(1000 * float(np.median(taken_s["warn"])) / count, 1)
     what = "distillation step whose results repeat / one whose results need not"
     return [ratio_row("determinism", what, taken_s["warn"] / taken_s["default"], note=f"{step_ms} ms the former")]
@@ -178,10 +178,11 @@ def frames(setup: Setup) -> list[Row]:
     ours = setup.ours()
     found = ours.compute.in_float32()
     expected = found._replace(device=torch.device("cpu"))
+    predictors = [TorchPredictor(seeded_student(), compute) for compute in (found, expected)]
     errors, shares = [], []
     for index in range(min(8, len(ours.streets.split))):
         image = np.array(ours.streets.split.images[index : index + 1])
-        both = [TorchPredictor(seeded_student(), compute).logits(image).cpu() for compute in (found, expected)]
+        both = [predictor.logits(image).cpu() for predictor in predictors]
         errors.append(float((both[0] - both[1]).abs().max() / both[1].abs().max()))
         classes = [classes_of(logits, image.shape[1:3]) for logits in both]
         shares.append(float((classes[0] == classes[1]).float().mean()))

@@ -13,8 +13,8 @@ from torch import Tensor
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor of main memory on `device`; on a CPU it is the same tensor."""
-    if device.type != "cuda":
+    """Return the tensor on `device`; the same tensor where it is there already."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     # torch's allocator keeps the page-locked memory until the copy is done, whoever drops the tensor.
     return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)

@@ -44,7 +44,7 @@ def upsample_by_matrices(logits_BChw: Tensor, size_px: tuple[int, ...]) -> Tenso
 def _resize_matrix(cells: int, pixels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return the weight of each cell of a row in each of its pixels, (pixels, cells): at most two are not 0."""
     # Rounded to float32 where torch's kernels round: in long rows other weights would differ from theirs by 1e-5.
-    scale = float(np.float32(cells) / np.float32(pixels))
+    scale = (torch.full((), cells, dtype=torch.float32, device=device) / pixels).double()
     places = torch.arange(pixels, dtype=torch.float64, device=device)
     source = ((places + 0.5) * scale - 0.5).float().clamp(0, cells - 1)
     distance = (source[:, None] - torch.arange(cells, dtype=torch.float32, device=device)).abs()

@@ -87,6 +87,35 @@ def test_a_copy_to_the_cpu_is_no_copy():
     assert to_device(tensor, torch.device("cpu")) is tensor
 
 
+class Recorded:
+    """A tensor that says what is done with it, in place of one that only CUDA can have."""
+
+    def __init__(self, device: str, pinned: bool = False, done: tuple = ()) -> None:
+        self.device, self.pinned, self.done = torch.device(device), pinned, done
+
+    def is_pinned(self) -> bool:
+        return self.pinned
+
+    def pin_memory(self) -> Recorded:
+        assert self.device.type == "cpu", "torch refuses to pin others"
+        return Recorded("cpu", True, (*self.done, "pinned"))
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> tuple:
+        return (*self.done, "queued" if non_blocking else "waited for")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "done"),
+    [
+        (Recorded("cpu"), ("pinned", "queued")),
+        (Recorded("cpu", pinned=True), ("queued",)),
+        (Recorded("cuda:0"), ("waited for",)),  # torch returns the same tensor
+    ],
+)
+def test_a_copy_to_a_gpu_is_queued_from_page_locked_memory(tensor, done):
+    assert to_device(tensor, torch.device("cuda", 0)) == done
+
+
 def test_a_constant_of_an_evaluation_can_be_trained_with():
     values, cpu = (1.0, 2.0, 5.0), torch.device("cpu")
     with torch.inference_mode():
