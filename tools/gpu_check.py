@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--small", action="store_true", help="tiny sizes: a trial whose numbers mean nothing")
     parser.add_argument("--only", nargs="+", metavar="CHECK", help="run these checks")
-    parser.add_argument("--minutes", type=float, default=8.0, help="start no check after this time (8)")
+    parser.add_argument("--minutes", type=float, default=6.0, help="start no check after this time (6)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results-gpu.json")
     parser.add_argument(
         "--wheels", type=Path, metavar="FOLDER", help="install the packages in it into a folder that goes"
@@ -51,7 +51,15 @@ def main() -> None:
         # Processes that the checks start find the same code.
         paths = [str(ROOT), str(ROOT / "src")]
         if given.wheels:
-            pip("install", "--quiet", "--no-index", f"--find-links={given.wheels}", f"--target={installed}", *PACKAGES)
+            pip(
+                "install",
+                "--quiet",
+                "--no-warn-conflicts",
+                "--no-index",
+                f"--find-links={given.wheels}",
+                f"--target={installed}",
+                *PACKAGES,
+            )
             paths.append(installed)
         sys.path[:0] = paths
         os.environ["PYTHONPATH"] = os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -92,7 +92,12 @@ def test_checks_import_no_other_packages(script):
         "import benchmarks.gpu, segdistill.core.progress, rich.progress\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, ",".join(sorted(closure(script.PACKAGES) | closure(("torch", "torchvision"))))],
+        [
+            sys.executable,
+            "-c",
+            code,
+            ",".join(sorted(closure((*script.PACKAGES, "torch", "torchvision")) | {"segdistill"})),
+        ],
         capture_output=True,
         text=True,
         check=False,
