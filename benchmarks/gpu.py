@@ -37,7 +37,7 @@ from benchmarks.our_loop import (
 )
 from benchmarks.rows import Row, ratio_row, seconds_in_turn
 from benchmarks.steps import Plan, measure_on
-from benchmarks.streets import ON_GPU, QUICK, STRIDE, Sizes, streets_on_disk
+from benchmarks.streets import ON_GPU, STRIDE, Sizes, streets_on_disk
 from segdistill.data.sampling import ViewSpec
 from segdistill.nets.device import TorchPredictor
 from segdistill.nets.registry import build
@@ -55,6 +55,7 @@ from segdistill.training.loop import train
 
 ROOT = Path(__file__).resolve().parent.parent
 PLAN = Plan(usual=(6, 3), compiled=False, cached=(10, 4), whole=(20, 5))
+SMALL_SIZES = Sizes((128, 256), (32, 32), 2, frames=4)
 SMALL = Plan(usual=(1, 1), compiled=False, cached=(1, 1), whole=(1, 1))
 STEPS = 8  # of a training whose bytes are compared; it is stopped after six
 RUN = "a03-lr01"  # of the tiny profile
@@ -70,7 +71,7 @@ class Setup(NamedTuple):
     @property
     def sizes(self) -> Sizes:
         """Frames and crops."""
-        return QUICK if self.small else ON_GPU
+        return SMALL_SIZES if self.small else ON_GPU
 
     def ours(self) -> OurLoop:
         """Return what makes jobs of the training loop."""

@@ -1,7 +1,7 @@
 """Check on one GPU what no other machine can show, in eight minutes, and print a table.
 
-    python tools/gpu_check.py --download wheels       # beforehand, with a network: the packages that it needs
-    python tools/gpu_check.py --wheels wheels         # on the machine with the GPU, which has torch and torchvision
+    python tools/gpu_check.py --download build/wheels # beforehand, with a network: the packages that it needs
+    python tools/gpu_check.py --wheels build/wheels   # on the machine with the GPU, which has torch and torchvision
     python tools/gpu_check.py                         # where segdistill is installed already
     python tools/gpu_check.py --device cpu --small    # a trial of the script
 
