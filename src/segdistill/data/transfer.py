@@ -16,8 +16,10 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Return the tensor on `device`; the same tensor where it is there already."""
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
-    # torch's allocator keeps the page-locked memory until the copy is done, whoever drops the tensor.
-    return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
+    # torch's allocator keeps the page-locked memory until the copy is done, whoever drops the tensor. torch would first
+    # copy a tensor with gaps to ordinary memory.
+    pinned = tensor if tensor.is_pinned() else tensor.contiguous().pin_memory()
+    return pinned.to(device, non_blocking=True)
 
 
 @lru_cache(maxsize=64)

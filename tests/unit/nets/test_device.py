@@ -96,6 +96,9 @@ class Recorded:
     def is_pinned(self) -> bool:
         return self.pinned
 
+    def contiguous(self) -> Recorded:
+        return Recorded(str(self.device), self.pinned, (*self.done, "joined"))
+
     def pin_memory(self) -> Recorded:
         assert self.device.type == "cpu", "torch refuses to pin others"
         return Recorded("cpu", True, (*self.done, "pinned"))
@@ -107,7 +110,7 @@ class Recorded:
 @pytest.mark.parametrize(
     ("tensor", "done"),
     [
-        (Recorded("cpu"), ("pinned", "queued")),
+        (Recorded("cpu"), ("joined", "pinned", "queued")),
         (Recorded("cpu", pinned=True), ("queued",)),
         (Recorded("cuda:0"), ("waited for",)),  # torch returns the same tensor
     ],
