@@ -20,7 +20,7 @@ from segdistill.prepare.cityscapes import CLASSES
 from segdistill.scoring.label_losses import label_loss
 from segdistill.student.distillation import Distillation, add_feature_projection
 from segdistill.training.batches import CropLoader
-from segdistill.training.job import compiled
+from segdistill.training.job import compiled, loader_threads
 from segdistill.training.loop import Job, update
 from segdistill.training.optimizers import make_optimizer
 
@@ -67,7 +67,8 @@ class OurLoop:
         pinned = self.compute.device.type == "cuda"
         features = self.streets.stored_features(crop_px, FEATURE_CHANNELS) if settings.feature_weight else None
         origins = self.streets.views(crop_px).origins()
-        crops = CropLoader(split, sampler, origins, crop_px, stored, pinned, features=features)
+        threads = loader_threads(self.compute)
+        crops = CropLoader(split, sampler, origins, crop_px, stored, pinned, features=features, threads=threads)
         net = build(STUDENT, CLASSES)
         projection = add_feature_projection(net, FEATURE_CHANNELS, 0) if features else None
         net = self.compute.place(net).train()

@@ -56,16 +56,17 @@ TRIAL = Plan(usual=(1, 1), compiled=False, cached=(1, 2), whole=(2, 2))
 
 def measure(quick: bool) -> tuple[dict, list[Row]]:
     """Return the conditions and the rows 1, 2 and 3."""
-    conditions, rows = _on("cpu", QUICK if quick else ON_CPU, TRIAL if quick else FULL)
+    conditions, rows = measure_on("cpu", QUICK if quick else ON_CPU, TRIAL if quick else FULL)
     if torch.cuda.is_available():
-        more, gpu_rows = _on("cuda", QUICK if quick else ON_GPU, TRIAL if quick else FULL_GPU)
+        more, gpu_rows = measure_on("cuda", QUICK if quick else ON_GPU, TRIAL if quick else FULL_GPU)
         torch.use_deterministic_algorithms(False)  # our_compute("cuda") turned them on
         conditions["gpu"] = more | {"name": torch.cuda.get_device_name()}
         rows += gpu_rows
     return conditions, rows
 
 
-def _on(device: str, sizes: Sizes, plan: Plan) -> tuple[dict, list[Row]]:
+def measure_on(device: str, sizes: Sizes, plan: Plan) -> tuple[dict, list[Row]]:
+    """Return the conditions and the rows on a device, cpu or cuda."""
     compute = our_compute(device)
     # The profile for a CPU, or the one for a GPU, with its intervals of curve and checkpoints.
     settings = student_settings("default" if device == "cpu" else "cityscapes")

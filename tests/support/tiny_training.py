@@ -131,19 +131,31 @@ def origins() -> np.ndarray:
 
 
 def make_job(
-    net=None, hook=None, cached=None, split=None, holdout=None, live_teacher=None, mixer=None, features=None, **changed
+    net=None,
+    hook=None,
+    cached=None,
+    split=None,
+    holdout=None,
+    live_teacher=None,
+    mixer=None,
+    features=None,
+    compute=COMPUTE,
+    **changed,
 ) -> Job:
     """A job whose students distil where they have logits or a live teacher; `changed` are settings."""
     net = net or TinyNet()
     settings = settings_of(**changed)
     batches = BatchSampler(0, "distill", FRAMES, VIEWS, settings.batch_size, settings.flip_probability, settings.jitter)
-    crops = FailingBatches(split or make_split(), batches, origins(), CROP_PX, cached, mixer=mixer, features=features)
+    on_gpu = compute.device.type == "cuda"
+    crops = FailingBatches(
+        split or make_split(), batches, origins(), CROP_PX, cached, on_gpu, None, mixer, features, threads=1 + on_gpu
+    )
     if hook is not None:
         crops.hook = hook
     projection = add_feature_projection(net, features.channels, settings.seed) if features else None
-    distillation = Distillation(settings, COMPUTE, live_teacher, projection) if cached or live_teacher else None
+    distillation = Distillation(settings, compute, live_teacher, projection) if cached or live_teacher else None
     scored = {} if holdout is None else {"holdout_mean_iou": holdout}
-    return Job("distill/tiny", net, crops, settings, COMPUTE, distillation, **scored)
+    return Job("distill/tiny", net, crops, settings, compute, distillation, **scored)
 
 
 def run(root, key="key", **given) -> tuple[nn.Module, list[dict]]:

@@ -112,6 +112,10 @@ class BatchIndices(NamedTuple):
     flips: np.ndarray
     colour: np.ndarray
 
+    def part(self, crops: slice) -> BatchIndices:
+        """Return the draws of some crops of the batch."""
+        return BatchIndices(self.seed, *(draws[crops] for draws in self[1:]))
+
 
 class BatchSampler:
     """The batches of a training: batch number `step` is a pure function of (seed, step).

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segdistill.data.transfer import constant
 from segdistill.formats.header import MEAN, STD
 
 _ELEMENTS_OF_ONE_THREAD = 32768  # at::internal::GRAIN_SIZE
@@ -69,5 +70,5 @@ def normalize(images_BHW3: Tensor, dtype: torch.dtype = torch.float32) -> Tensor
     B, H, W, _ = images_BHW3.shape
     # Whole rows at a time: along an axis of 3 a CPU is many times slower.
     rows = images_BHW3.reshape(B, H, W * 3).to(dtype)
-    mean, std = ((torch.tensor(value, dtype=dtype, device=rows.device) * 255).repeat(W) for value in (MEAN, STD))
+    mean, std = ((constant(value, dtype, rows.device) * 255).repeat(W) for value in (MEAN, STD))
     return rows.sub_(mean).div_(std).view(B, H, W, 3).permute(0, 3, 1, 2)

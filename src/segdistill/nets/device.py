@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 
 from segdistill.core.errors import UserError
 from segdistill.core.provenance import usable_cores
+from segdistill.data.transfer import to_device
 from segdistill.data.transforms import normalize
 from segdistill.nets.features import HasFeatures
 from segdistill.params.model import ComputeParams
@@ -61,23 +64,49 @@ def resolve_device(device: str, precision: str, threads: int) -> Compute:
     threads = threads or usable_cores()
     torch.set_num_threads(threads)
     if use_cuda:
-        # On a CPU results are repeatable without this (tested). The same as torch.use_deterministic_algorithms(True,
-        # warn_only=True), which also imports torch's compiler, for seconds.
-        torch.set_deterministic_debug_mode("warn")
-        # Nothing here reads memory that it did not write, and filling it first would cost each step.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        compute_float32_exactly()
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     if precision == "auto" and (use_cuda or cpu_computes_bfloat16()):
         dtype = torch.bfloat16
-    return Compute(torch.device("cuda" if use_cuda else "cpu"), dtype, threads)
+    # With its index, so that it equals the device of a tensor there.
+    return Compute(torch.device("cuda", 0) if use_cuda else torch.device("cpu"), dtype, threads)
 
 
 def device_of(params: ComputeParams) -> Compute:
-    """Resolve the params section `compute` for a stage that trains or evaluates; on a CPU, keep freed memory."""
+    """Resolve the params section `compute` for a stage that trains or evaluates.
+
+    On a CPU, whose results repeat anyway (tested), keep freed memory; on a GPU, make results repeat.
+    """
     compute = resolve_device(params.device, params.precision, params.threads)
     if compute.device.type == "cpu":
         keep_freed_memory()
+    else:
+        compute_repeatably()
     return compute
+
+
+def compute_float32_exactly() -> None:
+    """Let convolutions of float32 on CUDA compute in float32: by default cuDNN rounds their inputs to 10 bits (TF32).
+
+    Metrics are promised in float32, and compare with those of the float32 ONNX file. Matrix products do so by default.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # some versions warn that the first flag is an old one
+        # It sets convolutions and recurrent layers alike. Set by the new flags alone, they contradict the old one, and
+        # torch's compiler, which reads the old one, fails.
+        torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+
+
+def compute_repeatably() -> None:
+    """Let operations on CUDA give the same bits each time, where torch has a way; it warns of the others."""
+    # cuBLAS reads it when torch first multiplies matrices: without it two streams may share a workspace.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # The same as torch.use_deterministic_algorithms(True, warn_only=True), which also imports torch's compiler, for
+    # seconds.
+    torch.set_deterministic_debug_mode("warn")
+    # Nothing here reads memory that it did not write, and filling it first would cost each step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 class TorchPredictor:
@@ -99,7 +128,7 @@ class TorchPredictor:
         return features.float(), logits.float()
 
     def _run(self, forward: Callable[[Tensor], Any], images_BHW3: np.ndarray) -> Any:
-        inputs = normalize(torch.from_numpy(images_BHW3).to(self.compute.device))
+        inputs = normalize(to_device(torch.from_numpy(images_BHW3), self.compute.device))
         with self.compute.autocast():
             return forward(inputs)
 

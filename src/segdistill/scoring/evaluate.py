@@ -20,6 +20,7 @@ from torch import Tensor
 
 from segdistill.data.arrays import drop_pages, prefetch
 from segdistill.data.prepared import Split
+from segdistill.data.transfer import to_device
 from segdistill.formats.classes import IGNORE
 from segdistill.nets.resize import upsample
 from segdistill.params.model import TrainingParams
@@ -102,11 +103,11 @@ def evaluate(
         targets = torch.from_numpy(labels)
         if isinstance(predictor, ClassPredictor):
             logits, predicted = predictor.logits_and_classes(images)
-            targets = targets.to(logits.device)
+            targets = to_device(targets, logits.device)
             batch_loss = loss_sum(loss.kind, logits, targets, loss.focal_gamma)
         else:
             logits = predictor.logits(images)
-            targets = targets.to(logits.device)
+            targets = to_device(targets, logits.device)
             predicted, batch_loss = classes_and_loss_sum(loss.kind, logits, targets, loss.focal_gamma)
         total_loss = total_loss + batch_loss  # on the device: nothing waits for it
         valid += int(np.count_nonzero(labels != IGNORE))

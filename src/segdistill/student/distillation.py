@@ -145,6 +145,7 @@ class Distillation:
             logits_BChw: of the student, on its own grid.
             pixels_BCHW: the same, float32, upsampled to the crop.
             inputs_B3HW: of the student.
+            batch: on the device of the training.
             features_BCst: of the student, on their own grid; None where it learns from logits alone.
         """
         settings = self.settings
@@ -161,7 +162,7 @@ class Distillation:
         if settings.distill_where == "all":
             loss = DISTILLATION_LOSSES[settings.method](student, teacher, settings.temperature)
         else:  # of kl alone, which compares pixel by pixel
-            weights = pixel_weights(settings.distill_where, teacher, batch.labels.to(teacher.device))
+            weights = pixel_weights(settings.distill_where, teacher, batch.labels)
             loss = kl(student, teacher, settings.temperature, weights)
         total = combine_losses(label, loss, settings.loss_weights, settings.temperature)
         if self.projection is not None:

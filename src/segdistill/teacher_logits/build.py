@@ -46,6 +46,7 @@ from segdistill.paths import METRICS, TEACHER, TEACHER_LOGITS, TEACHER_WEIGHTS, 
 from segdistill.teacher.model import Teacher, TrainFrameTeacher, open_teacher
 from segdistill.teacher_logits.accuracy import TeacherAccuracy
 from segdistill.teacher_logits.features import SAMPLE_VIEWS, FeatureStore, Projection, fit_projection
+from segdistill.teacher_logits.overlap import Overlap
 
 # Views on which the teacher's symmetry is measured, evenly spread.
 MIRRORED_VIEWS = 8
@@ -132,16 +133,23 @@ def build_cache(
                     with_features = FeatureStore(teacher.predict, projection, files.enter_context(features).append)
                     arrays |= features.arrays
                 *lead, height, width, _ = shape
-                with Progress("teacher-logits", math.prod(lead), unit="crop") as progress:
-                    for frames, images, labels in crops:
+
+                def store(frames: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> None:
+                    finite = writer.append(logits)
+                    if not finite.all():
+                        name = split.names[frames[finite.argmin()]]
+                        found = f"teacher: a logit of frame {name} is not finite as {params.dtype}"
+                        raise UserError(f"{found}; no cache written")
+                    if accuracy is not None:
+                        accuracy.add(frames, labels, logits)
+
+                with (
+                    Progress("teacher-logits", math.prod(lead), unit="crop") as progress,
+                    Overlap(active=compute.device.type == "cuda") as overlap,
+                ):
+                    for frames, images, labels in overlap.ahead(crops):
                         logits = logits_on_grid(with_features or learned_from.of(frames), images, (height, width))
-                        finite = writer.append(logits)
-                        if not finite.all():
-                            name = split.names[frames[finite.argmin()]]
-                            found = f"teacher: a logit of frame {name} is not finite as {params.dtype}"
-                            raise UserError(f"{found}; no cache written")
-                        if accuracy is not None:
-                            accuracy.add(frames, labels, logits)
+                        overlap.then(store, frames, labels, logits)
                         progress.advance(len(images))
             arrays = writer.arrays | arrays
             if accuracy is not None:

@@ -5,7 +5,7 @@ Shapes: B batch, H/W crop in pixels, h/w crop in logit cells (H / stride), C cla
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from segdistill.data.arrays import drop_pages, prefetch
 from segdistill.data.prepared import Split
 from segdistill.data.sampling import BatchIndices, BatchSampler
 from segdistill.data.teacher_cache import StoredCrops, StoredLogits
+from segdistill.data.transfer import constant, to_device
 from segdistill.data.transforms import crop, normalize
 from segdistill.training.mixing import Mixed, Mixer
 
@@ -39,15 +40,19 @@ class CropBatch(NamedTuple):
     mixed: Mixed | None = None
     features: StoredCrops | None = None
 
+    def on(self, device: torch.device) -> CropBatch:
+        """Return the batch with its images and labels on `device`; stored logits and features follow when taken."""
+        return self._replace(images=to_device(self.images, device), labels=to_device(self.labels, device))
+
     def inputs(self, device: torch.device) -> Tensor:
         """Return the input of the network: jittered and normalised floats (B, 3, H, W) on `device`."""
-        images = self.images.to(device, non_blocking=True)
+        images = to_device(self.images, device)
         # With jitter 0 every factor is exactly 1, and the crop stays what the teacher saw.
         return normalize(color_jitter(images, self.indices.colour) if (self.indices.colour != 1).any() else images)
 
     def targets(self, device: torch.device) -> Tensor:
         """Return the class of each pixel, int64 (B, H, W)."""
-        return self.labels.to(device, non_blocking=True).long()
+        return to_device(self.labels, device).long()
 
     def teacher_logits(self, device: torch.device) -> Tensor | None:
         """Return the stored logits, float32 (B, C, h, w) on `device`, mixed as the images; None without."""
@@ -77,6 +82,8 @@ class CropLoader:
         sizes: heights and widths of the views in their frames, int (N, K, 2) in pixels, where these are not crop_px.
         mixer: pastes parts of crops into others, or None.
         features: stored teacher features, or None.
+        threads: crop so many parts of a batch at once. For a GPU, whose large batches one thread crops too slowly; on a
+            CPU they would take cores from the training step.
     """
 
     def __init__(
@@ -90,9 +97,12 @@ class CropLoader:
         sizes: np.ndarray | None = None,
         mixer: Mixer | None = None,
         features: StoredLogits | None = None,
+        threads: int = 1,
     ) -> None:
         self.split, self.batches, self.origins, self.crop_px = split, batches, origins, crop_px
         self.cached, self.pinned, self.sizes, self.mixer, self.features = cached, pinned, sizes, mixer, features
+        self.threads = threads
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="parts") if threads > 1 else None
         self._bytes_read = 0
 
     def load(self, step: int) -> CropBatch:
@@ -109,16 +119,24 @@ class CropLoader:
             self._bytes_read += cached.prefetch(indices, origins)
         images = torch.empty((len(origins), *self.crop_px, 3), dtype=torch.uint8, pin_memory=self.pinned)
         labels = torch.empty((len(origins), *self.crop_px), dtype=torch.uint8, pin_memory=self.pinned)
-        for source, out in ((self.split.images, images), (self.split.labels, labels)):
-            crop(source, indices.frames, origins, indices.flips, sizes, out.numpy())
+
+        def read(part: slice) -> list[StoredCrops | None]:
+            """Crop images and labels of some slots into place; return the stored logits and features of these."""
+            drawn = indices.part(part)
+            for source, out in ((self.split.images, images), (self.split.labels, labels)):
+                crop(source, drawn.frames, origins[part], drawn.flips, sizes[part], out[part].numpy())
+            return [
+                None if cached is None else cached.crop(drawn, origins[part]) for cached in (self.cached, self.features)
+            ]
+
+        size = -(-len(origins) // self.threads)
+        parts = [slice(first, first + size) for first in range(0, len(origins), size)]
+        # Copying releases Python's lock, and a crop does not depend on the others.
+        read_parts = list((map if self._pool is None else self._pool.map)(read, parts))
+        logits, features = (_joined(crops, self.pinned) for crops in zip(*read_parts, strict=True))
         mixed = self.mixer.paste(step, images.numpy(), labels.numpy()) if self.mixer else None
-        logits, features = (
-            None if cached is None else cached.crop(indices, origins) for cached in (self.cached, self.features)
-        )
         if self._bytes_read > DROP_AFTER_BYTES:
             self.drop_pages()
-        if self.pinned:
-            logits, features = (None if crops is None else crops.pinned() for crops in (logits, features))
         return CropBatch(images, labels, logits, indices, mixed, features)
 
     def drop_pages(self) -> None:
@@ -146,15 +164,27 @@ class CropLoader:
                 yield step, batch
 
 
+def _joined(parts: Sequence[StoredCrops | None], pinned: bool) -> StoredCrops | None:
+    """Return the parts of a batch as one, in page-locked memory if `pinned`."""
+    there = [part for part in parts if part is not None]
+    if not there:
+        return None
+    joined = there[0]
+    if len(there) > 1:
+        values, scales = zip(*there, strict=True)
+        joined = StoredCrops(torch.cat(values), None if scales[0] is None else torch.cat(scales))
+    return joined.pinned() if pinned else joined
+
+
 def color_jitter(images_BHW3: Tensor, colour_B3: np.ndarray) -> Tensor:
     """Change brightness, then contrast, then saturation of uint8 RGB (B, H, W, 3) by the factors in `colour_B3`.
 
     torchvision's adjust_brightness, adjust_contrast and adjust_saturation on floats in 0..255, in this fixed order;
     rounded back to uint8 once, at the end.
     """
-    factors = torch.as_tensor(colour_B3, dtype=torch.float32, device=images_BHW3.device)
+    factors = to_device(torch.as_tensor(colour_B3, dtype=torch.float32), images_BHW3.device)
     brightness, contrast, saturation = (factors[:, i].view(-1, 1, 1, 1) for i in range(3))
-    luma = torch.tensor(_LUMA, device=images_BHW3.device)
+    luma = constant(_LUMA, torch.float32, images_BHW3.device)
     images = (images_BHW3.float() * brightness).clamp_(0, 255)
     mean = (images @ luma).mean(dim=(1, 2)).view(-1, 1, 1, 1)
     images = torch.lerp(mean, images, contrast).clamp_(0, 255)

@@ -19,7 +19,7 @@ from segdistill.core.provenance import code_hash, file_sha256, package_versions,
 from segdistill.data.prepared import PreparedData
 from segdistill.data.sampling import BatchSampler, ViewSpec, generator
 from segdistill.data.teacher_cache import TeacherCache
-from segdistill.nets.device import device_of
+from segdistill.nets.device import Compute, device_of
 from segdistill.nets.registry import build_of_params
 from segdistill.nets.weights import check_values, imagenet_backbone_state, load_initial, load_state, read_weights
 from segdistill.params.model import Params, TrainingParams, TrainingSettings
@@ -30,6 +30,7 @@ from segdistill.training.holdout import IMAGES, HoldoutEvaluator
 from segdistill.training.loop import AddedLoss, Job, step_forward, train
 from segdistill.training.mixing import Mixer
 
+MAX_LOADER_THREADS = 8  # with a GPU; more do not copy faster
 # Settings that do not change a training. `init` enters the key by the content of its file.
 _WITHOUT_EFFECT = {
     *("init", "checkpoint_every_steps", "min_mean_iou"),
@@ -94,8 +95,9 @@ def run_training(training: Training, params: Params, data: PreparedData) -> tupl
     if settings.mix != "none":
         mixer = Mixer(settings.mix, settings.mix_probability, settings.seed, phase, views.stride)
     pinned = compute.device.type == "cuda"
+    threads = loader_threads(compute)
     crops = CropLoader(
-        data.train, batches, views.origins(), views.crop_px, stored, pinned, views.sizes(), mixer, features
+        data.train, batches, views.origins(), views.crop_px, stored, pinned, views.sizes(), mixer, features, threads
     )
 
     # The key of the checkpoint covers all that the result depends on, the code itself too: its version does not change
@@ -110,7 +112,7 @@ def run_training(training: Training, params: Params, data: PreparedData) -> tupl
         # Frames of another batch may be rounded otherwise.
         settings.evaluate_every_steps and params.evaluation.batch_size,
         (package_versions("torch", "numpy"), code_hash()),
-        (str(compute.device), str(compute.dtype), compute.threads),
+        (compute.device.type, str(compute.dtype), compute.threads),
     )
     with contextlib.ExitStack() as held:
         checkpointer = held.enter_context(Checkpointer(name, key))
@@ -128,6 +130,11 @@ def run_training(training: Training, params: Params, data: PreparedData) -> tupl
         curve = train(job, checkpointer)
         held.pop_all()  # the caller releases the lock after writing the outputs
     return curve, checkpointer
+
+
+def loader_threads(compute: Compute) -> int:
+    """Return how many threads crop a batch: several for a GPU; on a CPU one, because the step needs the others."""
+    return min(compute.threads, MAX_LOADER_THREADS) if compute.device.type == "cuda" else 1
 
 
 def initial_net(arch: str, classes: int, settings: TrainingParams, seed: int, params_path: str) -> nn.Module:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from segdistill.scoring.label_losses import label_loss
 from segdistill.training.averaging import MovingAverage
 from segdistill.training.batches import CropBatch, CropLoader
 from segdistill.training.checkpoint import Checkpointer, TrainingStoppedError, stop_requests
+from segdistill.training.losses import LossSums
 from segdistill.training.optimizers import Optimizer, make_optimizer
 
 CURVE_FILE = "curve.csv"  # in the checkpointer's folder; `segdistill track --watch` follows it
@@ -88,8 +89,8 @@ def train(job: Job, checkpointer: Checkpointer) -> list[dict]:
     Start ladder: 1. the unfinished training of exactly this job, if `checkpointer` holds one; 2. the network as given.
 
     Raises:
-        UserError: the loss is not finite (before the update), or a weight (before it is saved); the last checkpoint
-            stays.
+        UserError: the loss is not finite (before the update; on a GPU when losses are read, before a point of the
+            curve and a checkpoint), or a weight (before it is saved); the last checkpoint stays.
         TrainingStoppedError: SIGINT or SIGTERM came; the state after the running step is saved.
     """
     net, settings = job.compute.place(job.net).train(), job.settings
@@ -97,44 +98,47 @@ def train(job: Job, checkpointer: Checkpointer) -> list[dict]:
     # With `ema_decay` the average is what is scored, shown and handed on; the steps move the network itself.
     average = MovingAverage(net, settings.ema_decay) if settings.ema_decay else None
     result = average.net if average else net
-    # Sums of (loss, label loss, distillation loss) since the last point of the curve.
-    first, sums, curve = 0, torch.zeros(3, dtype=torch.float64), []
+    first, start_sums, curve = 0, torch.zeros(3, dtype=torch.float64), []
     if (state := checkpointer.load()) is not None:
         net.load_state_dict(state["net"])
         optimizer.load_state_dict(state["optimizer"], source=str(checkpointer.folder))
         if average:
             average.net.load_state_dict(state["average"])
-        first, sums, curve = state["step"], state["sums"], state["curve"]
+        first, start_sums, curve = state["step"], state["sums"], state["curve"]
         logger.info("%s: continues after step %d of %d", job.name, first, settings.steps)
     curve_file = checkpointer.folder / CURVE_FILE
     write_curve(curve_file, curve)  # again: a killed process may have been ahead of its last checkpoint
 
+    sums = LossSums(start_sums, partial(_refuse_loss, job, "not saved"))  # since the last point of the curve
     with stop_requests() as stops, Progress(job.name, settings.steps, first) as progress:
         for step, batch in job.batches.steps(first, settings.steps):
             lr, losses = update(job, optimizer, step, batch)
             if average:
                 average.update(step)
             done = step + 1
-            sums += losses.double().cpu()
+            sums.add(step, losses)
             evaluate_now = settings.evaluate_every_steps and _is_due(done, settings.evaluate_every_steps, settings)
             if evaluate_now or _is_due(done, settings.log_every_steps, settings):
+                losses_since = sums.read()
                 mean_iou = job.holdout_mean_iou(result, done) if evaluate_now else None
                 net.train()
                 steps_since = done - (curve[-1]["step"] if curve else 0)
-                means = dict(zip(("loss", "label_loss", "distill_loss"), (sums / steps_since).tolist(), strict=True))
+                means_since = (losses_since / steps_since).tolist()
+                means = dict(zip(("loss", "label_loss", "distill_loss"), means_since, strict=True))
                 curve.append({"step": done, "lr": lr, **means, "holdout_mean_iou": mean_iou})
                 append_point(curve_file, curve[-1])
                 progress.show(
                     f"loss {means['loss']:.3f}" + ("" if mean_iou is None else f", holdout mIoU {mean_iou:.1%}")
                 )
-                sums.zero_()
+                sums.reset()
             progress.advance()
             if stops or _is_due(done, settings.checkpoint_every_steps, settings):
+                losses_read = sums.read()
                 _check_weights(net, job, done, lr)
                 state = {"step": done, "net": net.state_dict(), "optimizer": optimizer.state_dict()}
                 if average:
                     state["average"] = average.net.state_dict()
-                checkpointer.save(state | {"sums": sums, "curve": curve})
+                checkpointer.save(state | {"sums": losses_read, "curve": curve})
             if stops:
                 stopped = f"{job.name}: stopped after step {done} of {settings.steps}"
                 raise TrainingStoppedError(f"{stopped}; dvc repro continues from there")
@@ -147,6 +151,7 @@ def update(job: Job, optimizer: Optimizer, step: int, batch: CropBatch) -> tuple
     """Make one optimizer step on one batch; return its lr and (loss, label loss, distillation loss) before it (3,)."""
     settings, device = job.settings, job.compute.device
     lr = lr_at(step, settings)
+    batch = batch.on(device)
     inputs, targets = batch.inputs(device), batch.targets(device)
     # Dropout is the only random draw of the networks: seeded by the step, it does not depend on earlier steps.
     torch.manual_seed(batch.indices.seed)
@@ -168,14 +173,19 @@ def update(job: Job, optimizer: Optimizer, step: int, batch: CropBatch) -> tuple
         loss, added = from_labels, torch.zeros_like(label)
     else:
         loss, added = job.distillation(from_labels, logits, pixels, inputs, batch, features)
-    if not math.isfinite(loss.item()):
-        names = ", ".join(dict.fromkeys(job.batches.names(step)))
-        where = f"at step {step + 1}, lr {lr:g}, frames {names}"
-        raise UserError(f"{job.name}: loss is {loss.item()} {where}; not updated")
+    # Looking at the loss would make the host wait for a GPU in every step; there `LossSums` looks at it later.
+    if device.type == "cpu" and not math.isfinite(loss.item()):
+        _refuse_loss(job, "not updated", step, loss.item())
     loss.backward()
     optimizer.step(lr)
     optimizer.zero_grad()
     return lr, torch.stack([value.detach() for value in (loss, label, added)])
+
+
+def _refuse_loss(job: Job, outcome: str, step: int, loss: float) -> NoReturn:
+    names = ", ".join(dict.fromkeys(job.batches.names(step)))
+    where = f"at step {step + 1}, lr {lr_at(step, job.settings):g}, frames {names}"
+    raise UserError(f"{job.name}: loss is {loss} {where}; {outcome}")
 
 
 def _is_due(done: int, every_steps: int, settings: TrainingParams) -> bool:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from segdistill.data.sampling import generator
+from segdistill.data.transfer import to_device
 from segdistill.formats.classes import IGNORE
 
 
@@ -28,8 +29,8 @@ class Mixed(NamedTuple):
         """Return values of the unmixed crops, on a grid of cells of whole pixels, mixed as the pixel at each centre."""
         device, (height, width) = values_BChw.device, values_BChw.shape[-2:]
         rows, columns = self.pasted.shape[1] // height, self.pasted.shape[2] // width
-        cells_Bhw = self.pasted[:, rows // 2 :: rows, columns // 2 :: columns].to(device, non_blocking=True)
-        partners = self.partners.to(device, non_blocking=True)
+        cells_Bhw = to_device(self.pasted[:, rows // 2 :: rows, columns // 2 :: columns], device)
+        partners = to_device(self.partners, device)
         return torch.where(cells_Bhw.unsqueeze(1), values_BChw[partners], values_BChw)
 
 
