@@ -9,12 +9,17 @@ import re
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from urllib.parse import parse_qs, urlsplit
 
 API = "/api/2.0/mlflow/"
 ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts/"
 DIES_BEFORE, DIES_AFTER, ANSWERS_500, IS_SILENT = "dies before", "dies after", "answers 500", "is silent"
+
+
+class RefusedError(Exception):
+    """A call that the server answers with 400 and this message."""
 
 
 class Content:
@@ -46,7 +51,8 @@ class Content:
         return {"experiment": found[0]} if found else None
 
     def experiments_create(self, given: dict) -> dict:
-        assert not self.experiments_get_by_name({"experiment_name": given["name"]})
+        if self.experiments_get_by_name({"experiment_name": given["name"]}):
+            raise RefusedError(f"Experiment(name={given['name']}) already exists.")
         number = str(len(self.experiments) + 1)
         self.experiments[number] = {
             **{"experiment_id": number, "name": given["name"], "tags": []},
@@ -74,8 +80,15 @@ class Content:
         tag = dict(zip(("key", "value"), re.fullmatch(r"tags\.`(.*)` = '(.*)'", given["filter"]).groups(), strict=True))
         return {"runs": [run for run in reversed(self.active()) if tag in run["data"]["tags"]]}
 
+    def to_write(self, run_id: str) -> dict:
+        """The run; as MLflow does, refuse one that was deleted."""
+        run = self.runs[run_id]
+        if run["info"]["lifecycle_stage"] != "active":
+            raise RefusedError(f"The run {run_id} must be in the 'active' state. Current state is deleted.")
+        return run
+
     def runs_log_batch(self, given: dict) -> dict:
-        run = self.runs[given["run_id"]]
+        run = self.to_write(given["run_id"])
         for metric in given.get("metrics", []):
             point = (given["run_id"], metric["key"], int(metric.get("step", 0)), float(metric["value"]))
             # As MLflow's databases do: the same call made again adds nothing.
@@ -89,15 +102,15 @@ class Content:
         return {}
 
     def runs_log_inputs(self, given: dict) -> dict:
-        self.runs[given["run_id"]]["inputs"] = {"dataset_inputs": given["datasets"]}
+        self.to_write(given["run_id"])["inputs"] = {"dataset_inputs": given["datasets"]}
         return {}
 
     def runs_set_tag(self, given: dict) -> dict:
-        _set(self.runs[given["run_id"]]["data"]["tags"], given)
+        _set(self.to_write(given["run_id"])["data"]["tags"], given)
         return {}
 
     def runs_update(self, given: dict) -> dict:
-        info = self.runs[given["run_id"]]["info"]
+        info = self.to_write(given["run_id"])["info"]
         info["status"] = given.get("status", info["status"])
         return {"run_info": info}
 
@@ -124,6 +137,29 @@ def _set(entries: list[dict], given: dict) -> None:
     ]
 
 
+def described(content: Content) -> dict[str, dict]:
+    """Return everything that a server has, by the name of the run; nothing may be there twice."""
+    runs = {run["info"]["run_id"]: run for run in content.active()}
+    names = Counter(run["info"]["run_name"] for run in runs.values())
+    assert set(names.values()) == {1}, names
+    found = {}
+    for key, run in runs.items():
+        points = [point[1:] for point in content.metrics if point[0] == key]
+        assert len({(name, step) for name, step, _ in points}) == len(points), "a point is there twice"
+        assert len({param["key"] for param in run["data"]["params"]}) == len(run["data"]["params"])
+        artifacts = {path.partition("/artifacts/")[2]: data for path, data in content.artifacts.items() if key in path}
+        found[run["info"]["run_name"]] = {
+            "tags": {tag["key"]: tag["value"] for tag in run["data"]["tags"] if tag["key"] != "segdistill.created_ns"},
+            "params": {param["key"]: param["value"] for param in run["data"]["params"]},
+            "points": sorted(points),
+            # The times in their names are those of the run.
+            "images": {re.sub(r"timestamp\+\d+", "", path): data for path, data in artifacts.items()},
+            "status": run["info"]["status"],
+            "inputs": run["inputs"],
+        }
+    return found
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
     server: FakeServer
 
@@ -146,7 +182,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self.server.content.requests += 1
             if self.server.is_broken and self.server.fault != DIES_AFTER:
                 return self._fail()
-            status, answer = self._answer(path, given)
+            try:
+                status, answer = self._answer(path, given)
+            except RefusedError as refused:
+                status, answer = 400, {"error_code": "INVALID_PARAMETER_VALUE", "message": str(refused)}
             if self.server.is_broken:
                 return self._fail()
         self._reply(status, json.dumps(answer).encode())

@@ -2,6 +2,10 @@
 
 Files are the record and MLflow is a view of them: a failure here is a warning, and tracking again adds what is
 missing. The hash of everything a run was computed from identifies its row, the step a point or an image.
+
+Several machines may track one run at once, and an MLflow server has no lock for them. So all of them keep the same one
+of the runs that they create, and write values and images that are equal down to their times and names: MLflow's
+databases and its store of artifacts keep equal ones once.
 """
 
 from __future__ import annotations
@@ -13,9 +17,12 @@ import math
 import os
 import re
 import sys
+import tempfile
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -26,7 +33,7 @@ from segdistill.core.provenance import file_sha256, settings_hash
 from segdistill.formats.curve import COLUMNS
 from segdistill.params.model import Params
 from segdistill.tracking.registry import update_champion
-from segdistill.tracking.rows import CURVE, TEACHER, Point, Row, rows_on_disk
+from segdistill.tracking.rows import CURVE, TEACHER, Point, Row, StepImage, rows_on_disk
 from segdistill.tracking.store import Store, cause, check_reachable, configure_mlflow, find_store, locked, within
 from segdistill.tracking.view import CURRENT_TAG, experiment_tags
 
@@ -35,12 +42,18 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 RUN_TAG, ROW_TAG, FILES_TAG = "segdistill.run", "segdistill.row", "segdistill.files"
+CREATED_TAG = "segdistill.created_ns"  # when a run was created, as 20 digits
 LOSS = f"{CURVE}/loss"  # which every point has
 ATTEMPTS = 3
+# What MLflow says where another process was in the way: a server that starts, a writer of the same file, a machine that
+# wrote the same param, or one that deleted the younger of two runs.
+PASSING = ("is locked", "already exists", "unique constraint", "must be in the 'active' state")
 POINTS_PER_CALL = 1000 // (len(COLUMNS) - 1)  # MLflow takes 1000 values; a point is never split between two calls
 # How MLflow names the files of an image by step: KEY+step+STEP+..., with ~ for / in KEY. Earlier versions have % for +.
 LOGGED_IMAGE = re.compile(r"images/(.+?)[+%]step[+%](\d+)[+%].+")
+IMAGES_TAG = "mlflow.loggedImages"  # MLflow's page looks for images by step where it is True
 FILES_PER_IMAGE = 2  # the image and a small copy of it
+SMALL_PX = 256
 
 
 def track(params: Params, metrics: Path, limit_s: float = 300.0, shows_progress: bool = False) -> bool:
@@ -68,7 +81,7 @@ def track(params: Params, metrics: Path, limit_s: float = 300.0, shows_progress:
         with locked(store, wait_s=limit_s / 2):
             runs = with_retries(lambda: upsert(rows))
             named = {row.run: (runs[row.key], row.params) for row in rows}
-            update_champion(connect(store), params, metrics, named)
+            with_retries(lambda: update_champion(connect(store), params, metrics, named))
 
     try:
         within(limit_s, work)
@@ -82,12 +95,12 @@ def track(params: Params, metrics: Path, limit_s: float = 300.0, shows_progress:
 
 
 def with_retries(work: Callable[[], T]) -> T:
-    """Call `work`, again where an MLflow server that starts or writes at the same time was in the way."""
+    """Call `work`, again where another process that uses the store at the same time was in the way."""
     for attempt in range(ATTEMPTS):
         try:
             return work()
         except Exception as error:
-            if attempt == ATTEMPTS - 1 or not any(words in str(error) for words in ("is locked", "already exists")):
+            if attempt == ATTEMPTS - 1 or not any(words in str(error).lower() for words in PASSING):
                 raise
             time.sleep(1 + attempt)
     raise AssertionError
@@ -127,7 +140,7 @@ class Experiment:
 
         Call `advance` after each row. Returns the MLflow runs by the keys of their rows.
         """
-        runs = {row.key: self._upsert_row(row) for row in rows}
+        runs = {row.key: with_retries(partial(self._upsert_row, row)) for row in rows}
         self.archive_stale({row.run: row.key for row in rows}, names)
         # Files last, because the store of artifacts may fail where the store of metrics works.
         for row in rows:
@@ -160,35 +173,45 @@ class Experiment:
                 return found
 
     def _find(self, row: Row) -> Run | None:
-        """Return the MLflow run of `row`; where there are several, the fullest, and delete the others.
+        """Return the MLflow run of `row`; where there are several, the oldest, and delete the others.
 
-        MLflow repeats a call whose answer was lost, and so creates a run twice.
+        A run is created twice by two machines, and by MLflow, which repeats a call whose answer was lost.
         """
-        same = sorted(self._having(ROW_TAG, row.key), key=lambda run: -len(run.data.metrics) - len(run.data.params))
+        # By what never changes, so that all machines keep the same run: none of them deletes the first in this order.
+        # Clocks may differ. Then the first may be one that another machine has not seen; its next write to a deleted
+        # run fails and is tried again.
+        same = sorted(
+            self._having(ROW_TAG, row.key), key=lambda run: (run.data.tags.get(CREATED_TAG, ""), run.info.run_id)
+        )
         for other in same[1:]:
             self.client.delete_run(other.info.run_id)
         return same[0] if same else None
 
+    def _create(self, row: Row) -> Run:
+        """Return the MLflow run of `row`, made here or by another machine at the same time."""
+        tags = {RUN_TAG: row.run, ROW_TAG: row.key, CREATED_TAG: f"{time.time_ns():020d}"}
+        with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
+            tags["mlflow.user"] = getpass.getuser()
+        made = self.client.create_run(self.id, start_time=_ms(row.started_s), tags=tags, run_name=row.run)
+        # Two machines that both found nothing have both created a run. Whoever looks last sees both.
+        return self._find(row) or made
+
+    def _logged_losses(self, run: Run) -> dict[int, float]:
+        return {point.step: point.value for point in self.client.get_metric_history(run.info.run_id, LOSS)}
+
     def _upsert_row(self, row: Row) -> Run:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        run = self._find(row)
-        logged: dict[int, float] = {}
-        if run is not None:
-            history = self.client.get_metric_history(run.info.run_id, LOSS)
-            logged = {point.step: point.value for point in history}
-            losses = {point.step: point.values[LOSS] for point in row.points}
-            changed = any(not math.isclose(losses[step], logged[step]) for step in losses.keys() & logged)
-            if changed or (row.is_finished and losses and logged.keys() - losses.keys()):
-                # Trained again with another outcome, by other code or on another machine. Points cannot be deleted,
-                # so replace the run: one curve and not two mixed.
-                self.client.delete_run(run.info.run_id)
-                run, logged = None, {}
-        if run is None:
-            tags = {RUN_TAG: row.run, ROW_TAG: row.key}
-            with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
-                tags["mlflow.user"] = getpass.getuser()
-            run = self.client.create_run(self.id, start_time=_ms(row.started_s), tags=tags, run_name=row.run)
+        run = self._find(row) or self._create(row)
+        logged = self._logged_losses(run)
+        losses = {point.step: point.values[LOSS] for point in row.points}
+        changed = any(not math.isclose(losses[step], logged[step]) for step in losses.keys() & logged)
+        if changed or (row.is_finished and losses and logged.keys() - losses.keys()):
+            # Trained again with another outcome, by other code or on another machine. Points cannot be deleted,
+            # so replace the run: one curve and not two mixed.
+            self.client.delete_run(run.info.run_id)
+            run = self._create(row)
+            logged = self._logged_losses(run)
         name, fingerprint = row.data
         if fingerprint and not (run.inputs and run.inputs.dataset_inputs):
             data = Dataset(name, fingerprint[:12], "local", '{"uri": "data/prepared"}')
@@ -202,8 +225,13 @@ class Experiment:
     def _log_values(self, run: Run, row: Row) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
-        now, has = _ms(time.time()), run.data
-        metrics = [Metric(k, v, now, 0) for k, v in row.metrics.items() if has.metrics.get(k) != v]
+        # The newest is the one that MLflow shows, so a changed value needs a later time than the first.
+        first, now, has = run.info.start_time, _ms(time.time()), run.data
+        metrics = [
+            Metric(k, v, now if k in has.metrics else first, 0)
+            for k, v in row.metrics.items()
+            if has.metrics.get(k) != v
+        ]
         # A param of MLflow cannot change; what the row's key covers does not.
         params = [Param(k, v) for k, v in row.params.items() if k not in has.params]
         tags = [RunTag(k, v) for k, v in (row.tags | {CURRENT_TAG: "true"}).items() if has.tags.get(k) != v]
@@ -213,10 +241,13 @@ class Experiment:
     def _log_points(self, run: Run, points: Sequence[Point]) -> None:
         from mlflow.entities import Metric
 
-        now = _ms(time.time())
         for first in range(0, len(points), POINTS_PER_CALL):
             batch = points[first : first + POINTS_PER_CALL]
-            values = [Metric(name, value, now, point.step) for point in batch for name, value in point.values.items()]
+            values = [
+                Metric(name, value, _point_ms(run, point.step), point.step)
+                for point in batch
+                for name, value in point.values.items()
+            ]
             self.client.log_batch(run.info.run_id, values)
 
     def _set_status(self, run: Run, row: Row) -> None:
@@ -237,8 +268,22 @@ class Experiment:
         files = Counter((match[1], int(match[2])) for match in map(LOGGED_IMAGE.fullmatch, paths) if match)
         for image in row.step_images:
             if files[image.key.replace("/", "~"), image.step] < FILES_PER_IMAGE:
-                pixels = _stacked(image.path, image.truth)
-                self.client.log_image(run.info.run_id, pixels, key=image.key, step=image.step, synchronous=True)
+                self._log_step_image(run, image)
+        if run.data.tags.get(IMAGES_TAG) != "True":
+            self.client.set_tag(run.info.run_id, IMAGES_TAG, "True")
+
+    def _log_step_image(self, run: Run, image: StepImage) -> None:
+        """Log what MlflowClient.log_image does, under a name without its random number: repeated, it is there once."""
+        whole = _stacked(image.path, image.truth)
+        small = whole.copy()
+        small.thumbnail((SMALL_PX, SMALL_PX))
+        number = uuid.uuid5(uuid.NAMESPACE_OID, f"{image.key} {image.step}")
+        name = f"{image.key.replace('/', '~')}+step+{image.step}+timestamp+{_point_ms(run, image.step)}+{number}"
+        with tempfile.TemporaryDirectory() as folder:
+            for pixels, ending in ((whole, ".png"), (small, "+compressed.webp")):
+                path = Path(folder) / f"{name}{ending}"
+                pixels.save(path)
+                self.client.log_artifact(run.info.run_id, str(path), "images")
 
     def _upsert_files(self, row: Row, run: Run) -> None:
         content = settings_hash([(folder, path.name, file_sha256(path)) for folder, path in row.files])
@@ -273,6 +318,11 @@ def open_experiment(store: Store, name: str) -> Experiment:
             return with_retries(lambda: Experiment(store, name))
     except Exception as error:
         raise UserError(f"MLflow cannot open {store.name}: {cause(error, store)}") from None
+
+
+def _point_ms(run: Run, step: int) -> int:
+    """Return the time of a point in MLflow: the same on every machine, so that a point logged twice is there once."""
+    return run.info.start_time + step
 
 
 def _ms(time_s: float | None) -> int:

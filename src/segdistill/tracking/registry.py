@@ -77,13 +77,18 @@ def update_champion(
     if not known:
         client.create_registered_model(name, description=f"The student to ship: {RULE}.")
     run, run_params = runs[file.run]
-    found = client.search_model_versions(f"name = '{name}' and tags.`{FILE_TAG}` = '{champion.sha256}'")
-    version = found[0] if found else _add_version(client, champion, run, run_params)
+    version = _first_version(client, champion) or _add_version(client, champion, run, run_params)
     for key, value in _tags(champion, run_params).items():
         if version.tags.get(key) != value:
             client.set_model_version_tag(name, version.version, key, value)
     if str(client.get_registered_model(name).aliases.get(ALIAS)) != str(version.version):
         client.set_registered_model_alias(name, ALIAS, version.version)
+
+
+def _first_version(client: MlflowClient, champion: Champion) -> ModelVersion | None:
+    """Return the version of this very file; the first, where there are several."""
+    found = client.search_model_versions(f"name = '{champion.name}' and tags.`{FILE_TAG}` = '{champion.sha256}'")
+    return min(found, key=lambda version: int(version.version), default=None)
 
 
 def _tags(champion: Champion, params: dict[str, str]) -> dict[str, str]:
@@ -122,6 +127,13 @@ def _add_version(client: MlflowClient, champion: Champion, run: Run, params: dic
             await_creation_for=READY_S,
             model_id=model.model_id,
         )
+        # MLflow gives a number to one version only and in the order of time. Of two machines that register a file at
+        # once, the second therefore sees the version of the first here, and takes its own back.
+        first = _first_version(client, champion)
+        if first and first.version != version.version:
+            client.delete_model_version(champion.name, version.version)
+            client.delete_logged_model(model.model_id)
+            return first
         # As log_model does: the run's page names the model, and the model's page its version.
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
         named = json.dumps([{"name": champion.name, "version": version.version}])

@@ -76,6 +76,12 @@ def cause(error: Exception, store: Store) -> str:
             f"{store.sqlite.name} was made by another version of MLflow; move it away and run segdistill track to make "
             f"it again, or, if that version was older, run: mlflow db upgrade {store.uri}"
         )
+    if "error code 401" in text:
+        return (
+            "the server asks for a user: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD name none that it knows"
+        )
+    if "error code 403" in text and "Permission denied" in text:
+        return "the server refuses this user: to track and replace runs takes the permission MANAGE on the experiment"
     passwords = {form for found in passwords_in(store.uri) for form in (found, unquote(found))}
     if any(part in text for password in passwords for part in re.split(r"[^\w.-]", password) if len(part) > 1):
         text = "its message holds the password"

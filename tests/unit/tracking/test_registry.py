@@ -13,7 +13,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from segdistill.core.files import read_json, write_json
+from segdistill.core.provenance import file_sha256
 from segdistill.nets.onnx_session import read_for_serving
+from segdistill.tracking import registry
 from segdistill.tracking.mlflow import track
 from support.fake_metrics import sweep_params, write_metrics
 
@@ -135,6 +137,22 @@ def test_the_alias_moves_to_another_champion(here):
     write_onnx(FASTER, "ReduceMin")
     assert track(sweep_params(), METRICS)
     assert versions() == {1: "a03", 2: "vanilla champion"}
+
+
+def test_a_file_that_two_machines_register_at_once_is_the_version_of_the_first(here, monkeypatch):
+    make_vanilla_the_champion()
+    write_onnx(FASTER, "ReduceMin")
+    save, tags = registry._save, {"run": "vanilla", registry.FILE_TAG: file_sha256(FASTER)}
+
+    def save_while_another_machine_registers(*arguments) -> None:
+        save(*arguments)
+        client().create_model_version(NAME, "elsewhere", tags=tags)
+
+    monkeypatch.setattr(registry, "_save", save_while_another_machine_registers)
+    assert track(sweep_params(), METRICS)
+    assert versions() == {1: "a03", 2: "vanilla champion"}
+    assert client().get_model_version(NAME, "2").source == "elsewhere"
+    assert len(client().search_logged_models(["1"])) == 1, "that of a03"
 
 
 def test_nothing_to_ship_removes_the_alias_until_a_file_passes_the_floor_again(here):

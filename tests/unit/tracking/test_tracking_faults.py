@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sqlite3
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from segdistill.params.model import Params
 from segdistill.tracking.mlflow import track
 from segdistill.tracking.rows import rows_on_disk
 from support.fake_metrics import RUNS, sweep_params, write_metrics
-from support.fake_mlflow_server import ANSWERS_500, DIES_AFTER, DIES_BEFORE, IS_SILENT, Content, serving
+from support.fake_mlflow_server import ANSWERS_500, DIES_AFTER, DIES_BEFORE, IS_SILENT, Content, described, serving
 from support.sweep_on_disk import write_step_images
 
 TRACK = [sys.executable, "-m", "segdistill", "track"]
@@ -45,29 +44,6 @@ def write_params(params: Params, folder: Path = Path()) -> None:
     (folder / "params.yaml").write_text(
         yaml.safe_dump(params.model_dump(mode="json"), sort_keys=False), encoding="utf-8"
     )
-
-
-def described(content: Content) -> dict[str, dict]:
-    """Return everything that a server has, by the name of the run; nothing may be there twice."""
-    runs = {run["info"]["run_id"]: run for run in content.active()}
-    names = Counter(run["info"]["run_name"] for run in runs.values())
-    assert set(names.values()) == {1}, names
-    found = {}
-    for key, run in runs.items():
-        points = [point[1:] for point in content.metrics if point[0] == key]
-        assert len({(name, step) for name, step, _ in points}) == len(points), "a point is there twice"
-        assert len({param["key"] for param in run["data"]["params"]}) == len(run["data"]["params"])
-        artifacts = {path.partition("/artifacts/")[2]: data for path, data in content.artifacts.items() if key in path}
-        found[run["info"]["run_name"]] = {
-            "tags": {tag["key"]: tag["value"] for tag in run["data"]["tags"]},
-            "params": {param["key"]: param["value"] for param in run["data"]["params"]},
-            "points": sorted(points),
-            # MLflow names an image by its time and a random number, so a call made again adds another one.
-            "images": {re.sub(r"timestamp\+[^+.]+\+[^+.]+", "", path): data for path, data in artifacts.items()},
-            "status": run["info"]["status"],
-            "inputs": run["inputs"],
-        }
-    return found
 
 
 def tracked_without_a_fault(monkeypatch) -> dict[str, dict]:
