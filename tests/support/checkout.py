@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -78,6 +79,13 @@ class Checkout:
     def commit(self, message: str) -> None:
         self.git("add", "-A")
         self.git("commit", "-q", "--allow-empty", "-m", message)
+
+    def clone(self, folder: Path) -> Checkout:
+        """Return a git clone, as another machine has it: with what is committed, and without DVC's cache."""
+        self.git("clone", "-q", str(self.folder), str(folder))
+        clone = copy.deepcopy(self)
+        clone.folder = folder
+        return clone
 
     def dvc(self, *arguments: str) -> list[str]:
         """Run dvc and return the stages that it ran."""
