@@ -24,11 +24,24 @@ PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stag
 LAYERS = [
     *("__init__", "core", "params", "paths", "formats", "data", "nets", "networks", "scoring", "training"),
     *("teacher", "teacher_logits", "student", "export", "latency", "prepare"),
-    *("results", "report", "tracking", "compare", "predict", "sweep", "cli", "__main__"),
+    *("results", "report", "tracking", "compare", "predict", "sweep", "search", "cli", "__main__"),
 ]
 # What no output of a stage depends on, or what is only facts: must load without torch.
 WITHOUT_TORCH = {
-    *("core", "params", "paths", "formats", "prepare", "results", "report", "tracking", "compare", "sweep", "cli"),
+    *(
+        "core",
+        "params",
+        "paths",
+        "formats",
+        "prepare",
+        "results",
+        "report",
+        "tracking",
+        "compare",
+        "sweep",
+        "search",
+        "cli",
+    ),
 }
 
 # The params section of a stage that has another name, and why.
@@ -99,9 +112,10 @@ def test_modules_do_not_import_each_other_in_circles():
         ),
         ({"timm"}, lambda path: path.stem == "timm_backbone"),
         ({"mlflow"}, lambda path: name_of(path) == "tracking"),
+        ({"optuna", "sqlalchemy"}, lambda path: path == PACKAGE / "search" / "study.py"),
         ({"pickle", "cloudpickle", "dill", "joblib"}, lambda path: False),
     ],
-    ids=["torch", "onnx", "timm", "mlflow", "pickle"],
+    ids=["torch", "onnx", "timm", "mlflow", "optuna", "pickle"],
 )
 def test_foreign_package_is_imported_only_where_it_belongs(packages, allowed):
     assert [relative(path) for path in MODULES + STAGES if foreign_imports(path) & packages and not allowed(path)] == []

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from segdistill.cli import compare, predict, project, sweep, synthesize
+from segdistill.cli import compare, predict, project, search, sweep, synthesize
 from segdistill.core.streams import print_anywhere
 
 HELP = (
@@ -36,6 +36,7 @@ app = _App(
 _SWEEP, _FILES = "The sweep in this folder", "Images"
 app.command(rich_help_panel=_SWEEP)(sweep.sweep)
 app.command(rich_help_panel=_SWEEP)(sweep.work)
+app.command(rich_help_panel=_SWEEP, epilog=search.EXAMPLES)(search.search)
 app.command(rich_help_panel=_SWEEP)(project.show)
 app.command(rich_help_panel=_SWEEP, epilog=compare.EXAMPLES)(compare.compare)
 app.command(rich_help_panel=_SWEEP)(project.track)

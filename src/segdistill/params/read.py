@@ -43,12 +43,20 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     Raises:
         UserError: the file is missing or no YAML mapping, or any value is not allowed; all errors in one message.
     """
-    raw = read_mapping(Path(path), "sections", "take one with: cp profiles/tiny.yaml params.yaml")
+    return checked(read_mapping(Path(path), "sections", "take one with: cp profiles/tiny.yaml params.yaml"), str(path))
+
+
+def checked(raw: dict, source: str) -> Params:
+    """Return the content of a params.yaml as params; `source` is what messages say it comes from.
+
+    Raises:
+        UserError: any value is not allowed; all errors in one message.
+    """
     errors: list[str] = []
     params = _validated(Params, raw, "", errors)
     if params is not None:
         errors += _cross_errors(params)
-    raise_all(map(without_passwords, errors), f"{path} has values that are not allowed")
+    raise_all(map(without_passwords, errors), f"{source} has values that are not allowed")
     return params
 
 
