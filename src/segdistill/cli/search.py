@@ -12,17 +12,17 @@ EXAMPLES = """[bold]What to vary[/], any key of a run:
 
   alpha=0.1:0.9            a number from 0.1 to 0.9
   lr=0.001:0.1:log         the same, drawn evenly by its logarithm
-  temperature=1,2,4        one of these; a single value is the same in all trials
+  temperature=1,2,4        one of these; a single value is for all trials
   finetune.lr=0.0001:0.01  a key of finetune
 
 [bold]Examples[/]
 
-  segdistill search --trials 20 alpha=0.1:0.9 lr=0.001:0.1:log temperature=1,2,4
-  segdistill search --trials 50 --jobs 2 --base a03-lr01 label_weight=0.5:2 distill_weight=0.1:2"""
+  segdistill search -n 20 alpha=0.1:0.9 lr=0.001:0.1:log temperature=1,2,4
+  segdistill search -n 50 -j 2 label_weight=0.5:2 distill_weight=0.1:2"""
 
 
 def search(
-    space: Annotated[list[str], typer.Argument(metavar="KEY=VALUES...", help="what to vary; see below")],
+    space: Annotated[list[str], typer.Argument(metavar="KEY=VALUES", help="what to vary; see below")],
     trials: Annotated[int, typer.Option("--trials", "-n", metavar="N", min=1, help="trials of this search in all")],
     base: Annotated[
         str | None, typer.Option(metavar="RUN", help="the run that trials differ from; else the first with a teacher")
@@ -50,5 +50,5 @@ def search(
         except ModuleNotFoundError as error:
             if error.name != "optuna":
                 raise
-            raise UserError("segdistill search needs Optuna: pip install 'segdistill[search]'") from None
+            raise UserError("segdistill search needs Optuna: pip install 'optuna>=5'") from None
         run_trials(space, Options(trials, base, jobs, storage, name, prune))

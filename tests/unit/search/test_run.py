@@ -24,7 +24,7 @@ LIMIT_S = 150
 
 
 def project_of(folder: Path, seconds: float = 0, **sections: dict) -> Path:
-    """Write a project of a control and the run `taught`; a student's holdout mIoU is its alpha, finetuned twice that."""
+    """Write a project of a control and the run `taught`; a student's score is its alpha, finetuned twice that."""
     project = sleeping_project(folder, ["vanilla", "taught"], seconds)
     params = yaml.safe_load((project / "params.yaml").read_text())
     params["runs"]["taught"] |= {"alpha": 0.3, "teacher": "views"}
@@ -201,4 +201,4 @@ def test_without_optuna_the_command_names_the_extra():
     code += "from segdistill.cli import app; app()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1
-    assert done.stderr == "error: segdistill search needs Optuna: pip install 'segdistill[search]'\n"
+    assert done.stderr == "error: segdistill search needs Optuna: pip install 'optuna>=5'\n"
