@@ -1,4 +1,4 @@
-"""`segdistill search` on the tiny city: trials are runs that `dvc repro` has nothing to do for, and rows of the report."""
+"""`segdistill search` on the tiny city: `dvc repro` trains no trial again, and the report has a row for each."""
 
 from __future__ import annotations
 

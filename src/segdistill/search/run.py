@@ -169,9 +169,11 @@ class _Search:
         run, started_s = trial.run, time.monotonic()
         print(f"{'started' if trial.is_new else 'continued'} {run}: {_described(trial.values)}", flush=True)
         log_of(run).write_text("", encoding="utf-8")
+        is_added = False
         try:
             entry, params = trial_entry(self.raw, self.base, run, trial.values)
             add_run(run, entry)
+            is_added = True
             distill, finetune, export = (f"{stage}@{run}" for stage in OF_A_RUN)
             yield from self._repro(run, [distill], environment)
             score = _holdout_mean_iou(run, "distill", params.distill_settings(run).steps)
@@ -189,7 +191,8 @@ class _Search:
         except _StoppedError:
             trial.leave()
         except UserError as error:
-            remove_run(run)
+            if is_added:  # else a run of this name is the user's
+                remove_run(run)
             trial.fail()
             self.failed.append(run)
             with log_of(run).open("a", encoding="utf-8") as output:

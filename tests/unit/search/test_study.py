@@ -160,20 +160,40 @@ def test_storage_that_breaks_later_is_one_message():
             study.next_trial(3)
 
 
-def test_four_processes_share_a_study_without_gaps_and_without_doubles():
+def four_processes(storage: str, folders: list[Path]) -> list[str]:
+    """Return what four processes print that finish trials until there are 24, one line a trial."""
     code = (
         "from test_study import *\n"
-        "study = study_of()\n"
+        f"study = Study({storage!r}, 's', SPACE, FACTS, 0)\n"
         "while (trial := study.next_trial(24)) is not None:\n"
         "    print(trial.run, trial.is_new, flush=True)\n"
         "    finish(trial, trial.values['alpha'])\n"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
-    processes = [subprocess.Popen([sys.executable, "-c", code], **pipes) for _ in range(4)]
+    processes = [subprocess.Popen([sys.executable, "-c", code], cwd=folder, **pipes) for folder in folders]
     outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0] * 4, outputs
-    lines = [line for out, _ in outputs for line in out.splitlines()]
-    assert sorted(lines) == [f"s-{number:03d} True" for number in range(24)]
+    return sorted(line for out, _ in outputs for line in out.splitlines())
+
+
+def test_four_processes_share_a_study_without_gaps_and_without_doubles(tmp_path):
+    assert four_processes(STORAGE, [tmp_path] * 4) == [f"s-{number:03d} True" for number in range(24)]
     assert study_of().counts() == {"finished": 24, "pruned": 0, "failed": 0, "running": 0}
     assert all(one.distilled_score == one.values["alpha"] for one in study_of().results())
+
+
+@pytest.mark.slow
+def test_processes_of_two_machines_share_a_study_on_postgresql(tmp_path):
+    servers = pytest.importorskip("support.mlflow_on_postgresql", reason="no PostgreSQL server for tests")
+    folders = [tmp_path / "one", tmp_path / "other"]
+    for folder in folders:
+        folder.mkdir()
+    with servers.postgresql() as storage:
+        found = four_processes(storage, folders * 2)
+        # Each folder takes one trial at a time, so the two may begin a last one at once.
+        assert found[:24] == [f"s-{number:03d} True" for number in range(24)]
+        assert len(found) <= 25
+        study = Study(storage, "s", SPACE, FACTS, 0)
+        assert study.counts() == {"finished": len(found), "pruned": 0, "failed": 0, "running": 0}
+        assert len({one.values["alpha"] for one in study.results()}) == len(found)
