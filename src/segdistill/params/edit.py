@@ -81,6 +81,7 @@ def _edit(path: Path, change: Callable[[str, dict], str]) -> None:
 def _runs_node(text: str) -> yaml.MappingNode:
     """Return the node of `runs`, whose marks are places in `text`."""
     root = yaml.compose(text, Loader=yaml.SafeLoader)
+    assert isinstance(root, yaml.MappingNode), "read_mapping checks it"
     runs = next(value for key, value in root.value if key.value == "runs")
     if root.flow_style or runs.flow_style or not runs.value:
         raise _not_lines(PARAMS)

@@ -167,8 +167,8 @@ class _Search:
     def _run_trial(self, trial: OpenTrial, environment: dict[str, str]) -> Iterator[None]:
         """Run one trial and tell the study how it ended; yield while DVC works."""
         run, started_s = trial.run, time.monotonic()
-        print(f"{'started' if trial.is_new else 'continued'} {run}: {_described(trial.values)}", flush=True)
         log_of(run).write_text("", encoding="utf-8")
+        print(f"{'started' if trial.is_new else 'continued'} {run}: {_described(trial.values)}", flush=True)
         is_added = False
         try:
             entry, params = trial_entry(self.raw, self.base, run, trial.values)

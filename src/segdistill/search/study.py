@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import platform
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,14 +25,16 @@ FOLDER = SCRATCH / "search"  # locks: the one of asking, and one for each trial 
 FACTS, WORKSPACE, SAME_AS = "segdistill", "workspace", "same_as"  # attributes of the study, of a trial
 DISTILLED = 0  # the step at which a trial reports the score of its first steps; its value is that of the finetuned one
 SQLITE_WAIT_S = 120
+PAUSES_S = (0.2, 0.5, 1.0, 2.0)  # between tries to open a new storage
 
 
 @contextlib.contextmanager
 def storage_errors(storage: str, *also: type[Exception]) -> Iterator[None]:
     """Turn what the body raises about a storage into a UserError that names it; `also` are further types of it."""
+    types: tuple[type[Exception], ...] = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, *also)
     try:
         yield
-    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, *also) as error:
+    except types as error:
         cause = error.__cause__ if isinstance(error.__cause__, sqlalchemy.exc.SQLAlchemyError) else error
         text = " ".join(str(getattr(cause, "orig", None) or cause).split())[:300]
         raise UserError(
@@ -58,7 +61,7 @@ class OpenTrial:
         found = self._trial.study.trials[self._trial.number].intermediate_values
         if DISTILLED not in found:  # an interrupted trial may have reported it
             self._trial.report(distilled_score, DISTILLED)
-        return self._trial.should_prune()
+        return bool(self._trial.should_prune())
 
     def finish(self, score: float) -> None:
         self._close(score, TrialState.COMPLETE)
@@ -104,15 +107,7 @@ class Study:
         FOLDER.mkdir(parents=True, exist_ok=True)
         # ImportError: no driver of the database; RuntimeError: the tables are of another Optuna.
         with self._asking(), storage_errors(storage, ImportError, RuntimeError):
-            # SQLite has one writer at a time; the others wait.
-            options = {"connect_args": {"timeout": SQLITE_WAIT_S}} if storage.startswith("sqlite") else {}
-            self._study = optuna.create_study(
-                storage=optuna.storages.RDBStorage(storage, engine_kwargs=options),
-                study_name=name,
-                direction="maximize",
-                pruner=optuna.pruners.MedianPruner(),
-                load_if_exists=True,
-            )
+            self._study = _opened_study(storage, name)
             stored = self._study.user_attrs.get(FACTS)
             if stored is None:
                 self._study.set_user_attr(FACTS, facts)
@@ -212,6 +207,26 @@ class Study:
             if SAME_AS not in one.user_attrs and one.value is not None
         ]
         return sorted(finished, key=lambda one: -one.score)
+
+
+def _opened_study(storage: str, name: str) -> optuna.Study:
+    # SQLite has one writer at a time; the others wait.
+    options = {"connect_args": {"timeout": SQLITE_WAIT_S}} if storage.startswith("sqlite") else {}
+    pauses_s = list(PAUSES_S)
+    while True:
+        try:
+            return optuna.create_study(
+                storage=optuna.storages.RDBStorage(storage, engine_kwargs=options),
+                study_name=name,
+                direction="maximize",
+                pruner=optuna.pruners.MedianPruner(),
+                load_if_exists=True,
+            )
+        except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError, RuntimeError):
+            # Another machine makes the tables at this moment, and Optuna takes what it finds of them for an error.
+            if not pauses_s:
+                raise
+            time.sleep(pauses_s.pop(0))
 
 
 def _suggest(trial: optuna.Trial, key: str, one: Interval | Choice) -> Any:

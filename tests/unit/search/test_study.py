@@ -173,7 +173,7 @@ def four_processes(storage: str, folders: list[Path]) -> list[str]:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
     processes = [subprocess.Popen([sys.executable, "-c", code], cwd=folder, **pipes) for folder in folders]
     outputs = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0] * 4, outputs
+    assert [process.returncode for process in processes] == [0] * 4, [err for _, err in outputs]
     return sorted(line for out, _ in outputs for line in out.splitlines())
 
 
