@@ -23,7 +23,7 @@ from segdistill.core.errors import UserError, printable
 from segdistill.core.provenance import settings_hash
 from segdistill.core.yaml_file import read_mapping
 from segdistill.formats.curve import read_curve
-from segdistill.params.edit import add_run, remove_run
+from segdistill.search.params_file import add_run, remove_run
 from segdistill.params.model import Params
 from segdistill.params.read import MAX_RUN_NAME, RUN_NAME, load_params
 from segdistill.params.stages import OF_A_RUN, check_named_in_dvc, shared_stages

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from segdistill.core.errors import UserError
-from segdistill.params.edit import add_run, remove_run
+from segdistill.search.params_file import add_run, remove_run
 from segdistill.params.read import load_params
 
 ROOT = Path(__file__).resolve().parents[3]
