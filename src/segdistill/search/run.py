@@ -23,11 +23,11 @@ from segdistill.core.errors import UserError, printable
 from segdistill.core.provenance import settings_hash
 from segdistill.core.yaml_file import read_mapping
 from segdistill.formats.curve import read_curve
-from segdistill.search.params_file import add_run, remove_run
 from segdistill.params.model import Params
 from segdistill.params.read import MAX_RUN_NAME, RUN_NAME, load_params
 from segdistill.params.stages import OF_A_RUN, check_named_in_dvc, shared_stages
 from segdistill.paths import PARAMS, run_metrics
+from segdistill.search.params_file import add_run, remove_run
 from segdistill.search.space import check_space, parse_space, trial_entry
 from segdistill.search.study import FOLDER, OpenTrial, Study, storage_errors
 from segdistill.sweep.local import Slots

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from segdistill.core.errors import UserError
-from segdistill.search.params_file import add_run, remove_run
 from segdistill.params.read import load_params
+from segdistill.search.params_file import add_run, remove_run
 
 ROOT = Path(__file__).resolve().parents[3]
 PROFILES = [ROOT / "params.yaml", *sorted((ROOT / "profiles").glob("*.yaml"))]
