@@ -15,6 +15,7 @@ pytest.importorskip("optuna", reason="the extra search is not installed")
 from segdistill.core.errors import UserError
 from segdistill.search.space import parse_space
 from segdistill.search.study import OpenTrial, Study, storage_errors
+from support.mlflow_on_postgresql import postgresql
 
 SPACE = parse_space(["alpha=0.1:0.9", "lr=0.001:0.1:log", "temperature=1,2,4"])
 FACTS = {"base": "a03-lr01"}
@@ -185,11 +186,10 @@ def test_four_processes_share_a_study_without_gaps_and_without_doubles(tmp_path)
 
 @pytest.mark.slow
 def test_processes_of_two_machines_share_a_study_on_postgresql(tmp_path):
-    servers = pytest.importorskip("support.mlflow_on_postgresql", reason="no PostgreSQL server for tests")
     folders = [tmp_path / "one", tmp_path / "other"]
     for folder in folders:
         folder.mkdir()
-    with servers.postgresql() as storage:
+    with postgresql() as storage:
         found = four_processes(storage, folders * 2)
         # Each folder takes one trial at a time, so the two may begin a last one at once.
         assert found[:24] == [f"s-{number:03d} True" for number in range(24)]
