@@ -145,7 +145,8 @@ def usual_crops(streets: Streets, sizes: Sizes, count: int) -> Callable[[], None
 def cold_bytes_read(streets: Streets, sizes: Sizes, batches: int) -> np.ndarray | None:
     """Return bytes read from the disk over bytes of the batch, for each; None where the system does not count them."""
     loader = our_loader(streets, sizes, "float16")
-    files = {_file_of(array) for array in (streets.split.images, streets.split.labels, *loader.cached.arrays)}
+    arrays = (streets.split.images, streets.split.labels, *loader.cached.arrays)
+    files = {_file_of(shard) for array in arrays for shard in array.shards}
     ratios = np.empty(batches)
     for step in range(batches):
         loader.drop_pages()  # the kernel keeps pages that a process maps

@@ -24,6 +24,7 @@ from benchmarks.streets import ON_CPU, QUICK, STRIDE, Sizes
 from segdistill.data.arrays import open_array
 from segdistill.data.prepared import Split
 from segdistill.data.sampling import BatchSampler, ViewSpec
+from segdistill.data.shards import shard_file
 from segdistill.data.teacher_cache import LOGITS, StoredLogits
 from segdistill.nets.device import resolve_device
 from segdistill.nets.registry import build
@@ -71,9 +72,9 @@ def measure(quick: bool) -> tuple[dict, list[Row]]:
 def _shapes(sizes: Sizes, frames: int) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
     grid = (sizes.crop_px[0] // STRIDE, sizes.crop_px[1] // STRIDE)
     return {
-        "images.npy": (np.dtype(np.uint8), (frames, *sizes.frame_px, 3)),
-        "labels.npy": (np.dtype(np.uint8), (frames, *sizes.frame_px)),
-        LOGITS: (np.dtype(np.float16), (frames, VIEWS, *grid, CLASSES)),
+        shard_file("images", 0): (np.dtype(np.uint8), (frames, *sizes.frame_px, 3)),
+        shard_file("labels", 0): (np.dtype(np.uint8), (frames, *sizes.frame_px)),
+        shard_file(LOGITS, 0): (np.dtype(np.float16), (frames, VIEWS, *grid, CLASSES)),
     }
 
 

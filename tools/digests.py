@@ -13,6 +13,7 @@ import argparse
 import csv
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +30,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("project", nargs="?", default=".", type=Path, help="folder in which the pipeline ran")
     project = parser.parse_args().project
-    frames = np.load(project / "data/prepared/val/images.npy", mmap_mode="r")[:FRAMES]
     rows = {}
     for path in sorted(project.glob("data/prepared/*/*.npy")) + sorted(project.glob("data/teacher_logits/*/*.npy")):
-        rows[path] = [np.load(path, mmap_mode="r")]
+        whole = path.with_name(re.sub(r"-\d{5}\.npy$", ".npy", path.name))  # the name of an array that is in shards
+        rows.setdefault(whole, []).append(np.load(path, mmap_mode="r"))
+    rows = {path: [np.concatenate(shards) if len(shards) > 1 else shards[0]] for path, shards in rows.items()}
+    frames = rows[project / "data/prepared/val/images.npy"][0][:FRAMES]
     for path in sorted(project.glob("models/**/*.safetensors")):
         rows[path] = [part for name, tensor in sorted(load_file(path).items()) for part in (name, tensor)]
     for path in sorted(project.glob("models/**/*.onnx")):

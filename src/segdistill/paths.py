@@ -19,8 +19,10 @@ STUDENT_ONNX = {"float32": "student.onnx", "int8": "student.int8.onnx"}
 SAME_AS = "same_as.json"  # all that a repetition of a run with its own seed has
 REPORT = Path("reports/index.html")
 BENCHMARK = METRICS / "benchmark.json"
-# Unfinished trainings; ignored by git and DVC. On a folder that machines share, each continues what another left.
+# Unfinished trainings and teacher logits; ignored by git and DVC. On a folder that machines share, each continues what
+# another left.
 SCRATCH = Path(os.environ.get("SEGDISTILL_SCRATCH") or "scratch")
+LOGITS_BUILDS = "teacher-logits"  # in SCRATCH, by kind
 
 
 def run_models(run: str, models: Path = MODELS) -> Path:

@@ -88,7 +88,7 @@ def test_every_file_holds_the_class_table(done):
 
 
 def test_student_predicts_the_three_classes(done):
-    images = np.array(np.load(done[0] / "data/prepared/val/images.npy"))
+    images = np.array(np.load(done[0] / "data/prepared/val/images-00000.npy"))
     classes = OnnxPredictor(done[0] / "models/runs/taught/student.onnx", 1).classes(images)
     assert classes.shape == images.shape[:3]
     assert classes.max() < 3

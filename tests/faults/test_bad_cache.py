@@ -70,8 +70,8 @@ BROKEN = {
     ),
     "another seed": (lambda project: project.set_params(seed=7), [f"{CACHE}: seed is 0 there, 7 is needed"]),
     "truncated logits": (
-        lambda project: project.cut_short(f"{CACHE}/logits.npy"),
-        [f"{CACHE}/logits.npy: unreadable", "file size", "dvc repro teacher-logits"],
+        lambda project: project.cut_short(f"{CACHE}/logits-00000.npy"),
+        [f"{CACHE}/logits-00000.npy: unreadable", "file size", "dvc repro teacher-logits"],
     ),
     "truncated manifest": (
         lambda project: project.cut_short(f"{CACHE}/manifest.json"),
@@ -97,8 +97,8 @@ def test_distill_refuses_another_or_damaged_cache(project, refused, name):
 
 
 def test_finetune_refuses_a_damaged_cache(project, refused):
-    project.cut_short(f"{CACHE}/logits.npy")
-    refused("steplr_finetune --run taught", [f"{CACHE}/logits.npy: unreadable"])
+    project.cut_short(f"{CACHE}/logits-00000.npy")
+    refused("steplr_finetune --run taught", [f"{CACHE}/logits-00000.npy: unreadable"])
 
 
 def test_cache_of_another_teacher_is_refused(project, refused):

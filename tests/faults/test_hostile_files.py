@@ -129,7 +129,7 @@ def test_pixels_that_burst_open_stay_as_many_as_the_size_says(city, decoder, nam
     city.write(name, png_of(zeros_compressed(BURSTING), 16, 8, kind))
     done = city.call("prepare", headroom_bytes=128 * MIB)
     assert done.exit_code == 0, done.err
-    assert np.load(city.path("data/prepared/train/images.npy")).shape[1:] == (8, 16, 3)
+    assert np.load(city.path("data/prepared/train/images-00000.npy")).shape[1:] == (8, 16, 3)
 
 
 NAMES = ["$(touch created)", "`touch created`", "; touch created", "| touch created", "<script>alert(1)", "%s%n"]

@@ -24,7 +24,7 @@ NO_SERVER = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}  # no store that the r
 STAGES = {
     "prepare": ((), "data/prepared", 10_000),
     "teacher_check": ((), "scratch/teacher/", 100_000),
-    "teacher_logits": (("--kind", "views"), "data/teacher_logits/views", 10_000),
+    "teacher_logits": (("--kind", "views"), "scratch/teacher-logits/views/", 10_000),
     "distill": (("--run", RUN), f"scratch/distill/{RUN}/", 100_000),
     "steplr_finetune": (("--run", RUN), f"scratch/finetune/{RUN}/", 100_000),
     "export_onnx": (("--run", RUN), f"models/runs/{RUN}/student.onnx", 100_000),

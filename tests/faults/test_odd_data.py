@@ -56,12 +56,12 @@ def test_damaged_zips_are_refused(city, refused, name):
 
 PREPARED = {
     "truncated images": (
-        lambda project: project.cut_short("data/prepared/train/images.npy"),
-        ["data/prepared/train/images.npy: unreadable", "file size", "dvc repro prepare"],
+        lambda project: project.cut_short("data/prepared/train/images-00000.npy"),
+        ["data/prepared/train/images-00000.npy: unreadable", "file size", "dvc repro prepare"],
     ),
     "no labels": (
-        lambda project: project.path("data/prepared/val/labels.npy").unlink(),
-        ["data/prepared/val/labels.npy: unreadable", "dvc repro prepare"],
+        lambda project: project.path("data/prepared/val/labels-00000.npy").unlink(),
+        ["data/prepared/val/labels-00000.npy: unreadable", "dvc repro prepare"],
     ),
     "truncated index": (
         lambda project: project.cut_short("data/prepared/index.json"),
@@ -103,7 +103,7 @@ def test_palette_indices_are_label_ids(city):
     as_palette(label_path(city.path("raw"), "val", VAL[0]))
     done = city.call("prepare")
     assert done.exit_code == 0, done.err
-    np.testing.assert_array_equal(np.load(city.path("data/prepared/val/labels.npy"))[0], expected)
+    np.testing.assert_array_equal(np.load(city.path("data/prepared/val/labels-00000.npy"))[0], expected)
 
 
 def test_root_may_be_a_link_and_have_any_name(city):
@@ -113,5 +113,5 @@ def test_root_may_be_a_link_and_have_any_name(city):
         city.set_params(data__root=root)
         done = city.call("prepare")
         assert done.exit_code == 0, done.err
-    stored = np.load(city.path("data/prepared/val/images.npy"))[0]
+    stored = np.load(city.path("data/prepared/val/images-00000.npy"))[0]
     np.testing.assert_array_equal(stored, np.asarray(Image.open(image_path(city.path("here"), "val", VAL[0]))))

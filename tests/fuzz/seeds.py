@@ -204,8 +204,8 @@ def write_split(folder: Path) -> None:
     """Write the arrays of `indices`."""
     for name in ("train", "holdout", "val"):
         (folder / name).mkdir()
-        np.save(folder / name / "images.npy", np.zeros((FRAMES, *SIZE_PX, 3), np.uint8))
-        np.save(folder / name / "labels.npy", np.zeros((FRAMES, *SIZE_PX), np.uint8))
+        np.save(folder / name / "images-00000.npy", np.zeros((FRAMES, *SIZE_PX, 3), np.uint8))
+        np.save(folder / name / "labels-00000.npy", np.zeros((FRAMES, *SIZE_PX), np.uint8))
 
 
 def manifests() -> list[bytes]:

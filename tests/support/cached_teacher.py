@@ -8,6 +8,7 @@ import torch
 from segdistill.core.files import write_json
 from segdistill.data.prepared import PreparedData
 from segdistill.data.sampling import BatchIndices, BatchSampler, ViewSpec
+from segdistill.data.shards import shard_file
 from segdistill.data.teacher_cache import TeacherCache
 from segdistill.formats.header import Header
 from segdistill.nets.device import Compute
@@ -18,6 +19,9 @@ from segdistill.params.model import TeacherLogitsParams
 from segdistill.scoring.record import write_archive
 
 ARCH, CLASSES, FRAMES = "deeplabv3plus_mobilenet", 6, 3
+LOGITS, SCALE, FEATURES, FEATURES_SCALE = (
+    shard_file(name, 0) for name in ("logits", "scale", "features", "features_scale")
+)
 FRAME_PX, CROP_PX, VIEWS, STRIDE = (48, 80), (32, 48), 2, 4
 COMPUTE = Compute(torch.device("cpu"), torch.float32, 1)
 
@@ -36,8 +40,8 @@ def write_prepared(root) -> None:
     coarse = torch.from_numpy(rng.uniform(0, 255, (FRAMES, 3, 6, 10))).float()
     images = upsample(coarse, FRAME_PX).permute(0, 2, 3, 1).numpy().astype(np.uint8)
     (root / "train").mkdir(parents=True)
-    np.save(root / "train" / "images.npy", images)
-    np.save(root / "train" / "labels.npy", rng.integers(0, CLASSES, images.shape[:3], np.uint8))
+    np.save(root / "train" / "images-00000.npy", images)
+    np.save(root / "train" / "labels-00000.npy", rng.integers(0, CLASSES, images.shape[:3], np.uint8))
     splits = {"train": {"frames": [{"name": f"street{i}"} for i in range(FRAMES)]}}
     table = {"classes": ["road"], "label_ids": [7], "colors": [[128, 64, 128]]}
     write_json(root / "index.json", {"fingerprint": "data", "splits": splits} | table)

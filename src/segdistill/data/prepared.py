@@ -11,7 +11,8 @@ import numpy as np
 
 from segdistill.core.errors import UserError
 from segdistill.core.files import read_json
-from segdistill.data.arrays import open_array
+from segdistill.data.arrays import Rows, ShardedArray, open_array
+from segdistill.data.shards import shard_file
 from segdistill.formats.classes import ClassTable
 from segdistill.paths import PREPARED
 
@@ -21,8 +22,8 @@ _REMEDY = "run: dvc repro prepare"
 class Split(NamedTuple):
     """One split: images uint8 (N, H, W, 3) RGB and labels uint8 (N, H, W) classes, mapped; names of the frames."""
 
-    images: np.ndarray
-    labels: np.ndarray
+    images: Rows
+    labels: Rows
     names: tuple[str, ...]
 
     @property
@@ -134,16 +135,29 @@ class PreparedData:
             found = ", ".join(self.frame_names) or "none"
             raise UserError(f"{self.root}/index.json: has no split {name}, but {found}; {_REMEDY}")
         names = self.frame_names[name]
-        images, labels = (open_array(self.root / name / f"{kind}.npy", _REMEDY) for kind in ("images", "labels"))
-        for kind, array, dimensions in (("images", images, 4), ("labels", labels, 3)):
-            if array.dtype != np.uint8 or array.ndim != dimensions:
-                found = f"{array.dtype} {list(array.shape)}"
-                allowed = f"bytes of {dimensions} dimensions"
-                raise UserError(f"{self.root}/{name}/{kind}.npy: holds {found}; allowed are {allowed}")
+        images, labels = (
+            self._open_shards(self.root / name, kind, len(names), dimensions)
+            for kind, dimensions in (("images", 4), ("labels", 3))
+        )
         if len(images) != len(names) or labels.shape != images.shape[:3] or images.shape[3] != 3:
             shapes = f"images {images.shape} and labels {labels.shape}"
             raise UserError(f"{self.root}/{name}: {shapes}; the index has {len(names)} frames")
         return Split(images, labels, names)
+
+    def _open_shards(self, folder: Path, kind: str, frames: int, dimensions: int) -> ShardedArray:
+        """Map the shards of an array, one after the other until they have that many frames."""
+        shards: list[np.ndarray] = []
+        while not shards or sum(map(len, shards)) < frames:
+            path = folder / shard_file(kind, len(shards))
+            shard = open_array(path, _REMEDY)
+            found = f"{shard.dtype} {list(shard.shape)}"
+            if shard.dtype != np.uint8 or shard.ndim != dimensions:
+                raise UserError(f"{path}: holds {found}; allowed are bytes of {dimensions} dimensions")
+            if shards and shard.shape[1:] != shards[0].shape[1:]:
+                size = list(shards[0].shape[1:])
+                raise UserError(f"{path}: holds {found}; the frames of the shards before it are {size}; {_REMEDY}")
+            shards.append(shard)
+        return ShardedArray(shards)
 
 
 def _are_names(value: object) -> bool:

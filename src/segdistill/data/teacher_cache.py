@@ -2,20 +2,20 @@
 
 A student learns from one folder, `data/teacher_logits/KIND`:
 
-    views   logits.npy (N, K, h, w, C): the teacher on K crop views of each of N train frames, or only on those that
+    views   logits (N, K, h, w, C): the teacher on K crop views of each of N train frames, or only on those that
             some trainings draw
-    frame   logits.npy (N, Hs, Ws, C): the teacher on whole frames, to be cropped (for comparison)
+    frame   logits (N, Hs, Ws, C): the teacher on whole frames, to be cropped (for comparison)
     online  teacher.safetensors: the teacher itself, run in every step (for comparison)
 
 Each holds `manifest.json` (its inputs) and `val_classes.npz` (the teacher's class maps of val, which measure
-agreement). Next to logits.npy:
+agreement). The logits are in shards of the frames, logits-00000.npy and so on (see `data.shards`). Next to them:
 
-    scale.npy   uint8 only: float16 (N, K, h, 2, C), or (N, h, 2, C): offset and step of each class in each row
-    rows.npy    where only some views are stored: int32 (N, K), the place of each in the arrays, which are then
-                (M, h, w, C) and (M, h, 2, C); -1 where it is not stored
-    features.npy, features_scale.npy    views only, where they are asked for: the teacher's features of the same views,
+    scale       uint8 only: float16 (N, K, h, 2, C), or (N, h, 2, C): offset and step of each class in each row
+    features, features_scale    views only, where they are asked for: the teacher's features of the same views,
                 projected to D channels and scaled to a mean square of 1; uint8 (N, K, s, t, D), one cell per 16 pixels,
                 with a scale like that of the logits, float16 (N, K, s, 2, D)
+    rows.npy    where only some views are stored: int32 (N, K), the place of each in the arrays, which are then
+                (M, h, w, C) and (M, h, 2, C); -1 where it is not stored. One file, without shards
 
 A flipped crop gets the mirrored logits of its view. Where a teacher differs too much on a mirrored image, `views` has
 2 K views of each frame instead: view K + k is the teacher on view k mirrored, and no logits are mirrored.
@@ -31,6 +31,7 @@ Shapes: B crops, N frames, K views, M stored views or frames, h/w cells of the l
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,14 +44,15 @@ from torch import Tensor
 from segdistill.core.errors import UserError
 from segdistill.core.files import read_json, write_json
 from segdistill.core.provenance import file_sha256
-from segdistill.data.arrays import drop_pages, open_array, prefetch
+from segdistill.data.arrays import Rows, ShardedArray, open_array
 from segdistill.data.sampling import UNSCALED, BatchIndices, BatchSampler, ViewSpec
+from segdistill.data.shards import shard_file
 from segdistill.data.transforms import crop
 from segdistill.paths import TEACHER, TEACHER_LOGITS, TEACHER_WEIGHTS
 
 MANIFEST = "manifest.json"
-LOGITS, SCALE, ROWS = "logits.npy", "scale.npy", "rows.npy"
-FEATURES, FEATURES_SCALE = "features.npy", "features_scale.npy"
+LOGITS, SCALE, FEATURES, FEATURES_SCALE = "logits", "scale", "features", "features_scale"  # in shards
+ROWS = "rows.npy"
 FEATURE_STRIDE = 16  # input pixels per stored feature, each way
 ENSEMBLE = "teacher.json"  # in TEACHER, of a teacher that is more than one torch network
 FOLDS = "folds.json"  # in TEACHER, of a cross-fitted teacher
@@ -139,6 +141,11 @@ class Manifest:
             facts["features"] = self.features
         return self.spec.facts() | facts
 
+    def shards_of(self, name: str) -> list[str]:
+        """Return the files of the array `name`, in the order of their rows."""
+        files = (shard_file(name, number) for number in itertools.count())
+        return list(itertools.takewhile(self.arrays.__contains__, files))
+
     def write(self, folder: Path) -> None:
         """Write the manifest into `folder`, atomically."""
         write_json(folder / MANIFEST, self.facts())
@@ -216,8 +223,8 @@ class StoredLogits:
 
     def __init__(
         self,
-        logits: np.ndarray,
-        scale: np.ndarray | None,
+        logits: Rows,
+        scale: Rows | None,
         grid: tuple[int, int],
         stride: int,
         rows: np.ndarray | None = None,
@@ -235,7 +242,8 @@ class StoredLogits:
         if rows is None and logits.ndim == 5:
             rows = rows_of(np.ones(logits.shape[:2], bool))
         self.rows = None if rows is None else np.asarray(rows)  # None for whole frames
-        self.arrays = [part.reshape(-1, *part.shape[-3:]) for part in (logits, scale) if part is not None]
+        parts = [ShardedArray.of(part) for part in (logits, scale) if part is not None]
+        self.arrays = [ShardedArray([shard.reshape(-1, *shard.shape[-3:]) for shard in part.shards]) for part in parts]
 
     @classmethod
     def open(cls, folder: Path, manifest: Manifest, features: bool = False) -> StoredLogits:
@@ -245,19 +253,26 @@ class StoredLogits:
             UserError: a file is missing, truncated, or differs from the manifest.
         """
         values, scale = (FEATURES, FEATURES_SCALE) if features else (LOGITS, SCALE)
-        opened = {name: open_array(folder / name, _REMEDY) for name in (values, scale, ROWS) if name in manifest.arrays}
-        for name, array in opened.items():
+        opened: dict[str, np.ndarray] = {}
+        for name in (*manifest.shards_of(values), *manifest.shards_of(scale), ROWS):
+            if name not in manifest.arrays:
+                continue
+            array = opened[name] = open_array(folder / name, _REMEDY)
             if (found := ArraySpec.of(array)) != (written := manifest.arrays[name]):
                 raise UserError(f"{folder / name}: holds {found}, its manifest says {written}")
+        logits, scales = ([opened[file] for file in manifest.shards_of(name)] for name in (values, scale))
         # Bytes without their scale would be taken for logits.
-        if values not in opened or (scale in opened) != (opened[values].dtype == np.uint8):
+        if not logits or len(scales) != sum(shard.dtype == np.uint8 for shard in logits):
             raise UserError(f"{folder}: its manifest describes {', '.join(opened) or 'no arrays'} alone; {_REMEDY}")
-        rows, stored = opened.get(ROWS), len(opened[values])
+        if any(len({(shard.dtype, shard.shape[1:]) for shard in shards}) > 1 for shards in (logits, scales)):
+            raise UserError(f"{folder}: its manifest describes shards of different shapes or types; {_REMEDY}")
+        rows, stored = opened.get(ROWS), sum(map(len, logits))
         if rows is not None and not np.array_equal(np.sort(rows[rows >= 0]), np.arange(stored)):
             raise UserError(f"{folder / ROWS}: does not name each of the {stored} stored views once; {_REMEDY}")
         stride = FEATURE_STRIDE if features else manifest.spec.stride
         grid = stored_grid(manifest.spec.crop_px, stride)
-        return cls(opened[values], opened.get(scale), grid, stride, rows, manifest.mirrored)
+        of_logits, of_scales = ShardedArray(logits), ShardedArray(scales) if scales else None
+        return cls(of_logits, of_scales, grid, stride, rows, manifest.mirrored)
 
     @property
     def channels(self) -> int:
@@ -288,12 +303,12 @@ class StoredLogits:
     def prefetch(self, indices: BatchIndices, origins: np.ndarray) -> int:
         """Ask the kernel for the pages that `crop` will read; return the bytes that they span."""
         frames, cells = self._place(indices, origins)
-        return sum(prefetch(array, frames, cells[:, 0], self.grid[0]) for array in self.arrays)
+        return sum(array.prefetch(frames, cells[:, 0], self.grid[0]) for array in self.arrays)
 
     def drop_pages(self) -> None:
         """Drop the pages that were read from memory."""
         for array in self.arrays:
-            drop_pages(array)
+            array.drop_pages()
 
     def _place(self, indices: BatchIndices, origins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return where in the arrays (M, ...) each crop is: its frame or view (B,), and its top-left cell (B, 2)."""
@@ -333,7 +348,7 @@ class TeacherCache:
         self.features: StoredLogits | None = None
         if kind != "online":
             self.stored = StoredLogits.open(self.folder, self.manifest)
-        if kind == "views" and FEATURES in self.manifest.arrays:
+        if kind == "views" and self.manifest.shards_of(FEATURES):
             self.features = StoredLogits.open(self.folder, self.manifest, features=True)
         for opened in filter(None, (self.stored, self.features)):
             found = () if opened.rows is None else opened.rows.shape

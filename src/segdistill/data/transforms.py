@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segdistill.data.arrays import Rows
 from segdistill.data.transfer import constant
 from segdistill.formats.header import MEAN, STD
 
@@ -17,7 +18,7 @@ _ELEMENTS_OF_ONE_THREAD = 32768  # at::internal::GRAIN_SIZE
 
 
 def crop(
-    source: np.ndarray,
+    source: Rows,
     frames: np.ndarray,
     origins: np.ndarray,
     flips: np.ndarray,

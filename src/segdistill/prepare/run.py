@@ -7,6 +7,7 @@ depend on the number of workers, and memory does not grow with the number of fra
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -27,6 +28,7 @@ from segdistill.core.files import atomic_directory, write_json
 from segdistill.core.log import logger
 from segdistill.core.progress import Progress
 from segdistill.core.provenance import usable_cores
+from segdistill.data.shards import shard_file, shards_of
 from segdistill.formats.classes import IGNORE, ClassTable
 from segdistill.prepare.sources import Frame, FrameError, FrameSource, draw_frames, draw_groups
 from segdistill.prepare.unlabelled import UNLABELLED, WithUnlabelled
@@ -40,9 +42,9 @@ CHUNK_FRAMES = 4  # small, so that the last worker at work is not alone for long
 
 
 def prepare(data: DataParams, seed: int, out: Path, workers: int | None = None) -> dict:
-    """Write `out`/SPLIT/{images,labels}.npy and `out`/index.json, all at once, and return the index.
+    """Write the shards of `out`/SPLIT/{images,labels} and `out`/index.json, all at once, and return the index.
 
-    The splits are train, holdout and val, and unseen where `data` names unseen groups.
+    The splits are train, holdout and val, and unseen where `data` names unseen groups. `data.shards` describes shards.
 
     images uint8 (N, H, W, 3) RGB; labels uint8 (N, H, W) classes, 255 = ignore. `seed` chooses the train frames that
     are held out, and renders the synthetic city. There are `workers` processes, by default one per usable core.
@@ -71,9 +73,10 @@ def prepare(data: DataParams, seed: int, out: Path, workers: int | None = None) 
             for split, members in frames.items():
                 allocate(folder / split, len(members), size_px)
         chunks = [
-            Chunk(split, first, members[first : first + CHUNK_FRAMES])
+            Chunk(split, number, first - shard.start, members[first : min(first + CHUNK_FRAMES, shard.stop)])
             for split, members in frames.items()
-            for first in range(0, len(members), CHUNK_FRAMES)
+            for number, shard in enumerate(shards_of(len(members)))
+            for first in shard[::CHUNK_FRAMES]
         ]
         processes = max(1, min(workers or usable_cores(), len(chunks)))
         read: dict[str, list[FrameFacts]] = {split: [] for split in frames}
@@ -256,9 +259,10 @@ def _run_chunk(chunk: Chunk) -> list[FrameFacts]:
 def allocate(folder: Path, frames: int, size_px: tuple[int, int]) -> None:
     """Create both arrays of one split; raise OSError now, not hours later, when the disk cannot hold them."""
     folder.mkdir()
-    for name, shape in (("images", (frames, *size_px, 3)), ("labels", (frames, *size_px))):
-        path = folder / f"{name}.npy"
-        np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+    shapes = {"images": (*size_px, 3), "labels": size_px}
+    for (number, shard), (name, shape) in itertools.product(enumerate(shards_of(frames)), shapes.items()):
+        path = folder / shard_file(name, number)
+        np.lib.format.open_memmap(path, "w+", np.uint8, (len(shard), *shape))
         if not hasattr(os, "posix_fallocate"):  # macOS has none
             continue
         with path.open("r+b") as file:
@@ -281,9 +285,10 @@ def _write_row(stored: np.memmap, row: int, values: np.ndarray) -> None:
 
 
 class Chunk(NamedTuple):
-    """Frames whose rows follow one another in the arrays of `split`."""
+    """Frames whose rows follow one another in a shard of `split`."""
 
     split: str
+    shard: int
     first_row: int
     frames: list[Frame]
 
@@ -308,7 +313,8 @@ class FrameWriter:
     def __call__(self, chunk: Chunk) -> list[FrameFacts]:
         if self.folder:
             images, labels = (
-                np.load(self.folder / chunk.split / f"{name}.npy", mmap_mode="r") for name in ("images", "labels")
+                np.load(self.folder / chunk.split / shard_file(name, chunk.shard), mmap_mode="r")
+                for name in ("images", "labels")
             )
         facts = []
         for row, frame in enumerate(chunk.frames, chunk.first_row):

@@ -46,10 +46,11 @@ class TeacherAccuracy:
 
     def __init__(self, data: PreparedData, stride: int) -> None:
         self.data, self.stride = data, stride
-        self.on_views, self.on_val, self.crops = Confusion(len(data.table)), Confusion(len(data.table)), 0
+        self.on_views, self.on_val = Confusion(len(data.table)), Confusion(len(data.table))
         frames = len(data.train)
-        self.cells_N, self.hits_N, self.sure_N = (np.zeros(frames, np.int64) for _ in range(3))
+        self.crops_N, self.cells_N, self.hits_N, self.sure_N = (np.zeros(frames, np.int64) for _ in range(4))
         self.confidence_N = np.zeros(frames)
+        self._counts_of_shards = self.on_views.counts.clone()  # what of `on_views` is in files
         self.cross_fit: dict | None = None
         self._images: dict[str, bytes] = {}
 
@@ -75,7 +76,7 @@ class TeacherAccuracy:
         labels_Bhw = torch.from_numpy(at_cells(labels_BHW, logits_BhwC.shape[1:3]))
         predicted_Bhw, sure_Bhw, confidence_Bhw = doubts(torch.from_numpy(logits_BhwC), labels_Bhw)
         self.on_views.add(predicted_Bhw, labels_Bhw)
-        self.crops += len(frames)
+        np.add.at(self.crops_N, frames, 1)
         for totals_N, cells_Bhw in (
             (self.cells_N, labels_Bhw != IGNORE),
             (self.hits_N, predicted_Bhw == labels_Bhw),
@@ -83,6 +84,34 @@ class TeacherAccuracy:
             (self.confidence_N, confidence_Bhw),
         ):
             np.add.at(totals_N, frames, cells_Bhw.sum((1, 2)).numpy())
+
+    def save_shard(self, path: Path, frames: range) -> None:
+        """Write what was added since the shard before, which has to be of `frames` alone."""
+        arrays: dict[str, Any] = {"confusion": (self.on_views.counts - self._counts_of_shards).numpy()}
+        arrays |= {name: totals[frames.start : frames.stop] for name, totals in self._by_frame().items()}
+        np.savez(path, **arrays)
+        self._counts_of_shards = self.on_views.counts.clone()
+
+    def load_shard(self, path: Path, frames: range) -> None:
+        """Add what `save_shard` wrote in a build that was stopped.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        try:
+            with np.load(path) as saved:
+                for name, totals in self._by_frame().items():
+                    totals[frames.start : frames.stop] = saved[name]
+                self.on_views.counts += torch.from_numpy(saved["confusion"])
+        except Exception as error:  # a damaged archive surfaces as nearly any type
+            cause = " ".join(str(error).split())[:100]
+            raise UserError(f"{path}: unreadable ({cause}); delete {path.parent}, to build it again") from None
+        self._counts_of_shards = self.on_views.counts.clone()
+
+    def _by_frame(self) -> dict[str, np.ndarray]:
+        """Return the totals (N,) of each frame."""
+        counts = {"crops": self.crops_N, "cells": self.cells_N, "hits": self.hits_N, "sure": self.sure_N}
+        return counts | {"confidence": self.confidence_N}
 
     def ranked(self) -> list[int]:
         """Return the frames with labelled cells, those first on which the teacher is surest that the label is wrong."""
@@ -123,7 +152,7 @@ class TeacherAccuracy:
         by_class = {key: dict(zip(classes, on_views.pop(key), strict=True)) for key in ("class_iou", "class_acc")}
         facts: dict[str, Any] = {
             "kind": kind,
-            "crops": self.crops,
+            "crops": int(self.crops_N.sum()),
             "cells": int(self.cells_N.sum()),
             **on_views,
             **by_class,

@@ -6,11 +6,12 @@ Shapes: B crops, N frames, K views, M stored views, H/W pixels, h/w cells of the
 from __future__ import annotations
 
 import contextlib
-import math
+import hashlib
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -20,9 +21,12 @@ from segdistill.core.errors import UserError
 from segdistill.core.files import atomic_directory
 from segdistill.core.log import logger
 from segdistill.core.progress import Progress
-from segdistill.data.arrays import drop_pages
+from segdistill.core.provenance import code_hash, package_versions, settings_hash
+from segdistill.core.scratch import ScratchFolder
+from segdistill.data.arrays import drop_pages, open_array
 from segdistill.data.prepared import PreparedData, Split
 from segdistill.data.sampling import BatchSampler, ViewSpec
+from segdistill.data.shards import shard_file, shards_of
 from segdistill.data.teacher_cache import (
     FEATURE_STRIDE,
     FEATURES,
@@ -42,7 +46,15 @@ from segdistill.nets.device import Compute, TorchPredictor, device_of
 from segdistill.nets.features import HasFeatures
 from segdistill.nets.resize import upsample
 from segdistill.params.model import Params, TeacherLogitsParams, ViewLimitParams
-from segdistill.paths import METRICS, TEACHER, TEACHER_LOGITS, TEACHER_WEIGHTS, VAL_CLASSES
+from segdistill.paths import (
+    LOGITS_BUILDS,
+    METRICS,
+    SCRATCH,
+    TEACHER,
+    TEACHER_LOGITS,
+    TEACHER_WEIGHTS,
+    VAL_CLASSES,
+)
 from segdistill.teacher.model import Teacher, TrainFrameTeacher, open_teacher
 from segdistill.teacher_logits.accuracy import TeacherAccuracy
 from segdistill.teacher_logits.features import SAMPLE_VIEWS, FeatureStore, Projection, fit_projection
@@ -55,7 +67,17 @@ MIRRORED_VIEWS = 8
 MAX_CHANGED_SHARE = 0.05
 # The frame of each (B,), images uint8 (B, H, W, 3), and labels uint8 (B, H, W).
 Crops = tuple[np.ndarray, np.ndarray, np.ndarray]
+COUNTS = "counts.npz"  # in the folder of a finished shard: what `TeacherAccuracy` counted on it
 _LEVELS = 255
+
+
+class Windows(NamedTuple):
+    """M windows in frames: frames (M,), flips bool (M,), corners (M, 2) and sizes (M, 2) in pixels."""
+
+    frames: np.ndarray
+    flips: np.ndarray
+    origins: np.ndarray
+    sizes: np.ndarray
 
 
 class LogitsOf(Protocol):
@@ -88,6 +110,9 @@ def build_cache(
 ) -> None:
     """Write the folder of one kind from `models/teacher`, atomically; count what is stored in `accuracy`.
 
+    Shards are built one after the other in a scratch folder. Those that a stopped build of the same settings has
+    finished are kept.
+
     Raises:
         UserError: the teacher has other than `classes` classes, where these are given, or gives a logit that is not
             finite in the stored precision, or is not a single torch network where `online` needs one.
@@ -103,6 +128,12 @@ def build_cache(
         raise UserError("teacher_logits.kinds: found online; a cross-fitted teacher is more than one network")
     if accuracy is not None:
         accuracy.read_val()  # before hours of work
+    if kind == "online":
+        with atomic_directory(out) as folder:
+            for name in (TEACHER_WEIGHTS, VAL_CLASSES):
+                shutil.copyfile(TEACHER / name, folder / name)
+            Manifest(kind, spec, params.dtype, teacher_sha256(TEACHER), {}).write(folder)
+        return
     is_views = kind == "views"
     limit = params.limit_views_to if is_views else None
     mirrored, mirror_error = False, None
@@ -112,53 +143,92 @@ def build_cache(
             projection = feature_projection(teacher, learned_from, split, spec, params)
         mirror_error = measure_mirror_error(teacher.predict, split, spec)
         mirrored = _stores_mirrored(params.mirrored, mirror_error)
-    with atomic_directory(out) as folder:
-        arrays: dict[str, ArraySpec] = {}
-        if kind == "online":
-            shutil.copyfile(TEACHER / TEACHER_WEIGHTS, folder / TEACHER_WEIGHTS)
-        else:
-            # Which views are stored, bool (N, K), or (N, 2 K) with the mirrored ones; None is all of them, or frames.
-            stored = None if limit is None else np.tile(views_drawn_by(spec, limit), 1 + mirrored)
-            crops = _view_crops(split, spec, stored, params.batch_size, mirrored) if is_views else _whole_frames(split)
-            shape = stored_shape(kind, spec, teacher.classes, stored, mirrored)
-            rows = None if stored is None else rows_of(stored)
-            with contextlib.ExitStack() as files:
-                writer = files.enter_context(LogitsWriter(folder, params.dtype, shape, rows))
-                with_features: FeatureStore | None = None
-                if projection is not None:
-                    assert isinstance(teacher.predict, TorchPredictor)
-                    grid = stored_grid(spec.crop_px, FEATURE_STRIDE)
-                    of_features = (*shape[:-3], *grid, params.feature_channels)
-                    features = LogitsWriter(folder, "uint8", of_features, names=(FEATURES, FEATURES_SCALE))
-                    with_features = FeatureStore(teacher.predict, projection, files.enter_context(features).append)
-                    arrays |= features.arrays
-                *lead, height, width, _ = shape
+    # Which views are stored, bool (N, K), or (N, 2 K) with the mirrored ones; None is all of them, or whole frames.
+    stored = None if limit is None else np.tile(views_drawn_by(spec, limit), 1 + mirrored)
+    windows = view_windows(spec, stored, mirrored) if is_views else _whole_frames(spec)
+    size_px, batch_size = (spec.crop_px, params.batch_size) if is_views else (spec.frame_px, 1)
+    shards = shards_of(spec.frames)
+    # Windows are in the order of their frames. starts[i] is the first window of shard i.
+    starts = np.searchsorted(windows.frames, [0, *(frames.stop for frames in shards)]).tolist()
+    key = settings_hash(
+        *(kind, spec.facts(), params.model_dump(exclude={"kinds"}), teacher_sha256(TEACHER), mirrored),
+        # Another processor may fit other components, which do not go together with those of finished shards.
+        None if projection is None else hashlib.sha256(projection.basis.numpy().tobytes()).hexdigest(),
+        accuracy is not None,
+        (package_versions("torch", "numpy", "pillow", "onnxruntime"), code_hash()),
+        (str(compute.device), str(compute.dtype), compute.threads),
+    )
 
-                def store(frames: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> None:
-                    finite = writer.append(logits)
-                    if not finite.all():
-                        name = split.names[frames[finite.argmin()]]
-                        found = f"teacher: a logit of frame {name} is not finite as {params.dtype}"
-                        raise UserError(f"{found}; no cache written")
-                    if accuracy is not None:
-                        accuracy.add(frames, labels, logits)
+    def write_shard(folder: Path, number: int) -> None:
+        """Run the teacher on the windows of a shard, and write its files."""
+        frames = shards[number]
+        of_shard = None if stored is None else stored[frames.start : frames.stop]
+        shape = stored_shape(kind, replace(spec, frames=len(frames)), teacher.classes, of_shard, mirrored)
+        *lead, height, width, _ = shape
+        own = Windows(*(part[starts[number] : starts[number + 1]] for part in windows))
+        with contextlib.ExitStack() as files:
+            writer = files.enter_context(LogitsWriter(folder, params.dtype, shape, number))
+            with_features: FeatureStore | None = None
+            if projection is not None:
+                assert isinstance(teacher.predict, TorchPredictor)
+                of_features = (*lead, *stored_grid(spec.crop_px, FEATURE_STRIDE), params.feature_channels)
+                features = LogitsWriter(folder, "uint8", of_features, number, (FEATURES, FEATURES_SCALE))
+                with_features = FeatureStore(teacher.predict, projection, files.enter_context(features).append)
 
-                with (
-                    Progress("teacher-logits", math.prod(lead), unit="crop") as progress,
-                    Overlap(active=compute.device.type == "cuda") as overlap,
-                ):
-                    for frames, images, labels in overlap.ahead(crops):
-                        logits = logits_on_grid(with_features or learned_from.of(frames), images, (height, width))
-                        overlap.then(store, frames, labels, logits)
-                        progress.advance(len(images))
-            arrays = writer.arrays | arrays
-            if accuracy is not None:
-                accuracy.finish(learned_from)
-        shutil.copyfile(TEACHER / VAL_CLASSES, folder / VAL_CLASSES)
-        limit_facts = None if limit is None else limit.model_dump()
-        facts = (teacher_sha256(TEACHER), arrays, limit_facts, mirrored, mirror_error, learned_from.cross_fit)
-        made = None if projection is None else projection.facts
-        Manifest(kind, spec, params.dtype, *facts, made).write(folder)
+            def store(frames: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> None:
+                finite = writer.append(logits)
+                if not finite.all():
+                    name = split.names[frames[finite.argmin()]]
+                    found = f"teacher: a logit of frame {name} is not finite as {params.dtype}"
+                    raise UserError(f"{found}; no cache written")
+                if accuracy is not None:
+                    accuracy.add(frames, labels, logits)
+
+            with Overlap(active=compute.device.type == "cuda") as overlap:
+                for of_crops, images, labels in overlap.ahead(_crops(split, own, size_px, batch_size)):
+                    logits = logits_on_grid(with_features or learned_from.of(of_crops), images, (height, width))
+                    overlap.then(store, of_crops, labels, logits)
+                    progress.advance(len(images))
+        if accuracy is not None:
+            accuracy.save_shard(folder / COUNTS, frames)
+
+    with ScratchFolder(f"{LOGITS_BUILDS}/{kind}", key, SCRATCH) as scratch:
+        folders = [scratch.folder / f"{number:05d}" for number in range(len(shards))]
+        finished = [shard.is_dir() for shard in folders]  # by a build that was stopped
+        if any(finished):
+            logger.info("teacher-logits: continues; %d of %d shards are built", sum(finished), len(shards))
+        with Progress("teacher-logits", starts[-1], int(np.diff(starts)[finished].sum()), unit="crop") as progress:
+            for number, shard in enumerate(folders):
+                if not finished[number]:
+                    # The folder gets its name when all of its files are on the disk: what a kill leaves is no shard.
+                    with atomic_directory(shard) as folder:
+                        write_shard(folder, number)
+                elif accuracy is not None:
+                    accuracy.load_shard(shard / COUNTS, shards[number])
+        if accuracy is not None:
+            accuracy.finish(learned_from)
+        with atomic_directory(out) as folder:
+            arrays: dict[str, ArraySpec] = {}
+            for file in (file for shard in folders for file in sorted(shard.glob("*.npy"))):
+                arrays[file.name] = ArraySpec.of(open_array(file, f"delete {file.parent}, to build it again"))
+                _link(file, folder / file.name)
+            if stored is not None:
+                np.save(folder / ROWS, rows_of(stored))
+                arrays[ROWS] = ArraySpec.of(rows_of(stored))
+            shutil.copyfile(TEACHER / VAL_CLASSES, folder / VAL_CLASSES)
+            limit_facts = None if limit is None else limit.model_dump()
+            facts = (teacher_sha256(TEACHER), arrays, limit_facts, mirrored, mirror_error, learned_from.cross_fit)
+            made = None if projection is None else projection.facts
+            Manifest(kind, spec, params.dtype, *facts, made).write(folder)
+        scratch.clear()
+
+
+def _link(file: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the two are on different disks."""
+    try:
+        target.hardlink_to(file)
+    except OSError:
+        shutil.copyfile(file, target)
 
 
 def measure_mirror_error(teacher: LogitsOf, split: Split, spec: ViewSpec) -> dict[str, float]:
@@ -168,7 +238,7 @@ def measure_mirror_error(teacher: LogitsOf, split: Split, spec: ViewSpec) -> dic
     """
     grid = stored_grid(spec.crop_px, spec.stride)
     chosen, divergences, changed = _spread(spec, MIRRORED_VIEWS), [], []
-    for _, images, _ in _view_crops(split, spec, chosen, batch_size=1, mirrored=False):
+    for _, images, _ in _crops(split, view_windows(spec, chosen), spec.crop_px, batch_size=1):
         given = torch.from_numpy(logits_on_grid(teacher, images, grid)).flip(2)
         exact = torch.from_numpy(logits_on_grid(teacher, np.ascontiguousarray(images[:, :, ::-1]), grid))
         log_exact = exact.log_softmax(-1)
@@ -202,7 +272,7 @@ def feature_projection(
         raise UserError(f"{found}; {teacher.description} has no method features_and_logits, and allowed is 0")
     if any(side % FEATURE_STRIDE for side in spec.crop_px):  # else a flip would move features by a part of a cell
         raise UserError(f"{found} with distill.crop_px {list(spec.crop_px)}; allowed are multiples of {FEATURE_STRIDE}")
-    sample = _view_crops(split, spec, _spread(spec, SAMPLE_VIEWS), params.batch_size, mirrored=False)
+    sample = _crops(split, view_windows(spec, _spread(spec, SAMPLE_VIEWS)), spec.crop_px, params.batch_size)
     projection = fit_projection(predict, (images for _, images, _ in sample), params.feature_channels)
     logger.info(
         "teacher-logits: %d of %d feature channels keep %.1f%% of the variance",
@@ -249,31 +319,30 @@ def stored_shape(
     return (*views, *grid, classes)
 
 
-def _view_crops(
-    split: Split, spec: ViewSpec, stored: np.ndarray | None, batch_size: int, mirrored: bool
-) -> Iterator[Crops]:
-    """Yield the views that are `stored`, bool (N, K), or (N, 2 K) with the `mirrored` ones, or all, in order."""
+def view_windows(spec: ViewSpec, stored: np.ndarray | None = None, mirrored: bool = False) -> Windows:
+    """Return the views that are `stored`, bool (N, K), or (N, 2 K) with the `mirrored` ones, or all, in order."""
     if stored is None:
         stored = np.ones((spec.frames, spec.views * (1 + mirrored)), bool)
     frames, views = np.nonzero(stored)
     flips, views = views >= spec.views, views % spec.views
-    origins, sizes = spec.origins()[frames, views], spec.sizes()[frames, views]
-    for first in range(0, len(frames), batch_size):
-        chosen = slice(first, first + batch_size)
-        images = np.empty((len(frames[chosen]), *spec.crop_px, 3), np.uint8)
-        labels = np.empty((len(frames[chosen]), *spec.crop_px), np.uint8)
+    return Windows(frames, flips, spec.origins()[frames, views], spec.sizes()[frames, views])
+
+
+def _whole_frames(spec: ViewSpec) -> Windows:
+    frames, corners = np.arange(spec.frames), np.zeros((spec.frames, 2), np.int64)
+    return Windows(frames, np.zeros(spec.frames, bool), corners, corners + spec.frame_px)
+
+
+def _crops(split: Split, windows: Windows, size_px: tuple[int, int], batch_size: int) -> Iterator[Crops]:
+    """Yield images and labels of `windows`, resized to `size_px`."""
+    for first in range(0, len(windows.frames), batch_size):
+        frames, flips, origins, sizes = (part[first : first + batch_size] for part in windows)
+        images = np.empty((len(frames), *size_px, 3), np.uint8)
+        labels = np.empty((len(frames), *size_px), np.uint8)
         for source, out in ((split.images, images), (split.labels, labels)):
-            crop(source, frames[chosen], origins[chosen], flips[chosen], sizes[chosen], out)
+            crop(source, frames, origins, flips, sizes, out)
             drop_pages(source)
-        yield frames[chosen], images, labels
-
-
-def _whole_frames(split: Split) -> Iterator[Crops]:
-    for frame in range(len(split)):
-        images, labels = (np.array(source[frame : frame + 1]) for source in (split.images, split.labels))
-        yield np.array([frame]), images, labels
-        drop_pages(split.images)
-        drop_pages(split.labels)
+        yield frames, images, labels
 
 
 @torch.inference_mode()
@@ -306,7 +375,7 @@ def quantize(logits_BhwC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class LogitsWriter:
-    """Write logits, or features, crop after crop into a folder, as float32, float16 or uint8.
+    """Write a shard of logits, or of features, crop after crop into a folder, as float32, float16 or uint8.
 
     Bytes are appended, not mapped, so memory stays flat and a full disk is an OSError.
     """
@@ -316,23 +385,20 @@ class LogitsWriter:
         folder: Path,
         dtype: str,
         shape: tuple[int, ...],
-        rows: np.ndarray | None = None,
+        shard: int = 0,
         names: tuple[str, str] = (LOGITS, SCALE),
     ) -> None:
-        """Begin the files of logits of `shape` (N, K, h, w, C), (N, h, w, C), or (M, h, w, C) of views in `rows`."""
-        values, scale = names
+        """Begin a shard of logits of `shape` (N, K, h, w, C), (N, h, w, C), or (M, h, w, C) of some of the views."""
+        values, scale = (shard_file(name, shard) for name in names)
         self.arrays = {values: ArraySpec(dtype, tuple(shape))}
         if dtype == "uint8":
             self.arrays[scale] = ArraySpec("float16", (*shape[:-2], 2, shape[-1]))
-        self.dtype, self.shape = dtype, shape
+        self.dtype, self.grid = dtype, (shape[-3], shape[-2])
         self._files = {name: (folder / name).open("wb") for name in self.arrays}
         for name, array in self.arrays.items():
             descr = np.lib.format.dtype_to_descr(np.dtype(array.dtype))
             header = {"descr": descr, "fortran_order": False, "shape": array.shape}
             np.lib.format.write_array_header_1_0(self._files[name], header)
-        if rows is not None:
-            np.save(folder / ROWS, rows)
-            self.arrays[ROWS] = ArraySpec.of(rows)
 
     def __enter__(self) -> LogitsWriter:
         return self

@@ -10,7 +10,7 @@ from segdistill.core.errors import UserError
 from segdistill.core.provenance import file_sha256
 from segdistill.data.prepared import Split
 from segdistill.data.sampling import BatchSampler, ViewSpec
-from segdistill.data.teacher_cache import LOGITS, ROWS, SCALE, TeacherCache
+from segdistill.data.teacher_cache import ROWS, TeacherCache
 from segdistill.data.transforms import crop, normalize
 from segdistill.nets.registry import build
 from segdistill.nets.resize import upsample
@@ -26,6 +26,8 @@ from support.cached_teacher import (
     COMPUTE,
     CROP_PX,
     FRAMES,
+    LOGITS,
+    SCALE,
     STRIDE,
     VIEWS,
     floats,

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from segdistill.core.errors import UserError
-from segdistill.data.teacher_cache import LOGITS, ROWS, SCALE, TeacherCache
+from segdistill.data.teacher_cache import ROWS, TeacherCache
 from segdistill.params.model import ViewLimitParams
 from segdistill.teacher_logits.build import build_cache
-from support.cached_teacher import CLASSES, COMPUTE, FRAMES, VIEWS, floats, logits_params, write_teacher
+from support.cached_teacher import CLASSES, COMPUTE, FRAMES, LOGITS, SCALE, VIEWS, floats, logits_params, write_teacher
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 OTHER_SPECS = {
@@ -38,7 +38,7 @@ def test_no_cache_is_written_of_logits_that_are_not_finite(opened, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=f"logit of frame street0 is not finite as {dtype}; no cache written"):
         build_cache(kind, tmp_path / "out" / kind, opened.split, opened.spec, logits_params(dtype), COMPUTE)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_logits_that_are_not_finite_leave_an_earlier_cache_unchanged(opened, copied, tmp_path, monkeypatch):
@@ -48,7 +48,7 @@ def test_logits_that_are_not_finite_leave_an_earlier_cache_unchanged(opened, cop
     with pytest.raises(UserError, match="no cache written"):
         build_cache("views", copied, opened.split, opened.spec, logits_params(), COMPUTE)
     assert {file.name: file.read_bytes() for file in copied.iterdir()} == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["models", "views"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["models", "scratch", "views"]
 
 
 @pytest.mark.parametrize("key", OTHER_SPECS)
@@ -130,8 +130,8 @@ def forget(folder: Path, *path: str) -> None:
     ("path", "message"),
     [
         (("arrays",), "its manifest describes no arrays"),
-        (("arrays", LOGITS, "shape"), r"its manifest says \{'dtype': 'uint8'\} of logits\.npy"),
-        (("arrays", SCALE), r"its manifest describes logits\.npy alone"),
+        (("arrays", LOGITS, "shape"), r"its manifest says \{'dtype': 'uint8'\} of logits-00000\.npy"),
+        (("arrays", SCALE), r"its manifest describes logits-00000\.npy alone"),
         (("teacher_sha256",), "its manifest names no teacher"),
     ],
 )

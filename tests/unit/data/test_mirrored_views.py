@@ -10,12 +10,12 @@ import torch
 
 from segdistill.core.errors import UserError
 from segdistill.data.sampling import BatchSampler
-from segdistill.data.teacher_cache import LOGITS, ROWS, SCALE, TeacherCache
+from segdistill.data.teacher_cache import ROWS, TeacherCache
 from segdistill.params.model import ViewLimitParams
 from segdistill.teacher.model import Teacher
 from segdistill.teacher_logits import build
 from segdistill.training.batches import CropLoader
-from support.cached_teacher import COMPUTE, CROP_PX, FRAMES, STRIDE, VIEWS, floats, logits_params
+from support.cached_teacher import COMPUTE, CROP_PX, FRAMES, LOGITS, SCALE, STRIDE, VIEWS, floats, logits_params
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LIMIT = ViewLimitParams(distill_steps=1, finetune_steps=0, batch_size=2)

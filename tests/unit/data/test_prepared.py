@@ -25,8 +25,8 @@ INDEX = {
 def root(tmp_path: Path) -> Path:
     write(tmp_path, INDEX)
     (tmp_path / "train").mkdir()
-    np.save(tmp_path / "train" / "images.npy", np.zeros((2, 4, 6, 3), np.uint8))
-    np.save(tmp_path / "train" / "labels.npy", np.zeros((2, 4, 6), np.uint8))
+    np.save(tmp_path / "train" / "images-00000.npy", np.zeros((2, 4, 6, 3), np.uint8))
+    np.save(tmp_path / "train" / "labels-00000.npy", np.zeros((2, 4, 6), np.uint8))
     return tmp_path
 
 
@@ -86,17 +86,22 @@ def test_split_that_the_index_lacks_is_refused(root):
 @pytest.mark.parametrize(
     ("name", "shape", "dtype", "message"),
     [
-        ("images", (2, 4, 6, 3), np.float32, r"images\.npy: holds float32 \[2, 4, 6, 3\]; allowed are bytes"),
-        ("images", (2, 4, 6), np.uint8, r"images\.npy: holds uint8 \[2, 4, 6\]; allowed are bytes of 4 dimensions"),
-        ("images", (), np.uint8, r"images\.npy: holds uint8 \[\]"),
+        ("images", (2, 4, 6, 3), np.float32, r"images-00000\.npy: holds float32 \[2, 4, 6, 3\]; allowed are bytes"),
+        (
+            "images",
+            (2, 4, 6),
+            np.uint8,
+            r"images-00000\.npy: holds uint8 \[2, 4, 6\]; allowed are bytes of 4 dimensions",
+        ),
+        ("images", (), np.uint8, r"images-00000\.npy: holds uint8 \[\]"),
         ("images", (2, 4, 6, 4), np.uint8, r"images \(2, 4, 6, 4\) and labels"),
         ("images", (3, 4, 6, 3), np.uint8, "the index has 2 frames"),
         ("labels", (2, 4, 5), np.uint8, r"labels \(2, 4, 5\)"),
-        ("labels", (2, 4, 6), np.int64, r"labels\.npy: holds int64"),
+        ("labels", (2, 4, 6), np.int64, r"labels-00000\.npy: holds int64"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(root, name, shape, dtype, message):
-    np.save(root / "train" / f"{name}.npy", np.zeros(shape, dtype))
+    np.save(root / "train" / f"{name}-00000.npy", np.zeros(shape, dtype))
     with pytest.raises(UserError, match=message):
         _ = PreparedData.open(root).train
 

@@ -11,14 +11,26 @@ import torch
 
 from segdistill.core.errors import UserError
 from segdistill.data.sampling import BatchSampler
-from segdistill.data.teacher_cache import FEATURES, FEATURES_SCALE, LOGITS, TeacherCache
+from segdistill.data.teacher_cache import TeacherCache
 from segdistill.data.transforms import normalize
 from segdistill.nets.registry import build
 from segdistill.params.model import ViewLimitParams
 from segdistill.teacher.model import Teacher
 from segdistill.teacher_logits import build as build_module
 from segdistill.teacher_logits.build import build_cache
-from support.cached_teacher import ARCH, CLASSES, COMPUTE, CROP_PX, FRAMES, VIEWS, indices_of, logits_params
+from support.cached_teacher import (
+    ARCH,
+    CLASSES,
+    COMPUTE,
+    CROP_PX,
+    FEATURES,
+    FEATURES_SCALE,
+    FRAMES,
+    LOGITS,
+    VIEWS,
+    indices_of,
+    logits_params,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CHANNELS, GRID = 8, (2, 3)  # crops are 32x48, features one cell per 16 pixels
@@ -219,5 +231,5 @@ def test_features_without_their_scale_are_refused(opened, build_with):
     manifest = json.loads(path.read_text())
     del manifest["arrays"][FEATURES_SCALE]
     path.write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match=r"its manifest describes features\.npy alone"):
+    with pytest.raises(UserError, match=r"its manifest describes features-00000\.npy alone"):
         TeacherCache("views", opened.spec, path.parent)

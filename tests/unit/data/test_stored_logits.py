@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from segdistill.data.sampling import BatchIndices
-from segdistill.data.teacher_cache import LOGITS, SCALE, ArraySpec, StoredCrops, StoredLogits
+from segdistill.data.teacher_cache import ArraySpec, StoredCrops, StoredLogits
 from segdistill.teacher_logits.build import LogitsWriter, quantize
+from support.cached_teacher import LOGITS, SCALE
 
 CPU = torch.device("cpu")
 

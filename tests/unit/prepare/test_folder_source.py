@@ -121,7 +121,7 @@ def test_cityscapes_described_as_a_folder_gives_the_same_arrays(tmp_path):
     assert read_classes(tmp_path / "described") == cityscapes.TABLE
     for split in SPLITS:
         for kind in ("images", "labels"):
-            of_both = [np.load(tmp_path / which / split / f"{kind}.npy") for which in ("official", "described")]
+            of_both = [np.load(tmp_path / which / split / f"{kind}-00000.npy") for which in ("official", "described")]
             np.testing.assert_array_equal(*of_both)
         # The folder of a city is its group, so the same frames are held out.
         frames = [[row["city"] for row in index["splits"][split]["frames"]] for index in (official, described)]

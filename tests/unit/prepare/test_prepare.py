@@ -66,7 +66,7 @@ def test_arrays_and_index_hold_every_frame(root, out):
     assert {name.split("_")[0] for name in names["holdout"]} in ({"aachen"}, {"bochum"})
     assert len(names["holdout"]) == 2
     for split in SPLITS:
-        images, labels = np.load(out / split / "images.npy"), np.load(out / split / "labels.npy")
+        images, labels = np.load(out / split / "images-00000.npy"), np.load(out / split / "labels-00000.npy")
         assert images.dtype == labels.dtype == np.uint8
         folder = "val" if split == "val" else "train"
         for row, frame in enumerate(index["splits"][split]["frames"]):
@@ -106,9 +106,9 @@ def test_resizing_is_pillows(root, out):
     image, label_ids = written[VAL[0]]
     image = Image.fromarray(image).resize((24, 10), Image.Resampling.BILINEAR)
     label_ids = Image.fromarray(label_ids).resize((24, 10), Image.Resampling.NEAREST)
-    np.testing.assert_array_equal(np.load(out / "val" / "images.npy")[0], np.asarray(image))
+    np.testing.assert_array_equal(np.load(out / "val" / "images-00000.npy")[0], np.asarray(image))
     train_ids = cityscapes.TRAIN_ID_OF_LABEL_ID[np.asarray(label_ids)]
-    np.testing.assert_array_equal(np.load(out / "val" / "labels.npy")[0], train_ids)
+    np.testing.assert_array_equal(np.load(out / "val" / "labels-00000.npy")[0], train_ids)
 
 
 def test_class_frequencies_are_of_valid_pixels(root, out):
@@ -134,7 +134,7 @@ def test_palette_labels_linked_files_and_other_files_are_read(root, out, tmp_pat
     palette.save(label_path(root, "val", VAL[0]))
     prepare(settings(root), 0, out)
     train_ids = cityscapes.TRAIN_ID_OF_LABEL_ID[written[VAL[0]][1]]
-    np.testing.assert_array_equal(np.load(out / "val" / "labels.npy")[0], train_ids)
+    np.testing.assert_array_equal(np.load(out / "val" / "labels-00000.npy")[0], train_ids)
 
 
 @pytest.mark.parametrize("link", ["leftImg8bit", "gtFine/val", "gtFine/train/bochum"])
@@ -344,7 +344,7 @@ def test_unseen_groups_are_in_no_other_split(root, out, tmp_path):
     assert names["val"] == list(VAL)
     assert sorted(names["train"] + names["holdout"]) == sorted({*train} - {"bremen_000000_000019"})
     for row, name in enumerate(names["unseen"]):
-        np.testing.assert_array_equal(np.load(out / "unseen" / "images.npy")[row], written[name][0])
+        np.testing.assert_array_equal(np.load(out / "unseen" / "images-00000.npy")[row], written[name][0])
     # The holdout is drawn as if the groups were not there, and without such groups there is no such split.
     without = [city for city in train if not city.startswith("bremen")]
     write_city(tmp_path / "other", without, VAL)
@@ -444,8 +444,10 @@ def test_synthetic_city(out, tmp_path, monkeypatch):
     counts = SimpleNamespace(train_frames=5, val_frames=2)
     index = prepare(settings("", source="synthetic", size_px=(16, 24), synthetic=counts), 3, out)
     image, label_ids = random_frame(3 + 101, (16, 24))
-    np.testing.assert_array_equal(np.load(out / "val" / "images.npy")[1], image)
-    np.testing.assert_array_equal(np.load(out / "val" / "labels.npy")[1], cityscapes.TRAIN_ID_OF_LABEL_ID[label_ids])
+    np.testing.assert_array_equal(np.load(out / "val" / "images-00000.npy")[1], image)
+    np.testing.assert_array_equal(
+        np.load(out / "val" / "labels-00000.npy")[1], cityscapes.TRAIN_ID_OF_LABEL_ID[label_ids]
+    )
     checksum = hashlib.sha256(image.tobytes() + label_ids.tobytes()).hexdigest()
     assert index["splits"]["val"]["frames"][1]["checksum"] == checksum
     with pytest.raises(UserError, match=r"data\.size_px"):

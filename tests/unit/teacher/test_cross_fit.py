@@ -156,7 +156,7 @@ def test_the_teacher_itself_is_the_one_without_cross_fitting(here, tmp_path, mon
 def test_logits_of_a_frame_are_those_of_the_fold_that_did_not_see_it(here, kind):
     params, data, of_frame = params_of(), PreparedData.open(), folds()
     spec = spec_of(params, data)
-    stored = np.load(f"data/teacher_logits/{kind}/logits.npy")
+    stored = np.load(f"data/teacher_logits/{kind}/logits-00000.npy")
     compute = Compute(torch.device("cpu"), torch.float32, 1)
     nets = [TorchPredictor(load_net(TEACHER / f"fold{fold}" / "teacher.safetensors")[0], compute) for fold in (0, 1)]
     assert sorted(set(of_frame)) == [0, 1]
@@ -176,10 +176,10 @@ def test_logits_of_a_frame_are_those_of_the_fold_that_did_not_see_it(here, kind)
 
 def test_frame_of_no_fold_gets_the_logits_of_the_teacher_of_all(copied):
     """As frames without labels do, which no teacher sees in training."""
-    facts, before = read_json(TEACHER / "folds.json"), np.load("data/teacher_logits/frame/logits.npy")
+    facts, before = read_json(TEACHER / "folds.json"), np.load("data/teacher_logits/frame/logits-00000.npy")
     (TEACHER / "folds.json").write_text(json.dumps(facts | {"fold_of_frame": [WHOLE, *facts["fold_of_frame"][1:]]}))
     teacher_logits(params_of(), "frame")
-    found = np.load("data/teacher_logits/frame/logits.npy")
+    found = np.load("data/teacher_logits/frame/logits-00000.npy")
     whole = TorchPredictor(load_net(TEACHER / "teacher.safetensors")[0], Compute(torch.device("cpu"), torch.float32, 1))
     image = np.array(PreparedData.open().train.images[:1])
     expected = upsample(whole.logits(image), found.shape[1:3])[0].permute(1, 2, 0).numpy()

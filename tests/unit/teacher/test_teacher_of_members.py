@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from segdistill.core.errors import UserError
 from segdistill.core.files import read_json
 from segdistill.data.prepared import PreparedData
-from segdistill.data.teacher_cache import LOGITS, teacher_sha256
+from segdistill.data.teacher_cache import teacher_sha256
 from segdistill.export.onnx_file import write_float32
 from segdistill.formats.classes import ClassTable
 from segdistill.formats.header import KEY, MEAN, STD, Header
@@ -30,6 +30,7 @@ from segdistill.teacher.check import check_teacher
 from segdistill.teacher.model import EnsembleTeacher, open_teacher
 from segdistill.teacher.onnx_teacher import OnnxTeacher
 from segdistill.teacher_logits.build import teacher_logits
+from support.cached_teacher import LOGITS
 from support.onnx_models import weights, write_model
 from support.tiny_city import ARCH, tinier_params
 

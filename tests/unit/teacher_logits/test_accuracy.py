@@ -54,7 +54,7 @@ def stored(kind: str) -> tuple[np.ndarray, np.ndarray]:
     """What is stored, float32 (N, M, h, w, C), and the label in the middle of each cell, by slicing (N, M, h, w)."""
     params, data = params_of(), PreparedData.open()
     stride = params.teacher_logits.stride
-    logits = np.load(f"data/teacher_logits/{kind}/logits.npy")
+    logits = np.load(f"data/teacher_logits/{kind}/logits-00000.npy")
     if kind == "frame":
         return logits[:, None], np.array(data.train.labels)[:, None, stride // 2 :: stride, stride // 2 :: stride]
     spec = ViewSpec.of(data, params.distill.crop_px, params.teacher_logits.views, stride, params.seed)
@@ -137,7 +137,7 @@ def test_limited_views_are_measured_alone(here, tmp_path, monkeypatch):
     limit = {"distill_steps": 1, "finetune_steps": 0, "batch_size": 2}
     teacher_logits(tinier_params(teacher_logits={"kinds": ("views",), "limit_views_to": limit}), "views")
     found = read_json(METRICS / "views.json")
-    assert found["crops"] == len(np.load("data/teacher_logits/views/logits.npy")) == 2
+    assert found["crops"] == len(np.load("data/teacher_logits/views/logits-00000.npy")) == 2
     assert len(frames_csv("views")) == 2, "frames without a stored view are not ranked"
 
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from segdistill.core.errors import UserError
-from segdistill.training.checkpoint import LOCK, Checkpointer, clear_removed
+from segdistill.core.scratch import LOCK
+from segdistill.training.checkpoint import Checkpointer, clear_removed
 from support.tiny_city import tinier_params
 
 JOB = "distill/tiny"
@@ -91,7 +92,7 @@ def test_damaged_state_is_reported_and_counts_as_none(tmp_path, capsys, damage):
 def test_job_that_another_process_trains_is_refused(tmp_path):
     with (
         held_elsewhere(tmp_path / JOB),
-        pytest.raises(UserError, match="distill/tiny is being trained by another process"),
+        pytest.raises(UserError, match="another process works on distill/tiny"),
         Checkpointer(JOB, "key", tmp_path, wait_s=0.2),
     ):
         pass
@@ -102,7 +103,7 @@ def test_job_waits_until_the_other_process_ends(tmp_path, capsys):
         threading.Timer(0.3, other.close).start()
         with Checkpointer(JOB, "key", tmp_path, wait_s=30) as checkpointer:
             assert checkpointer.folder.is_dir()
-    assert capsys.readouterr().err == "distill/tiny: waits for another process that is training it\n"
+    assert capsys.readouterr().err == "distill/tiny: waits for another process that works on it\n"
 
 
 def save(root: Path, job: str) -> Path:
@@ -128,6 +129,12 @@ def test_checkpoints_of_removed_trainings_are_cleared(tmp_path, changed, gone):
     clear_removed(params, tmp_path)
     assert {job for job, folder in folders.items() if not folder.exists()} == gone
     assert not any((tmp_path / job).exists() for job in gone)
+
+
+def test_logits_of_kinds_that_are_no_longer_built_are_cleared(tmp_path):
+    folders = {kind: save(tmp_path, f"teacher-logits/{kind}") for kind in ("views", "frame")}
+    clear_removed(tinier_params(teacher_logits={"kinds": ("views",)}), tmp_path)
+    assert (folders["views"].exists(), folders["frame"].exists()) == (True, False)
 
 
 def test_checkpoints_of_a_running_training_stay(tmp_path):

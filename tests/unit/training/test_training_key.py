@@ -127,7 +127,7 @@ def test_training_is_locked_until_its_outputs_are_written(here, monkeypatch, sta
     def write_and_check(*arguments) -> None:
         job = "distill/vanilla" if stage == "distill" else "teacher"
         with (
-            pytest.raises(UserError, match="is being trained by another process"),
+            pytest.raises(UserError, match="another process works on"),
             Checkpointer(job, "x", wait_s=0),
         ):
             pass
