@@ -38,8 +38,8 @@ from segdistill.scoring.record import write_archive
 from segdistill.teacher_logits.build import build_cache
 
 PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"
-FRAMES, SIZE_PX, VIEWS = 4500, (32, 32), 2
-ARCH, CLASSES = "deeplabv3_mobilenet_lite", 2
+FRAMES, SIZE_PX, VIEWS = 3500, (32, 32), 1
+ARCH, CLASSES = "deeplabv3plus_mobilenet", 2
 ARRAYS = {"images and labels": PREPARED, "logits": TEACHER_LOGITS / "views"}
 
 
@@ -83,11 +83,11 @@ def pushed(raw: Path, frames: int) -> dict[str, int]:
     views = ViewSpec.of(opened, SIZE_PX, VIEWS, 4, seed=0)
     params = TeacherLogitsParams(kinds=("views",), views=VIEWS, stride=4, dtype="float16", batch_size=100)
     build_cache("views", ARRAYS["logits"], opened.train, views, params, resolve_device("cpu", "float32", 1))
+    dvc("add", *map(str, ARRAYS.values()))
     added = {}
     for name, folder in ARRAYS.items():
         before = stored_bytes()
-        for command in (("add", str(folder)), ("push", f"{folder}.dvc")):
-            dvc(*command)
+        dvc("push", f"{folder}.dvc")
         added[name] = stored_bytes() - before
     return added
 

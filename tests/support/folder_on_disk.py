@@ -23,8 +23,8 @@ CLASS_OF_ID = {0: 255, 1: 0, 2: 1, 9: 1, 40: 2, 255: 255}
 def settings(root: Path | str, **changed) -> SimpleNamespace:
     """A `data` section that reads the folder `root`."""
     return SimpleNamespace(
-        **{"source": "folder", "root": str(root), "size_px": None, "holdout_fraction": 0.4, "unlabelled": None}
-        | {"unseen_groups": ()}
+        **{"source": "folder", "root": str(root), "size_px": None, "holdout_fraction": 0.4, "holdout_by": "groups"}
+        | {"unlabelled": None, "unseen_groups": ()}
         | changed
     )
 
