@@ -159,7 +159,7 @@ def build_cache(
         (str(compute.device), str(compute.dtype), compute.threads),
     )
 
-    def write_shard(folder: Path, number: int) -> None:
+    def write_shard(folder: Path, number: int, progress: Progress) -> None:
         """Run the teacher on the windows of a shard, and write its files."""
         frames = shards[number]
         of_shard = None if stored is None else stored[frames.start : frames.stop]
@@ -202,7 +202,7 @@ def build_cache(
                 if not finished[number]:
                     # The folder gets its name when all of its files are on the disk: what a kill leaves is no shard.
                     with atomic_directory(shard) as folder:
-                        write_shard(folder, number)
+                        write_shard(folder, number, progress)
                 elif accuracy is not None:
                     accuracy.load_shard(shard / COUNTS, shards[number])
         if accuracy is not None:
