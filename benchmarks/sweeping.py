@@ -1,15 +1,18 @@
-"""What `segdistill sweep --jobs` costs per run and how much sooner a sweep ends, on runs that only sleep.
+"""What `segdistill sweep` costs per run and how much sooner a sweep ends, on runs that only sleep.
 
     python -m benchmarks.sweeping                                # 8, 32 and 128 runs of 30 s, 8 at a time
+    python -m benchmarks.sweeping --ray                          # the same on a Ray cluster of one node, here
     python -m benchmarks.sweeping --runs 4 --seconds 1 --jobs 2  # a trial
 
-Runs that sleep need no core, so what is left is the cost of DVC and of the sweep. The stages have the names and the
-order of this pipeline, one small out each, and no code.
+Runs that sleep need no core, so what is left is the cost of DVC and of the sweep: with --ray also that of clones, pulls
+and pushes, for all of which this machine has to be enough. The stages have the names and the order of this pipeline,
+one small out each, and no code.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import subprocess
 import sys
@@ -19,6 +22,7 @@ from pathlib import Path
 
 import yaml
 
+from benchmarks.ray_cluster import ray_cluster
 from benchmarks.rows import Row
 from benchmarks.table import table
 from segdistill.core.files import write_text
@@ -54,12 +58,14 @@ def sleeping_project(folder: Path, runs: list[str], seconds: float) -> Path:
         "steplr-finetune": stage(f"{metrics}/finetune.json", f"{models}/distilled.safetensors", **own),
         "export-onnx": stage(f"{models}/student.onnx", f"{metrics}/finetune.json", **own),
     }
+    repetition = stage(f"{metrics}/finetune.json", "metrics/runs/${item.run}/finetune.json")
     logits = stage("data/teacher_logits/${item}", "models/teacher")
     stages = {
         "prepare": stage("data/prepared", params=["seed"]),
         "teacher-check": stage("models/teacher", "data/prepared"),
         "teacher-logits": {"foreach": "${teacher_logits.kinds}", "do": logits},
         **{name: {"foreach": "${runs}", "do": body} for name, body in of_run.items()},
+        "repeat": {"matrix": {"run": "${runs}", "seed": "${seeds}"}} | repetition,
         "benchmark": stage("metrics/benchmark.json", "models/runs"),
         "report": stage("reports/index.html", "metrics/runs", "metrics/benchmark.json"),
     }
@@ -69,18 +75,28 @@ def sleeping_project(folder: Path, runs: list[str], seconds: float) -> Path:
     return folder
 
 
+def commit_and_connect(folder: Path, store: Path) -> None:
+    """Commit all of a project, and give it a DVC remote in the folder `store`."""
+    store.mkdir()
+    identity = ("-c", "user.name=test", "-c", "user.email=test@example.org")
+    connect = [sys.executable, "-m", "dvc", "remote", "add", "--quiet", "--local", "--default", "store", str(store)]
+    for command in (["git", "add", "--all"], ["git", *identity, "commit", "--quiet", "--message", "start"], connect):
+        subprocess.run(command, cwd=folder, check=True, env=environment(folder))
+
+
 def environment(folder: Path) -> dict[str, str]:
     """Return an environment in which DVC keeps its own caches of `folder` apart from those of the user."""
     own = {"DVC_NO_ANALYTICS": "true", "DVC_SITE_CACHE_DIR": str(folder.with_name(f"{folder.name}_site_cache"))}
     return os.environ | own
 
 
-def sweep_s(runs: int, jobs: int, seconds: float) -> float:
-    """Return the seconds that a sweep of sleeping runs takes."""
+def sweep_s(runs: int, seconds: float, *where: str) -> float:
+    """Return the seconds that a sweep of sleeping runs takes; `where` are its options."""
     with tempfile.TemporaryDirectory() as scratch:
         names = [f"run-{number:03d}" for number in range(runs)]
         folder = sleeping_project(Path(scratch) / "project", names, seconds)
-        command = [sys.executable, "-m", "segdistill", "sweep", "--jobs", str(jobs)]
+        commit_and_connect(folder, Path(scratch) / "store")
+        command = [sys.executable, "-m", "segdistill", "sweep", *where]
         started = time.perf_counter()
         done = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, check=False)
         if done.returncode:
@@ -88,11 +104,13 @@ def sweep_s(runs: int, jobs: int, seconds: float) -> float:
         return time.perf_counter() - started
 
 
-def rows(runs: int, jobs: int, seconds: float) -> list[Row]:
+def rows(runs: int, jobs: int, seconds: float, address: str | None) -> list[Row]:
     """Return the overhead per run and the speed-up over one run after the other, without any cost of DVC."""
-    taken_s = sweep_s(runs, jobs, seconds)
+    where = ["--jobs", str(jobs)] if address is None else ["--address", address, "--cpus", "1"]
+    taken_s = sweep_s(runs, seconds, *where)
     slept_s = -(-runs // jobs) * seconds
-    name, what = f"sweep-{runs}", f"{runs} runs of {seconds:g} s, {jobs} at a time"
+    name = f"sweep-{runs}" if address is None else f"sweep-ray-{runs}"
+    what = f"{runs} runs of {seconds:g} s, {jobs} at a time" + (" on a Ray cluster" if address else "")
     return [
         Row(
             f"{name}-overhead",
@@ -111,8 +129,14 @@ def main() -> None:
     parser.add_argument("--runs", type=int, nargs="+", default=[8, 32, 128])
     parser.add_argument("--jobs", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=30.0, help="that each run sleeps")
+    parser.add_argument("--ray", action="store_true", help="on a Ray cluster, which is started here")
     given = parser.parse_args()
-    print(table([row for runs in given.runs for row in rows(runs, given.jobs, given.seconds)]))
+    with contextlib.ExitStack() as stack:
+        address = None
+        if given.ray:
+            cache = stack.enter_context(tempfile.TemporaryDirectory())
+            address = stack.enter_context(ray_cluster(1, given.jobs, XDG_CACHE_HOME=cache)).address
+        print(table([row for runs in given.runs for row in rows(runs, given.jobs, given.seconds, address)]))
 
 
 if __name__ == "__main__":

@@ -113,9 +113,10 @@ def test_modules_do_not_import_each_other_in_circles():
         ({"timm"}, lambda path: path.stem == "timm_backbone"),
         ({"mlflow"}, lambda path: name_of(path) == "tracking"),
         ({"optuna", "sqlalchemy"}, lambda path: path == PACKAGE / "search" / "study.py"),
+        ({"ray"}, lambda path: path == PACKAGE / "sweep" / "cluster.py"),
         ({"pickle", "cloudpickle", "dill", "joblib"}, lambda path: False),
     ],
-    ids=["torch", "onnx", "timm", "mlflow", "optuna", "pickle"],
+    ids=["torch", "onnx", "timm", "mlflow", "optuna", "ray", "pickle"],
 )
 def test_foreign_package_is_imported_only_where_it_belongs(packages, allowed):
     assert [relative(path) for path in MODULES + STAGES if foreign_imports(path) & packages and not allowed(path)] == []

@@ -15,13 +15,16 @@ from support.checkout import Checkout
 
 pytestmark = pytest.mark.slow
 LIMIT_S = 300
+STUDENTS = ["vanilla", "a03-lr01", "vanilla-1", "a03-lr01-1"]
 MEASURING = {"benchmark", "report"}  # whose metrics are times
 SWEEP = (sys.executable, "-m", "segdistill", "sweep", "--jobs", "2")
 
 
-def checkout_of_four_runs(folder: Path) -> Checkout:
+def checkout_of_repeated_runs(folder: Path) -> Checkout:
+    """Return a copy with two runs, each with two seeds."""
     made = Checkout(folder)
-    made.params["runs"]["low"] = made.params["runs"]["a03-lr01"] | {"lr": 0.001, "alpha": 0.7}
+    del made.params["runs"]["light"]
+    made.params["seeds"] = [1]
     # Enough steps that every interruption meets a training.
     made.params["distill"] |= {
         "steps": 40,
@@ -72,7 +75,7 @@ def runs(process: psutil.Process) -> bool:
 
 
 def test_interrupted_sweep_gives_the_bytes_of_serial_repro(tmp_path):
-    checkout = checkout_of_four_runs(tmp_path / "sweep")
+    checkout = checkout_of_repeated_runs(tmp_path / "sweep")
 
     # Ctrl-C in a terminal reaches the sweep alone: each run is in a process group of its own.
     sweep = StartedSweep(checkout)
@@ -91,13 +94,18 @@ def test_interrupted_sweep_gives_the_bytes_of_serial_repro(tmp_path):
     done = checkout.call(*SWEEP)
     assert done.returncode == 0, done.stdout + done.stderr
     assert logs(checkout).count("continues after step") == 2
-    assert "(4 of 4)" in done.stdout
-    for run in checkout.params["runs"]:
-        assert f"mIoU {checkout.metrics(f'runs/{run}/finetune.json')['mean_iou']:.2%}" in done.stdout
-    assert set(checkout.metrics("summary.json")["runs"]) == set(checkout.params["runs"])
+    # The runs first: a repetition reads the result of its run.
+    started = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("started")]
+    assert started == STUDENTS
+    assert done.stdout.count("(2 of 2)") == 2
+    for student in STUDENTS:
+        assert f"mIoU {checkout.metrics(f'runs/{student}/finetune.json')['mean_iou']:.2%}" in done.stdout
+    assert set(checkout.metrics("summary.json")["runs"]) == set(STUDENTS)
     assert checkout.call(*SWEEP).stdout.startswith("nothing to do: 4 runs")
     assert checkout.dvc("repro") == []
 
-    serial = checkout_of_four_runs(tmp_path / "serial")
-    serial.dvc("repro", *(f"export-onnx@{run}" for run in serial.params["runs"]))
+    serial = checkout_of_repeated_runs(tmp_path / "serial")
+    serial.dvc(
+        "repro", *(stage for run in serial.params["runs"] for stage in (f"export-onnx@{run}", f"repeat@{run}-1"))
+    )
     assert serial.lock() == {name: entry for name, entry in checkout.lock().items() if name not in MEASURING}

@@ -11,18 +11,40 @@ from segdistill.core.errors import exit_on_user_error
 
 
 def sweep(
-    jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", min=1, help="runs at a time on this machine")],
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", metavar="N", min=1, help="runs at a time here")] = None,
+    address: Annotated[
+        str | None, typer.Option("--address", metavar="HOST:PORT", help="run them on the Ray cluster of this head")
+    ] = None,
+    cpus: Annotated[
+        int | None, typer.Option("--cpus", metavar="N", min=1, help="with --address: CPUs of a run; else shared out")
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option("--gpus", metavar="N", min=0, help="with --address: GPUs of a run; else one, if any")
+    ] = None,
 ) -> None:
-    """Do what dvc repro does, N runs at a time: shared stages, the runs that changed, benchmark and report.
+    """Do what dvc repro does, several runs at a time: shared stages, the runs that changed, benchmark and report.
 
-    Cores and GPUs are shared out among the N. The output of a run goes to scratch/sweep/RUN.log.
-    A run that fails does not stop the others. Ctrl-C stops all of them, and the same command continues.
+    With --jobs N, cores and GPUs of this machine are shared out among N runs.
+    With --address, a Ray cluster runs them; a DVC remote carries the artifacts.
+
+    The output of a run goes to scratch/sweep/RUN.log. A run that fails does not stop the others.
+    Ctrl-C stops all of them, and the same command continues.
     """
     from segdistill.params.read import load_params
-    from segdistill.sweep.local import sweep as sweep_here
 
+    if (jobs is None) == (address is None):
+        raise typer.BadParameter("give either --jobs N, for this machine, or --address HOST:PORT, for a Ray cluster")
+    if address is None and (cpus, gpus) != (None, None):
+        raise typer.BadParameter("--cpus and --gpus go with --address; --jobs shares out all that this machine has")
     with exit_on_user_error():
-        sweep_here(load_params(), jobs)
+        if jobs is not None:
+            from segdistill.sweep.local import sweep as sweep_here
+
+            sweep_here(load_params(), jobs)
+        elif address is not None:
+            from segdistill.sweep.cluster import sweep as sweep_on_cluster
+
+            sweep_on_cluster(load_params(), address, cpus, gpus)
 
 
 def work(run: Annotated[str, typer.Argument(metavar="RUN", help="a name under runs in params.yaml")]) -> None:
@@ -32,7 +54,9 @@ def work(run: Annotated[str, typer.Argument(metavar="RUN", help="a name under ru
     This pulls what the run reads, runs its stages and pushes what they wrote; dvc repro --pull at home restores it.
     """
     from segdistill.params.read import load_params
+    from segdistill.sweep.processes import end_with_parent
     from segdistill.sweep.worker import work as do_run
 
+    end_with_parent()
     with exit_on_user_error():
         print(json.dumps(do_run(load_params(), run), indent=2))

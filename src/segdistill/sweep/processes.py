@@ -17,6 +17,7 @@ from segdistill.core.log import logger
 DVC = [sys.executable, "-m", "dvc"]
 POLL_S = 0.1
 PR_SET_PDEATHSIG = 1  # of prctl(2)
+PARENT_VARIABLE = "SEGDISTILL_PARENT"  # the process id by which `segdistill work` knows the worker that started it
 
 
 def dvc_environment() -> dict[str, str]:
@@ -37,7 +38,7 @@ class DvcProcess:
                 prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # a killed sweep leaves no run behind
 
         self.started_s, self._passed_on = time.monotonic(), 0
-        self._process = subprocess.Popen(  # noqa: PLW1509 - this process has one thread
+        self._process = subprocess.Popen(  # noqa: PLW1509 - it takes no lock that a thread of Ray may hold
             [*DVC, *arguments],
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -83,3 +84,15 @@ def leave_if_stopped(signals: list[int]) -> None:
     if signals:
         logger.error("stopped; the same command continues with what is not finished")
         raise SystemExit(128 + signals[0])
+
+
+def end_with_parent() -> None:
+    """Have Linux send a SIGTERM when the process that PARENT_VARIABLE names ends, however it ends; do nothing without.
+
+    Ray kills the processes of its workers, and leaves what they started running.
+    """
+    parent = os.environ.pop(PARENT_VARIABLE, "")
+    if parent and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != int(parent):  # it ended while Python was starting
+            raise SystemExit(128 + signal.SIGTERM)

@@ -6,15 +6,22 @@ run and were pushed.
 
 from __future__ import annotations
 
+import json
+import os
+import socket
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
+from typing import NamedTuple
 
 from segdistill.core.errors import UserError
+from segdistill.core.provenance import THREADS_VARIABLE
 from segdistill.params.model import Params
 from segdistill.params.read import known_run
 from segdistill.params.stages import shared_stages, student_stages
-from segdistill.sweep.processes import DVC, dvc_environment, run_alone
+from segdistill.sweep.processes import DVC, PARENT_VARIABLE, POLL_S, dvc_environment, run_alone
 from segdistill.training.checkpoint import stop_requests
 
 LOCK = Path("dvc.lock")
@@ -67,3 +74,73 @@ def locked() -> dict[str, dict]:
     from dvc.utils.serialize import load_yaml  # PyYAML would take 1e-05 for text
 
     return load_yaml(LOCK)["stages"] if LOCK.exists() else {}
+
+
+class Job(NamedTuple):
+    """What the runs of one sweep have in common, besides the commit.
+
+    Attributes:
+        project: names the folders of this project in the cache and on the scratch that machines share.
+        params, lock, config: the content of params.yaml, dvc.lock and .dvc/config.local.
+        threads: of a run.
+    """
+
+    project: str
+    params: str
+    lock: str
+    config: str
+    threads: int
+
+
+class Result(NamedTuple):
+    """What a run printed and where it ran; its entries of dvc.lock, None when it failed."""
+
+    host: str
+    log: str
+    entries: dict[str, dict] | None
+
+
+def run_in_clone(job: Job, bundle: bytes, run: str) -> Result:
+    """Run `segdistill work RUN` in a clone of the git bundle, with the clone's own code."""
+    with tempfile.TemporaryDirectory(prefix="segdistill-") as scratch:
+        file, clone = Path(scratch) / "bundle", Path(scratch) / "clone"
+        file.write_bytes(bundle)
+        subprocess.run(
+            ["git", "-c", "advice.detachedHead=false", "clone", "--quiet", str(file), str(clone)], check=True
+        )
+        (clone / "params.yaml").write_text(job.params, encoding="utf-8")
+        (clone / "dvc.lock").write_text(job.lock, encoding="utf-8")
+        # Clones on a machine share what they pull: prepared data and logits are links into one cache.
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "segdistill" / job.project
+        links = f'[cache]\n    dir = "{cache}"\n    type = "hardlink,symlink"\n'
+        (clone / ".dvc" / "config.local").write_text(f"{job.config}\n{links}", encoding="utf-8")
+        environment = os.environ | {
+            "PYTHONPATH": f"{clone / 'src'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",  # before an installed one
+            "DVC_SITE_CACHE_DIR": str(Path(scratch) / "site"),  # DVC would leave a folder for each clone
+            THREADS_VARIABLE: str(job.threads),
+            PARENT_VARIABLE: str(os.getpid()),
+        }
+        if shared := os.environ.get("SEGDISTILL_SCRATCH"):
+            environment["SEGDISTILL_SCRATCH"] = str(Path(shared) / job.project)
+        entries, log = Path(scratch) / "entries.json", Path(scratch) / "log"
+        with entries.open("w") as stdout, log.open("w") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "segdistill", "work", run],
+                cwd=clone,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+            )
+            try:
+                # Ray cancels a task by a KeyboardInterrupt between two instructions of Python, not in a wait().
+                while process.poll() is None:
+                    time.sleep(POLL_S)
+            finally:
+                process.terminate()  # its training finishes the step and saves
+                process.wait()
+        return Result(
+            host=socket.gethostname(),
+            log=log.read_text(encoding="utf-8", errors="replace"),
+            entries=json.loads(entries.read_text()) if process.returncode == 0 else None,
+        )

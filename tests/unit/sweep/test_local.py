@@ -41,6 +41,11 @@ def set_lr(project: Path, run: str, lr: float) -> None:
     (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
 
+def set_seeds(project: Path, *seeds: int) -> None:
+    params = yaml.safe_load((project / "params.yaml").read_text()) | {"seeds": list(seeds)}
+    (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+
 def locked_stages(project: Path) -> set[str]:
     lock = project / "dvc.lock"
     return set(yaml.safe_load(lock.read_text())["stages"]) if lock.exists() else set()
@@ -102,6 +107,29 @@ def test_a_signal_stops_all_runs_and_the_same_command_continues(tmp_path, number
     assert code == 0, out + err
     assert "3 of 3 runs changed" in out
     assert locked_stages(project) == SHARED | stages_of(*RUNS) | LAST
+
+
+@pytest.mark.slow
+def test_repetitions_follow_their_run_and_not_one_that_failed(tmp_path):
+    project = sleeping_project(tmp_path / "project", RUNS[:2], seconds=0)
+    set_lr(project, "one", FAILING)
+    set_seeds(project, 0, 1)  # every run has seed 0
+    code, out, err = sweep(project, "--jobs", "2")
+    assert code == 1
+    assert [line.split()[1] for line in out.splitlines() if line.startswith("started")] == [
+        "vanilla",
+        "one",
+        "vanilla-1",
+    ]
+    assert "1 of 3 runs failed; benchmark and report wait for them; their logs:\n  - one: " in err
+    assert locked_stages(project) == SHARED | stages_of("vanilla") | {"repeat@vanilla-1"}
+
+    set_lr(project, "one", 0.01)
+    code, out, err = sweep(project, "--jobs", "2")
+    assert code == 0, out + err
+    assert [line.split()[1] for line in out.splitlines() if line.startswith("started")] == ["one", "one-1"]
+    repeats = {f"repeat@{run}-{seed}" for run in RUNS[:2] for seed in (0, 1)}
+    assert locked_stages(project) == SHARED | stages_of(*RUNS[:2]) | repeats | LAST
 
 
 @pytest.mark.slow

@@ -6,12 +6,15 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 import yaml
 
-from benchmarks.sweeping import FAILING, environment, sleeping_project
+from benchmarks.sweeping import FAILING, commit_and_connect, environment, sleeping_project
+from segdistill.sweep import cluster
+from segdistill.sweep.worker import run_in_clone
 
 RUNS = ["vanilla", "one"]
 STAGES = ["distill@one", "steplr-finetune@one", "export-onnx@one"]
@@ -41,11 +44,7 @@ def clone_of(home: Path, folder: Path) -> Path:
 def home(tmp_path):
     """A project with a remote, whose shared stages have run and were pushed."""
     project = sleeping_project(tmp_path / "home", RUNS, seconds=0)
-    (project / "store").mkdir()
-    done(project, "git", "add", "-A")
-    identity = ("-c", "user.name=test", "-c", "user.email=test@example.org")
-    done(project, "git", *identity, "commit", "-q", "-m", "start")
-    done(project, "dvc", "remote", "add", "--local", "-d", "store", str(tmp_path / "store"))
+    commit_and_connect(project, tmp_path / "store")
     done(project, "dvc", "repro", "teacher-logits")
     done(project, "dvc", "push")
     return project
@@ -88,6 +87,26 @@ def test_work_is_refused_before_it_starts(home, tmp_path):
     refused = call(clone, "segdistill", "work", "one")
     assert refused.returncode == 1
     assert "dvc.lock: no entry of prepare, teacher-check, teacher-logits@views; run the shared stages" in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_worker_makes_its_own_clone_and_shares_one_cache(home, tmp_path, monkeypatch):
+    """What a task on a Ray cluster does, without Ray."""
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name, value in environment(home).items():
+        monkeypatch.setenv(name, value)
+    result = run_in_clone(cluster._job(threads=3), cluster._bundle(), "one")
+    assert result.entries is not None, result.log
+    assert list(result.entries) == STAGES
+    assert "Running stage 'distill@one'" in result.log
+    assert list((tmp_path / "cache/segdistill").glob("*/files"))
+    assert not list(tmp_path.glob("segdistill-*")), "the clone is left"
+    (home / "scratch/sweep").mkdir(parents=True)
+    assert cluster._bring_home("one", result.entries, signals=[])
+    assert (home / "models/runs/one/student.onnx").exists()
+    assert "Running stage" not in done(home, "dvc", "repro", "--single-item", *STAGES)
 
 
 @pytest.mark.slow
