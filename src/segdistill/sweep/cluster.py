@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from segdistill.core.errors import UserError
 from segdistill.core.provenance import settings_hash
@@ -111,7 +111,9 @@ def _has_token() -> bool:
 @contextlib.contextmanager
 def _connected(address: str) -> Iterator[Any]:
     """Yield the module ray, connected to the cluster at `address`."""
+    # Ray reads these when it is imported: report nothing to its makers, give up after 5 s.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "5")
     if _is_loopback(address.rpartition(":")[0]):
         # Else Ray takes the machine's own address for that of its node here, and waits for such a node for ever.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
@@ -119,15 +121,29 @@ def _connected(address: str) -> Iterator[Any]:
         import ray
     except ImportError:
         raise UserError("--address: ray is not installed; install it: pip install 'segdistill[cluster]'") from None
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        cause = " ".join(str(error).split())[:200]
-        raise UserError(f"--address: found {address}; no Ray cluster can be reached there ({cause})") from None
+    with tempfile.TemporaryFile("w+", errors="replace") as said, _stderr_to(said):
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            said.seek(0)
+            cause = "it refuses the token" if "InvalidAuthToken" in said.read() else " ".join(str(error).split())[:200]
+            raise UserError(f"--address: found {address}; no Ray cluster can be reached there ({cause})") from None
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _stderr_to(file: IO) -> Iterator[None]:
+    """Send what this process prints to stderr to `file`, also what Ray's C++ prints, several lines for each try."""
+    kept = os.dup(2)
+    os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _share(nodes: list[dict], cpus: int | None, gpus: int | None) -> dict[str, int]:
