@@ -22,24 +22,26 @@ SETTINGS = {
 
 
 class RayCluster:
-    """A head that runs nothing, and nodes that do."""
+    """A head that runs nothing, and nodes that do, each with the environment `variables`."""
 
-    def __init__(self, nodes: int, cpus: int, folder: str) -> None:
+    def __init__(self, nodes: int, cpus: int, folder: str, variables: dict[str, str]) -> None:
         from ray.cluster_utils import Cluster
 
-        self._cpus, self._cluster = cpus, Cluster(shutdown_at_exit=True)
-        self._cluster.add_node(wait=False, num_cpus=0, include_dashboard=False, temp_dir=folder, **self._common)
+        self._cpus, self._variables = cpus, variables
+        # 75 MiB is the least store that Ray takes.
+        self._common = {"wait": False, "node_ip_address": "127.0.0.1", "object_store_memory": 80 * 2**20}
+        self._cluster = Cluster(shutdown_at_exit=True)
+        self._cluster.add_node(num_cpus=0, include_dashboard=False, temp_dir=folder, **self._common)
         self.nodes = [self.add_node() for _ in range(nodes)]
         self._cluster.wait_for_nodes(timeout=STARTED_WITHIN_S)
-
-    _common = {"node_ip_address": "127.0.0.1", "object_store_memory": 80 * 2**20}  # 75 MiB is Ray's least
 
     @property
     def address(self) -> str:
         return self._cluster.address
 
     def add_node(self) -> Any:
-        return self._cluster.add_node(wait=False, num_cpus=self._cpus, **self._common)
+        with _environment(self._variables):
+            return self._cluster.add_node(num_cpus=self._cpus, **self._common)
 
     def kill_node(self, node: Any) -> None:
         """Kill the processes of a node, as when its machine is switched off."""
@@ -52,17 +54,22 @@ class RayCluster:
 @contextlib.contextmanager
 def ray_cluster(nodes: int, cpus: int, **variables: str) -> Iterator[RayCluster]:
     """Yield a cluster whose nodes have `variables`, and end it; until then this process has the variables of Ray."""
-    before = dict(os.environ)
-    os.environ |= SETTINGS | variables
+    # A short path, for Ray's sockets.
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder, _environment(SETTINGS):
+        cluster = RayCluster(nodes, cpus, folder, variables)
+        try:
+            yield cluster
+        finally:
+            cluster.shutdown()
+
+
+@contextlib.contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Have `variables` in the environment for a while."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
-        with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # a short path, for Ray's sockets
-            cluster = RayCluster(nodes, cpus, folder)
-            for name in variables:
-                del os.environ[name]
-            try:
-                yield cluster
-            finally:
-                cluster.shutdown()
+        yield
     finally:
-        os.environ.clear()
-        os.environ |= before
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})

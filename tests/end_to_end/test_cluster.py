@@ -34,8 +34,8 @@ def cluster(shared, tmp_path_factory):
     """A cluster of two nodes with two CPUs each."""
     if importlib.util.find_spec("ray") is None:  # without an import, at which Ray would read its settings
         pytest.skip("needs the extra cluster")
-    cache = str(tmp_path_factory.mktemp("cache"))
-    with ray_cluster(2, 2, XDG_CACHE_HOME=cache, SEGDISTILL_SCRATCH=str(shared)) as started:
+    own = {name: str(tmp_path_factory.mktemp("node")) for name in ("XDG_CACHE_HOME", "TMPDIR")}
+    with ray_cluster(2, 2, SEGDISTILL_SCRATCH=str(shared), **own) as started:
         yield started
 
 
