@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import logging
 import os
 import socket
 import subprocess
@@ -123,7 +124,7 @@ def _connected(address: str) -> Iterator[Any]:
         raise UserError("--address: ray is not installed; install it: pip install 'segdistill[cluster]'") from None
     with tempfile.TemporaryFile("w+", errors="replace") as said, _stderr_to(said):
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             said.seek(0)
             cause = "it refuses the token" if "InvalidAuthToken" in said.read() else " ".join(str(error).split())[:200]
