@@ -75,7 +75,7 @@ def runs(process: psutil.Process) -> bool:
 
 
 def test_interrupted_sweep_gives_the_bytes_of_serial_repro(tmp_path):
-    checkout = checkout_of_repeated_runs(tmp_path / "sweep")
+    checkout, serial = (checkout_of_repeated_runs(tmp_path / name) for name in ("sweep", "serial"))
 
     # Ctrl-C in a terminal reaches the sweep alone: each run is in a process group of its own.
     sweep = StartedSweep(checkout)
@@ -104,8 +104,6 @@ def test_interrupted_sweep_gives_the_bytes_of_serial_repro(tmp_path):
     assert checkout.call(*SWEEP).stdout.startswith("nothing to do: 4 runs")
     assert checkout.dvc("repro") == []
 
-    serial = checkout_of_repeated_runs(tmp_path / "serial")
-    serial.dvc(
-        "repro", *(stage for run in serial.params["runs"] for stage in (f"export-onnx@{run}", f"repeat@{run}-1"))
-    )
+    names = serial.params["runs"]
+    serial.dvc("repro", *(f"export-onnx@{run}" for run in names), *(f"repeat@{run}-1" for run in names))
     assert serial.lock() == {name: entry for name, entry in checkout.lock().items() if name not in MEASURING}
