@@ -20,7 +20,7 @@ from benchmarks.sweeping import FAILING, commit_and_connect, environment, sleepi
 from support.checkout import RUNNING, Checkout
 
 pytestmark = pytest.mark.slow
-LIMIT_S = 300
+LIMIT_S = 600
 
 
 @pytest.fixture(scope="module")
