@@ -9,10 +9,12 @@ if __name__ == "__main__":
     parser.add_argument("--run", required=True, help="a name under runs in params.yaml")
     run = parser.parse_args().run
     with stage_process():
+        from segdistill.parallel.launch import on_devices
         from segdistill.params.read import known_run, load_params
         from segdistill.params.stages import announce_stage
         from segdistill.student.run import distill
 
         params = load_params()
-        announce_stage(params)
-        distill(params, known_run(params, run))
+        with on_devices(params.compute):
+            announce_stage(params)
+            distill(params, known_run(params, run))

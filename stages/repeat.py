@@ -11,23 +11,27 @@ if __name__ == "__main__":
     given = parser.parse_args()
     with stage_process():
         from segdistill.core.files import write_json
+        from segdistill.parallel.launch import on_devices
         from segdistill.params.read import known_run, load_params
         from segdistill.params.stages import announce_stage
         from segdistill.paths import SAME_AS, run_metrics, run_models
 
         params, name = load_params(), f"{given.run}-{given.seed}"
-        announce_stage(params)
         if given.seed == params.seed_of(known_run(params, given.run)):
+            announce_stage(params)
             # The run itself has this seed. DVC wants the outputs nevertheless; nobody reads them.
             for folder in (run_models(name), run_metrics(name)):
                 write_json(folder / SAME_AS, {"run": given.run})
         else:
-            from segdistill.export.run import export_run
-            from segdistill.student.run import distill, finetune
+            known_run(params, name)
+            with on_devices(params.compute):
+                from segdistill.export.run import export_run
+                from segdistill.student.run import distill, finetune
 
-            # DVC removes the distilled weights when a stopped stage starts again. The checkpoints, kept at their last
-            # steps until all is done, bring them back without training.
-            trained = [phase(params, known_run(params, name), keep_checkpoint=True) for phase in (distill, finetune)]
+                announce_stage(params)
+                # DVC removes the distilled weights when a stopped stage starts again. The checkpoints, kept at their
+                # last steps until all is done, bring them back without training.
+                trained = [phase(params, name, keep_checkpoint=True) for phase in (distill, finetune)]
             export_run(params, name)
             for checkpointer in filter(None, trained):
                 checkpointer.clear()

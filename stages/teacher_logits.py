@@ -9,10 +9,12 @@ if __name__ == "__main__":
     parser.add_argument("--kind", required=True, choices=("views", "frame", "online"))
     kind = parser.parse_args().kind
     with stage_process():
+        from segdistill.parallel.launch import on_devices
         from segdistill.params.read import load_params
         from segdistill.params.stages import announce_stage
         from segdistill.teacher_logits.build import teacher_logits
 
         params = load_params()
-        announce_stage(params)
-        teacher_logits(params, kind)
+        with on_devices(params.compute):
+            announce_stage(params)
+            teacher_logits(params, kind)

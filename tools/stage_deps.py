@@ -34,7 +34,10 @@ EXEMPT = {
 }
 # Left out of one stage, and why.
 EXEMPT_IN = {
+    "teacher-logits": {"parallel": "the bytes are those of one process, on any number of ranks"},
+    "export-onnx": {"parallel": "it runs in one process, where these functions do nothing"},
     "benchmark": {
+        "parallel": "it runs in one process, where these functions do nothing",
         "export": "it times outputs of export-onnx, which reruns first; the teacher's files come from the same code",
     },
     "report": {"training": "it only removes the checkpoints of runs that params.yaml no longer has"},

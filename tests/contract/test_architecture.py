@@ -22,7 +22,7 @@ PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stag
 
 # Modules and packages of segdistill, from the bottom up: each may import those before it.
 LAYERS = [
-    *("__init__", "core", "params", "paths", "formats", "data", "nets", "networks", "scoring", "training"),
+    *("__init__", "core", "params", "paths", "formats", "parallel", "data", "nets", "networks", "scoring", "training"),
     *("teacher", "teacher_logits", "student", "export", "latency", "prepare"),
     *("results", "report", "tracking", "compare", "predict", "sweep", "search", "cli", "__main__"),
 ]

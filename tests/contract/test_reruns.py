@@ -155,6 +155,18 @@ def test_value_in_params_reruns_only_the_stages_that_read_it(finished, path):
         file.write_bytes(before)
 
 
+def test_another_number_of_devices_reruns_nothing(finished):
+    file = finished.folder / "params.yaml"
+    before = file.read_bytes()
+    changed = json.loads(json.dumps(finished.params))
+    changed["compute"]["devices"] += 1
+    file.write_text(json.dumps(changed), encoding="utf-8")
+    try:
+        assert changed_stages(finished) == []
+    finally:
+        file.write_bytes(before)
+
+
 def own_seed_folders(checkout: Checkout) -> list[Path]:
     return [folder for top in ("models", "metrics") for folder in (checkout.folder / top / "runs").glob("*-0")]
 

@@ -33,17 +33,22 @@ def exit_on_user_error() -> Iterator[None]:
     """Turn a UserError or OSError into one message on stderr and exit code 1; leave bugs their traceback."""
     try:
         yield
-    except UserError as error:
-        message = str(error)
-    except OSError as error:
+    except (UserError, OSError) as error:
+        logger.error(message_to_user(error))
+        sys.exit(1)
+
+
+def message_to_user(error: Exception) -> str | None:
+    """Return what users read of a UserError or OSError, printable and without passwords; None of other errors."""
+    if isinstance(error, OSError):
         name = f"{error.filename}: " if error.filename else ""
         remedy = "; free some space and run it again: what was finished is kept" if error.errno in NO_SPACE else ""
         message = f"{name}{error.strerror or error}{remedy}"
+    elif isinstance(error, UserError):
+        message = str(error)
     else:
-        return
-    lines = map(printable, without_passwords(message).split("\n"))
-    logger.error("\n".join(lines))
-    sys.exit(1)
+        return None
+    return "\n".join(map(printable, without_passwords(message).split("\n")))
 
 
 def printable(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from typing import Any
@@ -32,7 +33,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self.started_s = self._logged_s = time.monotonic()
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and logger.isEnabledFor(logging.INFO):
             self._bar = _bar(in_background=not self.timing)
             self._task = self._bar.add_task(self.name, total=self.total, completed=self.first, note="", rate="")
             self._bar.start()

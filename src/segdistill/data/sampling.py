@@ -112,8 +112,8 @@ class BatchIndices(NamedTuple):
     flips: np.ndarray
     colour: np.ndarray
 
-    def part(self, crops: slice) -> BatchIndices:
-        """Return the draws of some crops of the batch."""
+    def part(self, crops: slice | np.ndarray) -> BatchIndices:
+        """Return the draws of some crops of the batch; the seed is that of the batch."""
         return BatchIndices(self.seed, *(draws[crops] for draws in self[1:]))
 
 

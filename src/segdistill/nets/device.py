@@ -22,6 +22,7 @@ from segdistill.core.provenance import usable_cores
 from segdistill.data.transfer import to_device
 from segdistill.data.transforms import normalize
 from segdistill.nets.features import HasFeatures
+from segdistill.parallel import ranks
 from segdistill.params.model import ComputeParams
 
 
@@ -62,14 +63,14 @@ def resolve_device(device: str, precision: str, threads: int) -> Compute:
         raise UserError("compute.device: found cuda; this machine has no CUDA device, allowed are auto and cpu")
     use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     threads = threads or usable_cores()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(ranks.share_of_threads(threads))
     if use_cuda:
         compute_float32_exactly()
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     if precision == "auto" and (use_cuda or cpu_computes_bfloat16()):
         dtype = torch.bfloat16
     # With its index, so that it equals the device of a tensor there.
-    return Compute(torch.device("cuda", 0) if use_cuda else torch.device("cpu"), dtype, threads)
+    return Compute(torch.device("cuda", ranks.local_rank()) if use_cuda else torch.device("cpu"), dtype, threads)
 
 
 def device_of(params: ComputeParams) -> Compute:

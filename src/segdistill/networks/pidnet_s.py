@@ -25,6 +25,7 @@ from segdistill.nets.realtime import (
     stem,
 )
 from segdistill.nets.resize import upsample
+from segdistill.parallel import ranks
 
 IMAGENET_BACKBONE = None  # torchvision has no weights for it
 OUTPUT_STRIDES = (8,)
@@ -148,10 +149,11 @@ def boundary_loss(logits_BHW: Tensor, labels_BHW: Tensor) -> Tensor:
     """
     valid = labels_BHW != IGNORE
     boundary = is_boundary(labels_BHW) & valid
-    share = boundary.sum() / valid.sum().clamp(min=1)
+    valid_pixels = ranks.mean_count(valid.sum(), 1)
+    share = ranks.mean_count(boundary.sum()) / valid_pixels
     weights = torch.where(boundary, 1 - share, share) * valid
     loss_BHW = F.binary_cross_entropy_with_logits(logits_BHW, boundary.float(), weights, reduction="none")
-    return loss_BHW.sum() / valid.sum().clamp(min=1)
+    return loss_BHW.sum() / valid_pixels
 
 
 def is_boundary(labels_BHW: Tensor) -> Tensor:

@@ -91,6 +91,11 @@ class ComputeParams(Section):
     threads: CountOrZero = Field(
         description="CPU threads of a training step; 0 takes all cores, in a segdistill sweep its share"
     )
+    devices: Count = Field(
+        default=1,
+        description="GPUs of this machine that share each training, evaluation and the teacher's logits (devices.md); "
+        "with device cpu, processes. Another number reruns nothing",
+    )
 
 
 class TrainingParams(Section):

@@ -192,8 +192,25 @@ def _cross_errors(params: Params) -> Iterator[str]:
             "environment MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or all of it as MLFLOW_TRACKING_URI"
         )
     yield from _seed_errors(params)
+    yield from _devices_errors(params)
     for name in params.runs:
         yield from _run_errors(params, name)
+
+
+def _devices_errors(params: Params) -> Iterator[str]:
+    """Yield which trainings cannot be shared by so many devices."""
+    devices = params.compute.devices
+    trainings: dict[str, TrainingParams] = {f"runs.{shown(run)}": params.distill_settings(run) for run in params.runs}
+    if not params.teacher.checkpoints:
+        trainings["teacher"] = params.teacher
+    for path, settings in trainings.items() if devices > 1 else ():
+        if settings.batch_size % devices:
+            yield (
+                f"compute.devices: found {devices} with {path}.batch_size {settings.batch_size}; allowed are its "
+                "divisors, so that each device has as many crops"
+            )
+        if settings.compile:
+            yield f"compute.devices: found {devices} with {path}.compile true; allowed is 1, or compile false"
 
 
 def _network_errors(path: str, key: str, arch: str, backbone: str | None, settings: TrainingParams) -> Iterator[str]:

@@ -9,6 +9,7 @@ Shapes: B batch, H/W frame in pixels, h/w the network's own grid, C classes, R r
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -23,6 +24,7 @@ from segdistill.data.prepared import Split
 from segdistill.data.transfer import to_device
 from segdistill.formats.classes import IGNORE
 from segdistill.nets.resize import upsample
+from segdistill.parallel import ranks
 from segdistill.params.model import TrainingParams
 from segdistill.scoring.confusion import Confusion
 from segdistill.scoring.label_losses import label_loss_sum
@@ -87,6 +89,9 @@ def evaluate(
 ) -> Evaluation:
     """Predict every frame of `split` and score it.
 
+    With several ranks each predicts its part of the batches, and the first one gathers what one process has: it alone
+    calls the functions of its caller and returns class maps, and the metrics are the same on all.
+
     Args:
         loss: what to report as `mean_loss`; cross entropy by default.
         teacher_classes: gives the teacher's class map uint8 (H, W) of frame i; adds `teacher_agreement`, the share of
@@ -99,6 +104,32 @@ def evaluate(
     confusion, valid, agreeing, pixels = Confusion(classes), 0, 0, 0
     total_loss: float | Tensor = 0.0
     kept: dict[int, np.ndarray] = {}
+    scored = _scored(predictor, split, classes, batch_size, loss)
+    for start, batch_loss, batch_valid, class_maps, counts in ranks.in_order(scored, -(-len(split) // batch_size)):
+        total_loss = total_loss + batch_loss
+        valid += batch_valid
+        for index, (frame_classes, counts_CC) in enumerate(zip(class_maps, counts, strict=True), start):
+            confusion.counts += counts_CC
+            if teacher_classes is not None:
+                agreeing += int(np.count_nonzero(frame_classes == teacher_classes(index)))
+                pixels += frame_classes.size
+            if keep and index in keep:
+                kept[index] = frame_classes
+            if on_frame is not None:
+                on_frame(index, frame_classes, counts_CC.numpy())
+
+    def metrics() -> dict:
+        found = {"mean_loss": float(total_loss) / valid if valid else None, **confusion.metrics()}
+        return found if teacher_classes is None else found | {"teacher_agreement": agreeing / pixels}
+
+    return Evaluation(ranks.by_first(metrics), kept)
+
+
+def _scored(
+    predictor: Predictor | ClassPredictor, split: Split, classes: int, batch_size: int, loss: LabelLoss
+) -> Iterator[tuple[int, Tensor, int, np.ndarray, list[Tensor]]]:
+    """Yield of each of the rank's batches: first frame, loss sum, valid pixels, class maps (B, H, W), counts (C, C)."""
+    confusion = Confusion(classes)
     for start, images, labels in _batches(split, batch_size):
         targets = torch.from_numpy(labels)
         if isinstance(predictor, ClassPredictor):
@@ -109,30 +140,19 @@ def evaluate(
             logits = predictor.logits(images)
             targets = to_device(targets, logits.device)
             predicted, batch_loss = classes_and_loss_sum(loss.kind, logits, targets, loss.focal_gamma)
-        total_loss = total_loss + batch_loss  # on the device: nothing waits for it
-        valid += int(np.count_nonzero(labels != IGNORE))
-        for offset, frame_classes in enumerate(predicted.cpu().numpy()):
-            index = start + offset
-            counts = confusion.add(predicted[offset], targets[offset])
-            if teacher_classes is not None:
-                agreeing += int(np.count_nonzero(frame_classes == teacher_classes(index)))
-                pixels += frame_classes.size
-            if keep and index in keep:
-                kept[index] = frame_classes
-            if on_frame is not None:
-                on_frame(index, frame_classes, counts.numpy())
-    metrics = {"mean_loss": float(total_loss) / valid if valid else None, **confusion.metrics()}
-    if teacher_classes is not None:
-        metrics["teacher_agreement"] = agreeing / pixels
-    return Evaluation(metrics, kept)
+        counts = [confusion.add(*frame) for frame in zip(predicted, targets, strict=True)]
+        yield start, batch_loss.cpu(), int(np.count_nonzero(labels != IGNORE)), predicted.cpu().numpy(), counts
 
 
 def _batches(split: Split, batch_size: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Yield (index of the first frame, images, labels) of each batch, copied: memory does not grow with the split."""
-    arrays = split.images, split.labels
-    for start in range(0, len(split), batch_size):
+    """Yield (index of the first frame, images, labels) of each of the rank's batches.
+
+    They are copied: memory does not grow with the split.
+    """
+    arrays, starts = (split.images, split.labels), ranks.own(range(0, len(split), batch_size))
+    for start, next_start in itertools.zip_longest(starts, starts[1:], fillvalue=len(split)):
         images, labels = (np.array(array[start : start + batch_size]) for array in arrays)
-        following = np.arange(start + batch_size, min(start + 2 * batch_size, len(split)))
+        following = np.arange(next_start, min(next_start + batch_size, len(split)))
         for array in arrays:
             drop_pages(array)
             # The kernel reads the next batch while this one is computed.

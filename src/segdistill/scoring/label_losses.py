@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segdistill.formats.classes import IGNORE
+from segdistill.parallel import ranks
 from segdistill.params.model import TrainingParams
 
 
@@ -39,6 +40,8 @@ def label_loss(
 
     It is the mean over valid pixels, and with `ohem` over the hard ones of them. With `class_weights_C` it is a
     weighted mean, as that of torch's cross entropy: a pixel counts as much as the weight of its class.
+
+    With several ranks the batch is that of all: the mean of their losses is the loss of the batch.
     """
     # Pixels are rows, as channels-last memory has them: a softmax over the second of four dimensions copies the logits
     # there and back. Summed separately, because on a GPU the kernel of cross_entropy sums in no fixed order.
@@ -52,9 +55,9 @@ def label_loss(
     loss_P = nll_P if is_ohem else pixel_losses(settings.label_loss, nll_P, settings.focal_gamma)
     if class_weights_C is not None:
         weights_P = class_weights_C[labels_P.masked_fill(~counted_P, 0)] * counted_P
-        return (weights_P * loss_P).sum() / weights_P.sum().clamp(min=torch.finfo(weights_P.dtype).tiny)
+        return (weights_P * loss_P).sum() / ranks.mean_count(weights_P.sum(), torch.finfo(weights_P.dtype).tiny)
     # Void pixels have loss 0 already.
-    return (loss_P * counted_P if is_ohem else loss_P).sum() / counted_P.sum().clamp(min=1)
+    return (loss_P * counted_P if is_ohem else loss_P).sum() / ranks.mean_count(counted_P.sum(), 1)
 
 
 def hard_pixels(nll_P: Tensor, threshold: float, min_share: float) -> Tensor:
@@ -62,10 +65,14 @@ def hard_pixels(nll_P: Tensor, threshold: float, min_share: float) -> Tensor:
 
     Those whose class has a probability of at most `threshold`, and at least `min_share` of all pixels: where fewer are
     as hard, the hardest (Shrivastava et al., arXiv:1604.03540, as the public code of HRNet and PIDNet does it).
+    With several ranks these are the pixels of all.
     """
-    at_least = max(1, math.ceil(min_share * len(nll_P)))
+    at_least = max(1, math.ceil(min_share * len(nll_P) * ranks.count()))
+    hardest = nll_P.topk(min(at_least, len(nll_P)), sorted=False).values
+    if ranks.count() > 1:  # those of the batch are among those of each rank
+        hardest = ranks.joined(hardest).topk(at_least, sorted=False).values
     # Without waiting for a GPU: the smaller of both bounds keeps enough pixels.
-    bound = nll_P.topk(at_least, sorted=False).values.min().clamp(max=-math.log(threshold))
+    bound = hardest.min().clamp(max=-math.log(threshold))
     return nll_P >= bound
 
 

@@ -16,6 +16,7 @@ from segdistill.formats.classes import IGNORE
 from segdistill.nets.device import Compute
 from segdistill.nets.features import HasFeatures
 from segdistill.nets.resize import upsample
+from segdistill.parallel import ranks
 from segdistill.params.model import LossWeights, StudentSettings
 from segdistill.training.batches import CropBatch
 
@@ -34,7 +35,8 @@ def kl(student_BChw: Tensor, teacher_BChw: Tensor, temperature: float, weights_B
         pixels = student.numel() // student.shape[1]
         return F.kl_div(student, teacher, reduction="sum", log_target=True) / pixels
     of_pixels_Bhw = F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
-    return (of_pixels_Bhw * weights_Bhw).sum() / weights_Bhw.sum().clamp(min=torch.finfo(torch.float32).tiny)
+    weight = ranks.mean_count(weights_Bhw.sum(), torch.finfo(torch.float32).tiny)
+    return (of_pixels_Bhw * weights_Bhw).sum() / weight
 
 
 def channel_kl(student_BChw: Tensor, teacher_BChw: Tensor, temperature: float) -> Tensor:

@@ -18,6 +18,7 @@ from segdistill.nets.device import TorchPredictor, device_of
 from segdistill.nets.features import HasFeatures
 from segdistill.nets.registry import shipped_parameters
 from segdistill.nets.weights import load_net, save_net
+from segdistill.parallel import ranks
 from segdistill.params.model import Params, StudentSettings
 from segdistill.paths import (
     DISTILLED,
@@ -102,7 +103,8 @@ def _train_and_write(
     def save_given(folder: Path) -> None:
         HoldoutEvaluator(params, data, settings, folder).save_start(net)
 
-    keep_images(checkpointer.folder if checkpointer else None, metrics / f"{phase}_images", save_given)
+    if ranks.is_first():
+        keep_images(checkpointer.folder if checkpointer else None, metrics / f"{phase}_images", save_given)
 
     recorder = ValRecorder(data.table, val.names, data.frame_groups["val"]) if is_last else None
     predictor, batch_size = TorchPredictor(net, compute.in_float32()), params.evaluation.batch_size
@@ -119,6 +121,9 @@ def _train_and_write(
         on_frame=recorder.add if recorder else None,
     )
     on_unseen, unseen_recorder = score_unseen(predictor, data, batch_size, loss) if is_last else ({}, None)
+    if not ranks.is_first():
+        ranks.wait()  # until the first rank has written what all may read next
+        return checkpointer
     header = Header.of_net(settings.network, data.table, settings.output_stride).with_history(
         params=settings.model_dump(mode="json"),
         seed=settings.seed,
@@ -144,6 +149,7 @@ def _train_and_write(
         checkpointer.release()
     elif checkpointer:
         checkpointer.clear()
+    ranks.wait()
     return checkpointer
 
 

@@ -37,7 +37,9 @@ class Slots:
     def __init__(self, params: Params, count: int) -> None:
         self.count, cores = count, usable_cores()
         self.threads = params.compute.threads or max(1, cores // count)
-        self.gpus = visible_gpus() if params.compute.device != "cpu" else []
+        gpus = visible_gpus() if params.compute.device != "cpu" else []
+        each = params.compute.devices  # a run on several gets as many; a remainder stays free
+        self.gpus = [",".join(gpus[i : i + each]) for i in range(0, len(gpus) - each + 1, each)]
         if params.compute.threads * count > cores:
             logger.warning(
                 "compute.threads: found %d; %d runs at a time then share %d cores and slow each other; "
@@ -48,7 +50,8 @@ class Slots:
     @property
     def described(self) -> str:
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''} each"
-        return f"{self.count} at a time, {threads}" + (f", on {len(self.gpus)} GPUs" if self.gpus else "")
+        gpus = sum(len(names.split(",")) for names in self.gpus)
+        return f"{self.count} at a time, {threads}" + (f", on {gpus} GPUs" if gpus else "")
 
     def environment(self, slot: int) -> dict[str, str]:
         """Return the environment of a run in the slot of that number, from 0."""

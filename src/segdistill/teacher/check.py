@@ -21,6 +21,7 @@ from segdistill.formats.header import Header, header_if_any
 from segdistill.nets.device import device_of
 from segdistill.nets.registry import build_of_params, build_uninitialized
 from segdistill.nets.weights import check_values, load_state, read_weights
+from segdistill.parallel import ranks
 from segdistill.params.model import Params, is_onnx
 from segdistill.paths import CHECKPOINTS, METRICS, MODELS, VAL_CLASSES
 from segdistill.scoring.evaluate import LabelLoss, evaluate, evenly_spaced
@@ -81,10 +82,12 @@ def check_teacher(params: Params, models: Path = MODELS, metrics: Path = METRICS
         recorder.add_image(index, "image", np.asarray(val.images[index]))
         recorder.add_image(index, "truth", np.asarray(val.labels[index]))
 
-    with atomic_directory(models / "teacher") as folder:
-        write_members(folder, members, len(data.table), teacher)
-        if folds:
-            write_folds(folder, folds, fold_of_frame, len(data.table), teacher)
+    with ranks.written_by_first(atomic_directory(models / "teacher")) as folder:
+        if ranks.is_first():
+            write_members(folder, members, len(data.table), teacher)
+            if folds:
+                write_folds(folder, folds, fold_of_frame, len(data.table), teacher)
+        ranks.wait()
         # Opened from disk, so that what is scored is what `teacher-logits` opens.
         opened = open_teacher(folder, compute.in_float32())
         loss, batch_size = LabelLoss.of(teacher), params.evaluation.batch_size
@@ -92,7 +95,10 @@ def check_teacher(params: Params, models: Path = MODELS, metrics: Path = METRICS
         on_disk = metrics_on_disk(evaluation.metrics, data.table.names)
         _stop_if_weak(evaluation.metrics, data.table.names, teacher.min_mean_iou)
         on_unseen, unseen_recorder = score_unseen(opened.predict, data, batch_size, loss)
-        write_archive(folder / VAL_CLASSES, class_maps)
+        if ranks.is_first():
+            write_archive(folder / VAL_CLASSES, class_maps)
+    if not ranks.is_first():
+        return
 
     write_curve(metrics / "teacher_curve.csv", curve)
 

@@ -35,6 +35,7 @@ from segdistill.nets.device import Compute, TorchPredictor
 from segdistill.nets.registry import shipped_parameters
 from segdistill.nets.resize import resize_images, upsample
 from segdistill.nets.weights import load_net, save_net
+from segdistill.parallel import ranks
 from segdistill.params.model import TeacherParams, is_onnx
 from segdistill.paths import TEACHER_WEIGHTS
 
@@ -99,7 +100,7 @@ def open_teacher(folder: Path, compute: Compute) -> Teacher:
             from segdistill.teacher.onnx_teacher import OnnxTeacher
 
             given = (facts["onnx_mean"], facts["onnx_std"])
-            members.append(OnnxTeacher(file, facts["classes"], compute.threads, *given))
+            members.append(OnnxTeacher(file, facts["classes"], ranks.share_of_threads(compute.threads), *given))
             parameters = None
         else:
             net, _ = load_net(file)

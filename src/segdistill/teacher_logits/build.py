@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -45,6 +45,7 @@ from segdistill.data.transforms import crop
 from segdistill.nets.device import Compute, TorchPredictor, device_of
 from segdistill.nets.features import HasFeatures
 from segdistill.nets.resize import upsample
+from segdistill.parallel import ranks
 from segdistill.params.model import Params, TeacherLogitsParams, ViewLimitParams
 from segdistill.paths import (
     LOGITS_BUILDS,
@@ -57,7 +58,7 @@ from segdistill.paths import (
 )
 from segdistill.teacher.model import Teacher, TrainFrameTeacher, open_teacher
 from segdistill.teacher_logits.accuracy import TeacherAccuracy
-from segdistill.teacher_logits.features import SAMPLE_VIEWS, FeatureStore, Projection, fit_projection
+from segdistill.teacher_logits.features import SAMPLE_VIEWS, ProjectedFeatures, Projection, fit_projection
 from segdistill.teacher_logits.overlap import Overlap
 
 # Views on which the teacher's symmetry is measured, evenly spread.
@@ -95,7 +96,9 @@ def teacher_logits(params: Params, kind: str) -> None:
     spec = ViewSpec.of(data, crop_px, logits.views, logits.stride, params.seed, scale_range)
     accuracy, compute = TeacherAccuracy(data, logits.stride), device_of(params.compute)
     build_cache(kind, TEACHER_LOGITS / kind, data.train, spec, logits, compute, len(data.table), accuracy)
-    accuracy.write(METRICS / "teacher_logits", kind)
+    if ranks.is_first():
+        accuracy.write(METRICS / "teacher_logits", kind)
+    ranks.wait()
 
 
 def build_cache(
@@ -111,7 +114,7 @@ def build_cache(
     """Write the folder of one kind from `models/teacher`, atomically; count what is stored in `accuracy`.
 
     Shards are built one after the other in a scratch folder. Those that a stopped build of the same settings has
-    finished are kept.
+    finished are kept. With several ranks each runs the teacher on its part of the batches, and the first one writes.
 
     Raises:
         UserError: the teacher has other than `classes` classes, where these are given, or gives a logit that is not
@@ -129,6 +132,8 @@ def build_cache(
     if accuracy is not None:
         accuracy.read_val()  # before hours of work
     if kind == "online":
+        if not ranks.is_first():
+            return
         with atomic_directory(out) as folder:
             for name in (TEACHER_WEIGHTS, VAL_CLASSES):
                 shutil.copyfile(TEACHER / name, folder / name)
@@ -140,8 +145,8 @@ def build_cache(
     projection = None
     if is_views:
         if params.feature_channels:
-            projection = feature_projection(teacher, learned_from, split, spec, params)
-        mirror_error = measure_mirror_error(teacher.predict, split, spec)
+            projection = ranks.by_first(lambda: feature_projection(teacher, learned_from, split, spec, params))
+        mirror_error = ranks.by_first(lambda: measure_mirror_error(teacher.predict, split, spec))
         mirrored = _stores_mirrored(params.mirrored, mirror_error)
     # Which views are stored, bool (N, K), or (N, 2 K) with the mirrored ones; None is all of them, or whole frames.
     stored = None if limit is None else np.tile(views_drawn_by(spec, limit), 1 + mirrored)
@@ -159,23 +164,41 @@ def build_cache(
         (str(compute.device), str(compute.dtype), compute.threads),
     )
 
+    is_cuda = compute.device.type == "cuda"
+    with_features: ProjectedFeatures | None = None
+    if projection is not None:
+        assert isinstance(teacher.predict, TorchPredictor)
+        with_features = ProjectedFeatures(teacher.predict, projection)
+
+    def results_of(number: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]]:
+        """Run the teacher on a shard; yield of each batch frames, labels, logits and features, on the first rank."""
+        own = Windows(*(part[starts[number] : starts[number + 1]] for part in windows))
+        grid = stored_grid(size_px, spec.stride)
+
+        def computed() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]]:
+            with Overlap(active=is_cuda) as reading:
+                for frames, images, labels in reading.ahead(_crops(split, own, size_px, batch_size, shared=True)):
+                    logits = logits_on_grid(with_features or learned_from.of(frames), images, grid)
+                    yield frames, labels, logits, None if with_features is None else with_features.last
+
+        return ranks.in_order(computed(), -(-len(own.frames) // batch_size))
+
     def write_shard(folder: Path, number: int, progress: Progress) -> None:
-        """Run the teacher on the windows of a shard, and write its files."""
+        """Write the files of a shard."""
         frames = shards[number]
         of_shard = None if stored is None else stored[frames.start : frames.stop]
         shape = stored_shape(kind, replace(spec, frames=len(frames)), teacher.classes, of_shard, mirrored)
-        *lead, height, width, _ = shape
-        own = Windows(*(part[starts[number] : starts[number + 1]] for part in windows))
         with contextlib.ExitStack() as files:
             writer = files.enter_context(LogitsWriter(folder, params.dtype, shape, number))
-            with_features: FeatureStore | None = None
             if projection is not None:
-                assert isinstance(teacher.predict, TorchPredictor)
-                of_features = (*lead, *stored_grid(spec.crop_px, FEATURE_STRIDE), params.feature_channels)
-                features = LogitsWriter(folder, "uint8", of_features, number, (FEATURES, FEATURES_SCALE))
-                with_features = FeatureStore(teacher.predict, projection, files.enter_context(features).append)
+                of_features = (*shape[:-3], *stored_grid(spec.crop_px, FEATURE_STRIDE), params.feature_channels)
+                features_writer = files.enter_context(
+                    LogitsWriter(folder, "uint8", of_features, number, (FEATURES, FEATURES_SCALE))
+                )
 
-            def store(frames: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> None:
+            def store(frames: np.ndarray, labels: np.ndarray, logits: np.ndarray, features: np.ndarray | None) -> None:
+                if features is not None and not features_writer.append(features).all():
+                    raise UserError("teacher: a feature is not finite as uint8; no cache written")
                 finite = writer.append(logits)
                 if not finite.all():
                     name = split.names[frames[finite.argmin()]]
@@ -184,17 +207,25 @@ def build_cache(
                 if accuracy is not None:
                     accuracy.add(frames, labels, logits)
 
-            with Overlap(active=compute.device.type == "cuda") as overlap:
-                for of_crops, images, labels in overlap.ahead(_crops(split, own, size_px, batch_size)):
-                    logits = logits_on_grid(with_features or learned_from.of(of_crops), images, (height, width))
-                    overlap.then(store, of_crops, labels, logits)
-                    progress.advance(len(images))
+            with Overlap(active=is_cuda) as writing:
+                for result in results_of(number):
+                    writing.then(store, *result)
+                    progress.advance(len(result[0]))
         if accuracy is not None:
             accuracy.save_shard(folder / COUNTS, frames)
 
-    with ScratchFolder(f"{LOGITS_BUILDS}/{kind}", key, SCRATCH) as scratch:
+    scratch = ScratchFolder(f"{LOGITS_BUILDS}/{kind}", key, SCRATCH)
+    with contextlib.ExitStack() as held:
+        if ranks.is_first():
+            held.enter_context(scratch)
         folders = [scratch.folder / f"{number:05d}" for number in range(len(shards))]
-        finished = [shard.is_dir() for shard in folders]  # by a build that was stopped
+        # By a build that was stopped.
+        finished = ranks.by_first(lambda: [shard.is_dir() for shard in folders])
+        if not ranks.is_first():
+            for number, is_built in enumerate(finished):
+                if not is_built:
+                    assert not list(results_of(number)), "the first rank gets all results"
+            return
         if any(finished):
             logger.info("teacher-logits: continues; %d of %d shards are built", sum(finished), len(shards))
         with Progress("teacher-logits", starts[-1], int(np.diff(starts)[finished].sum()), unit="crop") as progress:
@@ -333,9 +364,12 @@ def _whole_frames(spec: ViewSpec) -> Windows:
     return Windows(frames, np.zeros(spec.frames, bool), corners, corners + spec.frame_px)
 
 
-def _crops(split: Split, windows: Windows, size_px: tuple[int, int], batch_size: int) -> Iterator[Crops]:
-    """Yield images and labels of `windows`, resized to `size_px`."""
-    for first in range(0, len(windows.frames), batch_size):
+def _crops(
+    split: Split, windows: Windows, size_px: tuple[int, int], batch_size: int, shared: bool = False
+) -> Iterator[Crops]:
+    """Yield images and labels of `windows`, resized to `size_px`; of `shared` ones, the batches of this rank."""
+    firsts: Sequence[int] = range(0, len(windows.frames), batch_size)
+    for first in ranks.own(firsts) if shared else firsts:
         frames, flips, origins, sizes = (part[first : first + batch_size] for part in windows)
         images = np.empty((len(frames), *size_px, 3), np.uint8)
         labels = np.empty((len(frames), *size_px), np.uint8)

@@ -8,7 +8,7 @@ Shapes: B crops, n cells of all sample crops, F channels of the teacher, D chann
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -80,24 +80,23 @@ def fit_projection(teacher: TorchPredictor, crops: Iterable[np.ndarray], channel
     return Projection(mean_F.float(), (basis_FD * signs_1D / root_mean_square).float(), share)
 
 
-class FeatureStore:
-    """A teacher of logits that also stores the features of each image that it sees.
+class ProjectedFeatures:
+    """A teacher of logits that also gives the projected features of the images that it saw last.
 
-    Args:
-        append: writes features float32 (B, s, t, D), and returns whether those of each image are finite, bool (B,).
+    Attributes:
+        last: float32 (B, s, t, D).
     """
 
-    def __init__(
-        self, teacher: TorchPredictor, projection: Projection, append: Callable[[np.ndarray], np.ndarray]
-    ) -> None:
-        self.teacher, self.projection, self.append = teacher, projection, append
+    last: np.ndarray
+
+    def __init__(self, teacher: TorchPredictor, projection: Projection) -> None:
+        self.teacher, self.projection = teacher, projection
 
     def logits(self, images_BHW3: np.ndarray) -> Tensor:
-        """Return the logits float32 (B, C, h, w) of uint8 images, after storing the features of the same pass."""
+        """Return the logits float32 (B, C, h, w) of uint8 images, and keep the features of the same pass."""
         features_BstF, logits = _on_grid(self.teacher, images_BHW3)
         mean_F, basis_FD = (part.to(features_BstF.device) for part in self.projection[:2])
-        if not self.append(((features_BstF - mean_F) @ basis_FD).cpu().numpy()).all():
-            raise UserError("teacher: a feature is not finite as uint8; no cache written")
+        self.last = ((features_BstF - mean_F) @ basis_FD).cpu().numpy()
         return logits
 
 

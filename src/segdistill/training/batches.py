@@ -19,6 +19,7 @@ from segdistill.data.sampling import BatchIndices, BatchSampler
 from segdistill.data.teacher_cache import StoredCrops, StoredLogits
 from segdistill.data.transfer import constant, to_device
 from segdistill.data.transforms import crop, normalize
+from segdistill.parallel import ranks
 from segdistill.training.mixing import Mixed, Mixer
 
 # Drop mapped pages after this many bytes, to bound resident memory; so rarely that it costs nothing.
@@ -29,6 +30,7 @@ _LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, as torchvision's rgb_to_grayscale
 class CropBatch(NamedTuple):
     """Images uint8 (B, H, W, 3), labels uint8 (B, H, W), stored logits or None, and the draws of the batch.
 
+    With several ranks it is the part of one rank, and the partner of its last crop may follow in logits and features.
     Where crops are mixed, images and labels are so already; `mixed` says where, and logits and features follow when
     they are taken. Colour jitter comes after mixing, one draw for a mixed image.
     """
@@ -66,7 +68,7 @@ class CropBatch(NamedTuple):
         if crops is None:
             return None
         values = crops.floats(device)
-        return values if self.mixed is None else self.mixed.mix(values)
+        return values if self.mixed is None else self.mixed.mix(values)[: len(self.labels)]
 
 
 class CropLoader:
@@ -106,8 +108,13 @@ class CropLoader:
         self._bytes_read = 0
 
     def load(self, step: int) -> CropBatch:
-        """Return batch number `step`."""
-        indices = self.batches.indices(step)
+        """Return batch number `step`, or this rank's part of it."""
+        batch_size = self.batches.batch_size
+        slots = np.arange(batch_size)[ranks.slots(batch_size)]
+        own = len(slots)
+        if self.mixer and ranks.count() > 1:  # the last crop may get a part of the next rank's first one
+            slots = np.append(slots, (slots[-1] + 1) % batch_size)
+        indices = self.batches.indices(step).part(slots)
         origins = self.origins[indices.frames, indices.views]
         sizes = np.broadcast_to(self.crop_px, origins.shape)
         if self.sizes is not None:
@@ -134,7 +141,11 @@ class CropLoader:
         # Copying releases Python's lock, and a crop does not depend on the others.
         read_parts = list((map if self._pool is None else self._pool.map)(read, parts))
         logits, features = (_joined(crops, self.pinned) for crops in zip(*read_parts, strict=True))
-        mixed = self.mixer.paste(step, images.numpy(), labels.numpy()) if self.mixer else None
+        mixed = None
+        if self.mixer:
+            mixed = self.mixer.paste(step, images.numpy(), labels.numpy(), slots[0], batch_size)
+        if own < len(slots):
+            images, labels, indices = images[:own], labels[:own], indices.part(slice(own))
         if self._bytes_read > DROP_AFTER_BYTES:
             self.drop_pages()
         return CropBatch(images, labels, logits, indices, mixed, features)

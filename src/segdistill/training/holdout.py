@@ -13,6 +13,7 @@ from torch import nn
 from segdistill.core.files import atomic_directory
 from segdistill.data.prepared import PreparedData
 from segdistill.nets.device import TorchPredictor, device_of
+from segdistill.parallel import ranks
 from segdistill.params.model import Params, TrainingParams
 from segdistill.scoring.evaluate import Predictor, classes_of, evaluate, evenly_spaced
 from segdistill.scoring.record import write_class_map
@@ -38,8 +39,8 @@ class HoldoutEvaluator:
         self.save_given(TorchPredictor(net, self.compute))
 
     def save_given(self, predictor: Predictor) -> None:
-        """Save the prediction of any model as step 0, and the truth."""
-        for index in self.shown:
+        """Save the prediction of any model as step 0, and the truth; the first rank does."""
+        for index in self.shown if ranks.is_first() else []:
             logits = predictor.logits(np.array(self.holdout.images[index : index + 1]))
             classes_HW = classes_of(logits, self.holdout.size_px)[0].cpu().numpy()
             write_class_map(self._path(index, "truth"), np.asarray(self.holdout.labels[index]), self.table)

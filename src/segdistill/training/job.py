@@ -22,6 +22,7 @@ from segdistill.data.teacher_cache import TeacherCache
 from segdistill.nets.device import Compute, device_of
 from segdistill.nets.registry import build_of_params
 from segdistill.nets.weights import check_values, imagenet_backbone_state, load_initial, load_state, read_weights
+from segdistill.parallel import ranks
 from segdistill.params.model import Params, TrainingParams, TrainingSettings
 from segdistill.scoring.label_losses import inverse_log_weights
 from segdistill.training.batches import CropLoader
@@ -73,6 +74,10 @@ def run_training(training: Training, params: Params, data: PreparedData) -> tupl
     """
     name, settings, views, compute = training.name, training.settings, training.views, device_of(params.compute)
     phase = name.split("/")[0]
+    # `params.read` checks compute.devices; a torchrun of several nodes may start other numbers.
+    if settings.batch_size % ranks.count() or (settings.compile and ranks.count() > 1):
+        found = f"batches of {settings.batch_size} crops on {ranks.count()} devices, compile {settings.compile}"
+        raise UserError(f"{name}: found {found}; allowed are as many crops for each device, and compile false")
     # Frames without labels teach nothing without a teacher.
     frames = views.frames - (0 if training.cache is not None else data.unlabelled_frames)
     batches = BatchSampler(
@@ -115,7 +120,9 @@ def run_training(training: Training, params: Params, data: PreparedData) -> tupl
         (compute.device.type, str(compute.dtype), compute.threads),
     )
     with contextlib.ExitStack() as held:
-        checkpointer = held.enter_context(Checkpointer(name, key))
+        checkpointer = Checkpointer(name, key)
+        if ranks.is_first():  # it holds the training for all
+            held.enter_context(checkpointer)
         evaluator = HoldoutEvaluator(params, data, settings, checkpointer.folder / IMAGES)
         evaluator.save_start(training.net)
         section = "teacher" if name.split("/")[0] in ("teacher", FOLD_TRAININGS) else "distill"
@@ -134,7 +141,7 @@ def run_training(training: Training, params: Params, data: PreparedData) -> tupl
 
 def loader_threads(compute: Compute) -> int:
     """Return how many threads crop a batch: several for a GPU; on a CPU one, because the step needs the others."""
-    return min(compute.threads, MAX_LOADER_THREADS) if compute.device.type == "cuda" else 1
+    return min(ranks.share_of_threads(compute.threads), MAX_LOADER_THREADS) if compute.device.type == "cuda" else 1
 
 
 def initial_net(arch: str, classes: int, settings: TrainingParams, seed: int, params_path: str) -> nn.Module:

@@ -21,6 +21,8 @@ from segdistill.nets.device import Compute
 from segdistill.nets.features import HasFeatures
 from segdistill.nets.realtime import AuxiliaryNet
 from segdistill.nets.resize import upsample
+from segdistill.parallel import ranks
+from segdistill.parallel.whole_batch import data_parallel, whole_batch_layers
 from segdistill.params.model import TrainingParams, TrainingSettings
 from segdistill.scoring.label_losses import label_loss
 from segdistill.training.averaging import MovingAverage
@@ -94,12 +96,13 @@ def train(job: Job, checkpointer: Checkpointer) -> list[dict]:
         TrainingStoppedError: SIGINT or SIGTERM came; the state after the running step is saved.
     """
     net, settings = job.compute.place(job.net).train(), job.settings
+    job = job._replace(forward=data_parallel(net, job.forward or step_forward(net, job.distillation)))
     optimizer = make_optimizer(net, settings)
     # With `ema_decay` the average is what is scored, shown and handed on; the steps move the network itself.
     average = MovingAverage(net, settings.ema_decay) if settings.ema_decay else None
     result = average.net if average else net
     first, start_sums, curve = 0, torch.zeros(3, dtype=torch.float64), []
-    if (state := checkpointer.load()) is not None:
+    if (state := ranks.by_first(checkpointer.load)) is not None:
         net.load_state_dict(state["net"])
         optimizer.load_state_dict(state["optimizer"], source=str(checkpointer.folder))
         if average:
@@ -107,10 +110,15 @@ def train(job: Job, checkpointer: Checkpointer) -> list[dict]:
         first, start_sums, curve = state["step"], state["sums"], state["curve"]
         logger.info("%s: continues after step %d of %d", job.name, first, settings.steps)
     curve_file = checkpointer.folder / CURVE_FILE
-    write_curve(curve_file, curve)  # again: a killed process may have been ahead of its last checkpoint
+    if ranks.is_first():
+        write_curve(curve_file, curve)  # again: a killed process may have been ahead of its last checkpoint
 
     sums = LossSums(start_sums, partial(_refuse_loss, job, "not saved"))  # since the last point of the curve
-    with stop_requests() as stops, Progress(job.name, settings.steps, first) as progress:
+    with (
+        stop_requests() as stops,
+        Progress(job.name, settings.steps, first) as progress,
+        whole_batch_layers(net),
+    ):
         for step, batch in job.batches.steps(first, settings.steps):
             lr, losses = update(job, optimizer, step, batch)
             if average:
@@ -126,20 +134,23 @@ def train(job: Job, checkpointer: Checkpointer) -> list[dict]:
                 means_since = (losses_since / steps_since).tolist()
                 means = dict(zip(("loss", "label_loss", "distill_loss"), means_since, strict=True))
                 curve.append({"step": done, "lr": lr, **means, "holdout_mean_iou": mean_iou})
-                append_point(curve_file, curve[-1])
+                if ranks.is_first():
+                    append_point(curve_file, curve[-1])
                 progress.show(
                     f"loss {means['loss']:.3f}" + ("" if mean_iou is None else f", holdout mIoU {mean_iou:.1%}")
                 )
                 sums.reset()
             progress.advance()
-            if stops or _is_due(done, settings.checkpoint_every_steps, settings):
+            stop = ranks.any_of(bool(stops))
+            if stop or _is_due(done, settings.checkpoint_every_steps, settings):
                 losses_read = sums.read()
                 _check_weights(net, job, done, lr)
                 state = {"step": done, "net": net.state_dict(), "optimizer": optimizer.state_dict()}
                 if average:
                     state["average"] = average.net.state_dict()
-                checkpointer.save(state | {"sums": losses_read, "curve": curve})
-            if stops:
+                if ranks.is_first():
+                    checkpointer.save(state | {"sums": losses_read, "curve": curve})
+            if stop:
                 stopped = f"{job.name}: stopped after step {done} of {settings.steps}"
                 raise TrainingStoppedError(f"{stopped}; dvc repro continues from there")
     if average:
@@ -173,13 +184,14 @@ def update(job: Job, optimizer: Optimizer, step: int, batch: CropBatch) -> tuple
         loss, added = from_labels, torch.zeros_like(label)
     else:
         loss, added = job.distillation(from_labels, logits, pixels, inputs, batch, features)
+    losses = ranks.mean(torch.stack([value.detach() for value in (loss, label, added)]))
     # Looking at the loss would make the host wait for a GPU in every step; there `LossSums` looks at it later.
-    if device.type == "cpu" and not math.isfinite(loss.item()):
-        _refuse_loss(job, "not updated", step, loss.item())
+    if device.type == "cpu" and not math.isfinite(losses[0].item()):
+        _refuse_loss(job, "not updated", step, losses[0].item())
     loss.backward()
     optimizer.step(lr)
     optimizer.zero_grad()
-    return lr, torch.stack([value.detach() for value in (loss, label, added)])
+    return lr, losses
 
 
 def _refuse_loss(job: Job, outcome: str, step: int, loss: float) -> NoReturn:

@@ -49,28 +49,40 @@ class Mixer:
         """Mix by `kind`, cutmix or classmix; `probability` is that of each crop, `stride` the pixels of a cell."""
         self.kind, self.probability, self.seed, self.phase, self.stride = kind, probability, seed, phase, stride
 
-    def paste(self, step: int, images_BHW3: np.ndarray, labels_BHW: np.ndarray) -> Mixed:
-        """Mix images and labels of batch number `step` in place; return where."""
+    def paste(
+        self,
+        step: int,
+        images_BHW3: np.ndarray,
+        labels_BHW: np.ndarray,
+        first_slot: int = 0,
+        batch_size: int | None = None,
+    ) -> Mixed:
+        """Mix images and labels of batch number `step` in place; return where.
+
+        A part of a batch of `batch_size` starts at `first_slot`, and ends with the partner of its last crop.
+        """
+        batch_size = batch_size or len(labels_BHW)
+        slots = np.arange(first_slot, first_slot + len(labels_BHW)) % batch_size
         partners = np.roll(np.arange(len(labels_BHW)), -1)
-        pasted = self._pasted(step, labels_BHW[partners])
+        pasted = self._pasted(step, labels_BHW[partners], slots, batch_size)
         # A pixel of three bytes as one element: with a channel axis NumPy takes 15 times as long.
         for crops in (images_BHW3.view("V3")[..., 0], labels_BHW):
             np.copyto(crops, crops[partners], where=pasted)
         return Mixed(torch.from_numpy(partners), torch.from_numpy(pasted))
 
-    def _pasted(self, step: int, labels_BHW: np.ndarray) -> np.ndarray:
+    def _pasted(self, step: int, labels_BHW: np.ndarray, slots: np.ndarray, batch_size: int) -> np.ndarray:
         """Return the pixels that each crop takes from its partner, whose label is given, bool (B, H, W)."""
         draws, pasted = generator(self.seed, f"{self.phase} mix", step), np.zeros(labels_BHW.shape, bool)
-        is_chosen = draws.random(len(pasted)) < self.probability
+        is_chosen = draws.random(batch_size)[slots] < self.probability
         if self.kind == "cutmix":
             cells = np.array(pasted.shape[1:]) // self.stride
-            for slot, (share, *place) in enumerate(draws.random((len(pasted), 3))):
+            for slot, (share, *place) in enumerate(draws.random((batch_size, 3))[slots]):
                 size = np.rint(np.sqrt(share) * cells).astype(int)
                 top, left = (place * (cells - size + 1)).astype(int) * self.stride
                 bottom, right = (top, left) + size * self.stride
                 pasted[slot, top:bottom, left:right] = is_chosen[slot]
         else:
-            for slot, order in enumerate(draws.random((len(pasted), IGNORE))):
+            for slot, order in enumerate(draws.random((batch_size, IGNORE))[slots]):
                 present = np.flatnonzero(np.bincount(labels_BHW[slot].ravel(), minlength=IGNORE)[:IGNORE])
                 is_taken = np.zeros(256, bool)
                 is_taken[present[np.argsort(order[present])][: len(present) // 2]] = is_chosen[slot]

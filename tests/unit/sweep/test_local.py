@@ -163,6 +163,16 @@ def test_cores_and_gpus_are_shared_out(monkeypatch):
     assert local.Slots(on_cpu, 4).environment(0)["CUDA_VISIBLE_DEVICES"] == "4, 6"  # left as it is
 
 
+def test_a_run_on_several_devices_gets_as_many_gpus(monkeypatch):
+    params = load_params(Path(__file__).parents[3] / "profiles/tiny.yaml")
+    monkeypatch.setattr(local, "usable_cores", lambda: 9)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4")
+    compute = params.compute.model_copy(update={"devices": 2})
+    slots = local.Slots(params.model_copy(update={"compute": compute}), 3)
+    assert [slots.environment(slot)["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == ["0,1", "2,3", "0,1"]
+    assert "on 4 GPUs" in slots.described
+
+
 def test_more_threads_than_cores_are_warned_of(monkeypatch, capsys):
     params = load_params(Path(__file__).parents[3] / "profiles/tiny.yaml")
     monkeypatch.setattr(local, "usable_cores", lambda: 8)
