@@ -38,7 +38,7 @@ def sweep(params: Params, address: str, cpus: int | None, gpus: int | None) -> N
 
     Args:
         cpus: of a run; None shares out the machine with the fewest, by its GPUs.
-        gpus: of a run; None is one where the cluster has any and `compute.device` allows it.
+        gpus: of a run; None is `compute.devices` where the cluster has any and `compute.device` allows it.
     """
     if error := next(_not_ready(params, address), None):
         raise UserError(error)
@@ -46,7 +46,7 @@ def sweep(params: Params, address: str, cpus: int | None, gpus: int | None) -> N
     # Before the shared stages, which may take hours; and Ray takes the handler of SIGTERM, which in_order sets anew.
     with _connected(address) as ray:
         wanted = 0 if gpus is None and params.compute.device == "cpu" else gpus
-        share = _share(ray.nodes(), cpus, wanted)
+        share = _share(ray.nodes(), cpus, wanted, params.compute.devices)
 
         def run_changed(changed: dict[str, list[str]], signals: list[int]) -> list[str]:
             # Also what earlier sweeps made without a remote: a changed export reads weights that did not change.
@@ -147,7 +147,7 @@ def _stderr_to(file: IO) -> Iterator[None]:
         os.close(kept)
 
 
-def _share(nodes: list[dict], cpus: int | None, gpus: int | None) -> dict[str, int]:
+def _share(nodes: list[dict], cpus: int | None, gpus: int | None, devices: int = 1) -> dict[str, int]:
     """Return the CPUs and GPUs of a run, as Ray names them.
 
     Raises:
@@ -157,7 +157,7 @@ def _share(nodes: list[dict], cpus: int | None, gpus: int | None) -> dict[str, i
     if not machines:
         raise UserError("--address: no machine of the cluster has a CPU to run on")
     if gpus is None:
-        gpus = 1 if any(machine.get("GPU") for machine in machines) else 0
+        gpus = devices if any(machine.get("GPU") for machine in machines) else 0
     fitting = [machine for machine in machines if machine.get("GPU", 0) >= gpus]
     if cpus is None and fitting:
         # All of a machine for a run without a GPU: threads of two runs on one core slow each other.

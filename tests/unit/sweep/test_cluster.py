@@ -97,6 +97,7 @@ def nodes(*resources: dict) -> list[dict]:
         ([{"CPU": 64.0, "GPU": 8.0}], (None, 2), (16, 2)),
         ([{"CPU": 64.0, "GPU": 8.0}, {"CPU": 4.0}], (None, None), (8, 1)),
         ([{"CPU": 64.0, "GPU": 8.0}], (3, 0), (3, 0)),
+        ([{"CPU": 64.0, "GPU": 8.0}], (None, None, 4), (32, 4)),  # compute.devices
         ([{}, {"CPU": 2.0}], (None, None), (2, 0)),  # a head that runs nothing
     ],
 )
