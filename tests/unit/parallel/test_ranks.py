@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -23,9 +24,10 @@ def found(request, tmp_path_factory) -> list[dict]:
     with pytest.raises(KilledError):
         on_ranks.trained(folder / "stopped", "plain", hook=at(STOPPED_AFTER + 1, killed))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={request.param}"]
-    done = subprocess.run(
-        [*torchrun, on_ranks.__file__, str(folder)], capture_output=True, text=True, check=False, timeout=240
-    )
+    command = [*torchrun, on_ranks.__file__, str(folder)]
+    # pytest's own search path does not reach other processes.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(request.param)]
 

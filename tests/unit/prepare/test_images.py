@@ -136,7 +136,7 @@ def test_prepared_bytes_do_not_depend_on_the_decoder(tmp_path: Path, monkeypatch
     data = SimpleNamespace(
         source="cityscapes", root=str(tmp_path / "city"), size_px=None, holdout_fraction=0.5, unlabelled=None
     )
-    data.unseen_groups = ()
+    data.unseen_groups, data.holdout_by = (), "groups"
     prepare(data, 0, tmp_path / "fast", workers=1)
     monkeypatch.setattr(png_file, "fast_decoder", lambda: None)
     prepare(data, 0, tmp_path / "slow", workers=1)
