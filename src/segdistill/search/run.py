@@ -32,7 +32,7 @@ from segdistill.search.space import check_space, parse_space, trial_entry
 from segdistill.search.study import FOLDER, OpenTrial, Study, storage_errors
 from segdistill.sweep.local import Slots
 from segdistill.sweep.plan import LOGS, log_of, print_end
-from segdistill.sweep.processes import POLL_S, DvcProcess, leave_if_stopped, run_alone
+from segdistill.sweep.processes import POLL_S, DvcProcess, leave_if_stopped, run_alone, wait_for_killed
 from segdistill.training.checkpoint import stop_requests
 
 # What a student depends on besides its own entry: with other values scores do not compare.
@@ -125,6 +125,7 @@ def _run_shared_stages(params: Params, signals: list[int]) -> None:
         with contextlib.suppress(filelock.Timeout):
             lock.acquire(timeout=1)
     try:
+        wait_for_killed()
         command = ["--wait-for-lock", "repro", *shared_stages(params)]
         run_alone(command, "a stage that all runs share failed", signals)
     finally:

@@ -15,7 +15,7 @@ from segdistill.core.files import read_json
 from segdistill.params.model import Params
 from segdistill.params.stages import check_named_in_dvc, shared_stages, student_stages
 from segdistill.paths import SCRATCH, run_metrics
-from segdistill.sweep.processes import DVC, dvc_environment, leave_if_stopped, run_alone
+from segdistill.sweep.processes import DVC, dvc_environment, leave_if_stopped, run_alone, wait_for_killed
 from segdistill.training.checkpoint import stop_requests
 
 LOGS = SCRATCH / "sweep"  # a file per run
@@ -62,6 +62,7 @@ def in_order(params: Params, run_changed: RunChanged, last: list[str]) -> None:
 
 def _in_order(params: Params, run_changed: RunChanged, last: list[str], signals: list[int]) -> None:
     started_s, stages_of, shared = time.monotonic(), student_stages(params), shared_stages(params)
+    wait_for_killed()
     changed = changed_stages()
     leave_if_stopped(signals)
     if not changed:

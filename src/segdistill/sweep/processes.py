@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import json
 import os
 import signal
 import subprocess
@@ -11,11 +13,15 @@ import time
 from pathlib import Path
 from typing import IO
 
+import psutil
+
 from segdistill.core.errors import UserError
 from segdistill.core.log import logger
 
 DVC = [sys.executable, "-m", "dvc"]
 POLL_S = 0.1
+DVC_BLOCKERS = Path(".dvc/tmp/rwlock")  # the processes that DVC waits for, by the path that each reads or writes
+MAX_REAP_S = 20.0
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 PARENT_VARIABLE = "SEGDISTILL_PARENT"  # the process id by which `segdistill work` knows the worker that started it
 
@@ -77,6 +83,21 @@ def run_alone(arguments: list[str], error: str, signals: list[int], output: IO |
     leave_if_stopped(signals)
     if child.exit_code:
         raise UserError(f"{error}; its message is above")
+
+
+def wait_for_killed() -> None:
+    """Wait until no `dvc` of a killed command is left as a zombie, which DVC would take for a running one."""
+    try:
+        blockers = json.loads(DVC_BLOCKERS.read_text(encoding="utf-8"))
+        infos = [*blockers["write"].values(), *(info for infos in blockers["read"].values() for info in infos)]
+        pids = {int(info["pid"]) for info in infos}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return  # DVC makes it, and says what is wrong with it
+    end_s = time.monotonic() + MAX_REAP_S
+    for pid in pids:
+        with contextlib.suppress(psutil.Error):
+            while psutil.Process(pid).status() == psutil.STATUS_ZOMBIE and time.monotonic() < end_s:
+                time.sleep(POLL_S)
 
 
 def leave_if_stopped(signals: list[int]) -> None:
