@@ -36,7 +36,7 @@ def show(
     from segdistill.results.summary import summarise
 
     with exit_on_user_error():
-        summary = summarise(load_params(), METRICS)
+        summary = summarise(load_params(), METRICS, complete=False)
         if as_markdown:
             print(markdown(summary, sort=sort, top=top, group=group))
         else:

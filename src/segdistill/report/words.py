@@ -25,8 +25,13 @@ class Answer:
 
 def answer(summary: Summary) -> Answer:
     """Return the answer to: which student should we ship, and why that one?"""
-    champion = summary.champion
-    if champion is None:
+    champion, unfinished = summary.champion, summary.unfinished
+    if unfinished:
+        total = len({*unfinished, *(row.run for row in summary.runs)})
+        headline = f"Not finished: {len(unfinished)} of {total} students"
+        named = ", ".join(unfinished[:MAX_NAMED]) + (" and others" if len(unfinished) > MAX_NAMED else "")
+        reasons = [f"dvc repro has still to train, export or time {named}; then it is known which one to ship."]
+    elif champion is None:
         headline = "Nothing to ship yet"
         scored = [file for file in summary.files if file.role != TEACHER and file.mean_iou is not None]
         if scored:

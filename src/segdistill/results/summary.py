@@ -56,6 +56,7 @@ class Summary:
     class_colors: dict[str, Color] = field(default_factory=dict)  # by the keys of class_iou
     learned_from: dict[str, dict] = field(default_factory=dict)  # by kind: the teacher on what students learn from
     params: Params | None = None
+    unfinished: tuple[str, ...] = ()  # students that are not trained, exported and timed yet
 
     @property
     def rule(self) -> str:
@@ -119,21 +120,35 @@ def of_rows(
     return Summary(rows, model_files(rows), settings, floor, busy, champion, benchmark, params=params)
 
 
-def summarise(params: Params, metrics: Path, *, check_stale: bool = True) -> Summary:
+def summarise(params: Params, metrics: Path, *, check_stale: bool = True, complete: bool = True) -> Summary:
     """Return the summary of the teacher and of every student in `params`.
 
-    With `check_stale`, a row whose settings were changed in params.yaml has those that it was computed with.
+    With `check_stale`, a row whose settings were changed in params.yaml has those that it was computed with. Without
+    `complete`, students may be unfinished: those that were trained have rows, and no champion is chosen.
 
     Raises:
         UserError: a metrics file is missing, or the benchmark does not know a run.
     """
-    benchmark = _read(metrics / "benchmark.json")
+    students = params.students()
+    unfinished: tuple[str, ...] = ()
+    if not complete:
+        timed = _read(metrics / "benchmark.json", {}).get("models", {})
+        trained, exported = (
+            {run for run in students if (metrics / "runs" / run / name).is_file()}
+            for name in ("finetune.json", "export.json")
+        )
+        unfinished = tuple(run for run in students if run not in trained & exported & set(timed))
+        students = tuple(run for run in students if run in trained)
+    benchmark = _read(metrics / "benchmark.json", {} if unfinished else None)
     teacher = _teacher_row(params, metrics, benchmark)
-    rows = [teacher, *(_run_row(params, metrics, run, benchmark, check_stale) for run in params.students())]
+    rows = [
+        teacher,
+        *(_run_row(params, metrics, run, benchmark, check_stale, complete=not unfinished) for run in students),
+    ]
     for row in rows:
-        if row.run not in benchmark["models"]:
+        if not unfinished and row.run not in benchmark["models"]:
             raise UserError(f"metrics/benchmark.json: has no latencies of '{row.run}'; dvc repro benchmark takes them")
-    folders = {run: metrics / "runs" / run / "val" for run in params.students()}
+    folders = {run: metrics / "runs" / run / "val" for run in students}
     counts, unseen_counts = (
         {run: record.group_counts for run, folder in folders.items() if (record := _record(folder / inside))}
         for inside in ("", UNSEEN)
@@ -158,6 +173,8 @@ def summarise(params: Params, metrics: Path, *, check_stale: bool = True) -> Sum
     learned_from: dict[str, dict] = {}
     for kind in params.teacher_logits.kinds:
         learned_from[kind] = _read(metrics / "teacher_logits" / f"{kind}.json", {})
+    if unfinished:
+        found = replace(found, champion=None, unfinished=unfinished)
     return replace(found, class_colors=colors, val_groups=groups, learned_from=learned_from)
 
 

@@ -35,6 +35,23 @@ def test_rows_have_the_values_of_the_files(metrics: Path) -> None:
     assert (a03.steps, a03.finetune_steps, a03.seed, a03.parameters) == (10, 6, 0, 5_000_000)
 
 
+def test_unfinished_sweep_shows_the_students_that_were_trained(metrics: Path) -> None:
+    (metrics / "runs/light/finetune.json").unlink()
+    (metrics / "runs/a03/export.json").unlink()
+    with pytest.raises(UserError, match=r"runs/a03/export.json: no such file"):
+        summarise(sweep_params(), metrics)
+    summary = summarise(sweep_params(), metrics, complete=False)
+    assert [row.run for row in summary.rows] == ["teacher", "vanilla", "a03"]
+    assert summary.run("a03").gain_over_vanilla == pytest.approx(0.03)
+    assert (summary.unfinished, summary.champion) == (("a03", "light"), None)
+    text = markdown(summary)
+    assert "**Not finished: 2 of 3 students.** dvc repro has still to train, export or time a03, light;" in text
+    (metrics / "benchmark.json").unlink()
+    summary = summarise(sweep_params(), metrics, complete=False)
+    assert summary.unfinished == ("vanilla", "a03", "light")
+    assert "Not finished: 3 of 3 students" in markdown(summary)
+
+
 def test_control_is_of_the_same_network_or_else_the_first(metrics: Path) -> None:
     summary = summarise(sweep_params(), metrics)
     assert summary.run("a03").gain_over_vanilla == pytest.approx(0.03)
