@@ -42,6 +42,18 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="module")
+def city(request, tmp_path_factory):
+    """A folder in which prepare, teacher-check and teacher-logits have run with the test module's `params_of()`."""
+    from support.tiny_city import build_city
+
+    folder = tmp_path_factory.mktemp("city")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        build_city(request.module.params_of())
+    return folder
+
+
 @pytest.fixture(params=DECODERS)
 def decoder(request):
     """Each way of decoding a PNG, in turn."""

@@ -16,7 +16,7 @@ from segdistill.nets.weights import load_net, read_state
 from segdistill.student import run as student_run
 from segdistill.student.run import distill, finetune
 from segdistill.training.checkpoint import Checkpointer
-from support.tiny_city import build_city, build_logits, tinier_params
+from support.tiny_city import build_logits, tinier_params
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RUNS = {
@@ -29,15 +29,6 @@ RUNS = {
 
 def params_of(channels=8, **runs):
     return tinier_params(teacher_logits={"feature_channels": channels}, runs=RUNS | runs)
-
-
-@pytest.fixture(scope="module")
-def city(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("city")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        build_city(params_of())
-    return folder
 
 
 @pytest.fixture

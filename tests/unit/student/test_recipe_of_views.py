@@ -11,7 +11,7 @@ from segdistill.core.errors import UserError
 from segdistill.core.provenance import file_sha256
 from segdistill.paths import DISTILLED, run_metrics, run_models
 from segdistill.student.run import distill
-from support.tiny_city import build_city, build_logits, tinier_params
+from support.tiny_city import build_logits, tinier_params
 
 RECIPE = {"scale_range": (0.8, 2.0), "mix": "classmix", "mix_probability": 1.0}
 RUNS = {
@@ -32,15 +32,6 @@ def params_of(**changed):
     for section, values in changed.items():
         sections[section] |= values
     return tinier_params(runs=RUNS, **sections)
-
-
-@pytest.fixture(scope="module")
-def city(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("city")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        build_city(params_of())
-    return folder
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from segdistill.teacher.check import check_teacher
 from segdistill.training import job as training_job
 from segdistill.training import loop as training_loop
 from segdistill.training.checkpoint import Checkpointer
-from support.tiny_city import build_city, build_logits, tinier_params
+from support.tiny_city import build_logits, tinier_params
 
 KINDS = ("views", "frame", "online")
 RUNS = {"vanilla": {"alpha": 0.0, "lr": 0.01, "teacher": "none"}} | {
@@ -44,16 +44,6 @@ def params_of(**changed):
 def params_in(precision: str):
     params = params_of()
     return params.model_copy(update={"compute": params.compute.model_copy(update={"precision": precision})})
-
-
-@pytest.fixture(scope="module")
-def city(tmp_path_factory):
-    """A folder in which prepare, teacher-check and teacher-logits have run."""
-    folder = tmp_path_factory.mktemp("city")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        build_city(params_of())
-    return folder
 
 
 @pytest.fixture

@@ -20,23 +20,13 @@ from segdistill.formats.classes import IGNORE, ClassTable, class_key
 from segdistill.paths import TEACHER
 from segdistill.teacher_logits.accuracy import SHOWN, TeacherAccuracy, at_cells, memorised
 from segdistill.teacher_logits.build import teacher_logits
-from support.tiny_city import build_city, tinier_params
+from support.tiny_city import tinier_params
 
 METRICS = Path("metrics/teacher_logits")
 
 
 def params_of(kinds=("views", "frame", "online")):
     return tinier_params(teacher_logits={"kinds": kinds, "dtype": "float32"})
-
-
-@pytest.fixture(scope="module")
-def city(tmp_path_factory):
-    """A folder in which prepare, teacher-check and teacher-logits of every kind have run."""
-    folder = tmp_path_factory.mktemp("city")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        build_city(params_of())
-    return folder
 
 
 @pytest.fixture
