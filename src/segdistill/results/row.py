@@ -350,9 +350,10 @@ def recipe_key(params: Params, run: str) -> str:
     """Return a hash of how `run` is trained, without what the teacher adds: a student and its control have one."""
     taught = {"seed", "teacher", "alpha", "label_weight", "distill_weight", "feature_weight"}
     taught |= {"method", "temperature", "kl_resolution", "distill_where"}
-    sections = params.distill_settings(run), params.finetune_params(run)
-    trained = [section.model_dump(mode="json") for section in sections]
-    return settings_hash(*({key: value for key, value in one.items() if key not in taught} for one in trained))
+    # How often a training is looked at changes no weight: a trial of `search` evaluates where its control does not.
+    observed = {"log_every_steps", "evaluate_every_steps", "checkpoint_every_steps"}
+    sections = params.distill_settings(run), params.finetune_settings(run)
+    return settings_hash(*(section.model_dump(mode="json", exclude=taught | observed) for section in sections))
 
 
 def _computed_from(params: Params, run: str, data_fingerprint: str) -> list:

@@ -209,6 +209,20 @@ def test_settings_with_equal_keys_differ_by_seed_and_name_only() -> None:
     assert recipe_key(params, "a03") != recipe_key(params, "a03-wd")
 
 
+def test_recipe_is_what_trains_a_run_however_it_is_watched_and_written() -> None:
+    raw = sweep_params().model_dump()
+    a03 = raw["runs"]["a03"]
+    raw["runs"] |= {
+        "a03-seen": a03 | {"evaluate_every_steps": 7, "log_every_steps": 3, "checkpoint_every_steps": 2},
+        "a03-lr": a03 | {"finetune": {"lr": a03["lr"]}},  # what null means
+        "a03-slow": a03 | {"finetune": {"lr": a03["lr"] / 2}},
+    }
+    params = type(sweep_params()).model_validate(raw)
+    keys = {run: recipe_key(params, run) for run in ("a03", "a03-seen", "a03-lr", "a03-slow")}
+    assert keys["a03"] == keys["a03-seen"] == keys["a03-lr"] == recipe_key(params, "vanilla")
+    assert keys["a03"] != keys["a03-slow"]
+
+
 def test_nothing_is_shipped_below_a_floor(metrics: Path) -> None:
     weak = [one("teacher", 0.8, role="teacher", arch="big"), one("a", 0.39), one("b", 0.35)]
     assert of_rows(weak, {}).champion is None  # under half of the teacher
