@@ -53,6 +53,11 @@ def remove_run(name: str, path: Path = PARAMS) -> None:
     _edit(path, remove)
 
 
+def check_lines(path: Path = PARAMS) -> None:
+    """Raise a UserError where runs are not written one below the other, before a search has made anything."""
+    _runs_node(path.read_text(encoding="utf-8"))
+
+
 def _edit(path: Path, change: Callable[[str, dict], str]) -> None:
     """Replace the text of `path` by what `change` makes of it and of its content, which it changes as well.
 

@@ -27,7 +27,7 @@ from segdistill.params.model import Params
 from segdistill.params.read import MAX_RUN_NAME, RUN_NAME, load_params
 from segdistill.params.stages import OF_A_RUN, check_named_in_dvc, shared_stages
 from segdistill.paths import PARAMS, run_metrics
-from segdistill.search.params_file import add_run, remove_run
+from segdistill.search.params_file import add_run, check_lines, remove_run
 from segdistill.search.space import check_space, parse_space, trial_entry
 from segdistill.search.study import FOLDER, OpenTrial, Study, storage_errors
 from segdistill.sweep.local import Slots
@@ -64,6 +64,7 @@ def search(arguments: list[str], options: Options) -> None:
     space = parse_space(arguments)
     raw, params = read_mapping(PARAMS, "sections", "take one with: cp profiles/tiny.yaml params.yaml"), load_params()
     check_named_in_dvc(params)
+    check_lines()
     base, name = _base_of(params, options.base), options.name
     if not RUN_NAME.fullmatch(name) or len(name) > MAX_RUN_NAME - 10:
         raise UserError(

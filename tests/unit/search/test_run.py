@@ -196,6 +196,15 @@ def test_runs_of_another_search_are_not_taken_over(tmp_path, monkeypatch):
         search(["alpha=0.1:0.9"], options())
 
 
+def test_runs_on_one_line_are_refused_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    profile = yaml.safe_load((Path(__file__).resolve().parents[3] / "profiles" / "tiny.yaml").read_text())
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(profile, default_flow_style=True))
+    with pytest.raises(UserError, match=r"params\.yaml: cannot add and remove lines of runs; write one run below the"):
+        search(["alpha=0.1:0.9"], options())
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+
+
 def test_without_optuna_the_command_names_the_extra():
     code = "import sys; sys.modules['optuna'] = None; sys.argv[1:] = ['search', '-n', '2', 'alpha=0.1:0.9']\n"
     code += "from segdistill.cli import app; app()"
