@@ -90,7 +90,8 @@ def _not_ready(params: Params, address: str) -> Iterator[str]:
 
 
 def _git(*arguments: str) -> list[str]:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    command = ["git", "-c", "core.quotepath=off", *arguments]  # else git writes an umlaut as two numbers
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"git {arguments[0]}: {done.stderr.strip()}; workers make a clone of this repository")
     return done.stdout.splitlines()

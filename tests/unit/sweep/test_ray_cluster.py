@@ -60,6 +60,18 @@ def test_untracked_weights_are_refused(project):
     assert "runs.one.init: found mine.safetensors, which is not in git" in refusal()
 
 
+def test_weights_in_git_may_have_any_name(project):
+    name = "initial_weights/stra\N{LATIN SMALL LETTER SHARP S}e 1.safetensors"
+    (project / "initial_weights").mkdir()
+    (project / name).write_text("weights")
+    git(project, "add", "-f", name)
+    git(project, "commit", "-q", "-m", "weights")
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    params["runs"]["one"]["init"] = name
+    (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False, allow_unicode=True))
+    assert "not in git" not in refusal()
+
+
 def test_project_without_a_remote_is_refused(project):
     (project / ".dvc/config.local").unlink()
     assert "no default DVC remote" in refusal()
