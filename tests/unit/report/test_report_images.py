@@ -147,5 +147,5 @@ def test_tiles_compare_each_number_with_another(summary: Summary) -> None:
     blank = {"onnx_int8_p50_ms": None, "onnx_float32_p50_ms": None}
     untimed = tiles(of_rows([replace(row, **blank) for row in summary.rows], {}))
     assert not any(tile.number.endswith("ms") for tile in untimed)
-    busy = of_rows(summary.rows, {"conditions": {"load_1min": 9.0, "threads": 2}})
+    busy = of_rows(summary.rows, {"conditions": {"load_1min_after": 9.0, "cpus": 2}})
     assert tiles(busy)[1].against == "not reliable: busy machine"

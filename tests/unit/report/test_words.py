@@ -143,8 +143,8 @@ def test_finetuning_that_lost_is_named() -> None:
 
 def test_busy_machine_is_named_and_no_speed_is_claimed() -> None:
     rows = [one("teacher", 0.7, role="teacher", onnx_float32_p50_ms=50.0), one("a", 0.6)]
-    busy = text_of(of_rows(rows, {"conditions": {"load_1min": 9.0, "threads": 2}}))
-    assert "Do not rely on the latencies: the machine was busy while they were taken: load 9.0 for 2 threads" in busy
+    busy = text_of(of_rows(rows, {"conditions": {"load_1min_after": 9.0, "cpus": 2}}))
+    assert "Do not rely on the latencies: the machine was busy while they were taken: load 9.0 for 2 cores" in busy
     assert "times as fast" not in busy
     assert "5.0 times as fast" in text_of(of_rows(rows, {}))
 

@@ -248,15 +248,23 @@ def test_baseline_is_the_most_frequent_class_of_val_everywhere(metrics: Path) ->
 
 def test_pick_ignores_latencies_of_a_busy_machine() -> None:
     rows = [one("a", 0.50, 0.495)]
-    idle = {"conditions": {"load_1min": 2.1, "threads": 2}}
+    idle = {"conditions": {"load_1min_after": 2.1, "cpus": 2}}
     assert of_rows(rows, idle).champion.precision == "int8"
-    busy = of_rows(rows, {"conditions": {"load_1min": 3.5, "threads": 2}})
+    busy = of_rows(rows, {"conditions": {"load_1min_after": 3.5, "cpus": 2}})
     assert busy.champion.precision == "float32"  # the most accurate
-    assert "load 3.5 for 2 threads" in busy.busy
+    assert "load 3.5 for 2 cores" in busy.busy
     assert "best val mIoU" in busy.rule
     timed = {"end_to_end_p50_ms": 10.0, "end_to_end_p95_ms": 21.0}
     assert "p95 is 2.1 times p50" in why_busy({"networks": {"net": {"torch": timed}}})
     assert why_busy({"networks": {"net": {"torch": timed | {"end_to_end_p95_ms": 12.0}}}}) is None
+
+
+def test_load_is_read_as_the_benchmark_writes_it() -> None:
+    written = json.loads((Path(__file__).resolve().parents[3] / "metrics/benchmark.json").read_text())["conditions"]
+    assert why_busy({"conditions": written | {"load_1min_after": 0.0}}) is None
+    busy = {"conditions": written | {"load_1min_after": 1.6 * written["cpus"]}}
+    assert f"load {1.6 * written['cpus']:.1f} for {written['cpus']} cores" in why_busy(busy)
+    assert busy["conditions"].keys() == written.keys()
 
 
 def test_summary_has_one_entry_per_setting_over_seeds(tmp_path: Path) -> None:
