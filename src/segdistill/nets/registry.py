@@ -15,12 +15,15 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from segdistill.core.errors import UserError
 from segdistill.nets.fast_convs import use_fast_convs
 from segdistill.params.archs import arch_facts, check_arch, network_file, split_network
+
+_PROBE_PX = (64, 64)  # an image that shows what a network returns
 
 
 class SegmentationNet(nn.Module):
@@ -90,6 +93,21 @@ def build(network: str, classes: int, output_stride: int = 16) -> nn.Module:
     if not isinstance(net, nn.Module):
         raise UserError(f"{network_file(arch)}: build returned a {type(net).__name__}; needed is a torch.nn.Module")
     return use_fast_convs(net)
+
+
+def check_logits(net: nn.Module, network: str, classes: int) -> None:
+    """Raise a UserError where `net` gives other than logits of so many classes: its file may be the user's own."""
+    mode = net.training
+    with torch.no_grad():
+        found = net.eval()(torch.zeros(1, 3, *_PROBE_PX))
+    net.train(mode)
+    is_right = isinstance(found, Tensor) and found.is_floating_point() and found.ndim == 4 and found.shape[1] == classes
+    if not is_right:
+        given = f"{found.dtype} {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise UserError(
+            f"{network_file(split_network(network)[0])}: in eval mode the network returns {given} for an image of "
+            f"{list(_PROBE_PX)} pixels; needed are logits [1, {classes}, height, width], a class in each channel"
+        )
 
 
 def build_of_params(path: str, network: str, classes: int, output_stride: int) -> nn.Module:

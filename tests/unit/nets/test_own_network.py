@@ -16,6 +16,8 @@ from segdistill.nets.weights import imagenet_backbone_state
 from segdistill.params import archs
 from segdistill.params.archs import arch_facts, arch_names
 from segdistill.params.read import load_params
+from segdistill.training.job import initial_net
+from support.tiny_training import settings_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[3]
@@ -91,6 +93,24 @@ def test_broken_file_is_named(add, name):
     add("mine", text)
     with pytest.raises(UserError, match=message):
         build("mine", 5)
+
+
+RETURNED = {
+    "too many classes": ("nn.Conv2d(3, classes + 2, 1)", r"torch\.float32 \[1, 7, 64, 64\]"),
+    "no classes": ("nn.Flatten(0, 1)", r"torch\.float32 \[3, 64, 64\]"),
+    "a dict": ("nn.ModuleDict()", "a dict"),
+    "logits and more, though it does not train": ("nn.ReLU()", "a tuple"),
+}
+
+
+@pytest.mark.parametrize("name", RETURNED)
+def test_what_is_no_logits_is_refused_before_a_training(add, name, monkeypatch):
+    built, found = RETURNED[name]
+    add("mine", GOOD.replace("nn.Conv2d(3, classes, 1)", built))
+    monkeypatch.setattr(torch.nn.ModuleDict, "forward", lambda self, images: {"out": images}, raising=False)
+    monkeypatch.setattr(torch.nn.ReLU, "forward", lambda self, images: (images, images))
+    with pytest.raises(UserError, match=rf"mine\.py: .* returns {found} for .*; needed are logits \[1, 5, height,"):
+        initial_net("mine", 5, settings_of(), 0, "runs.one.init")
 
 
 def test_broken_file_is_named_with_its_place_in_params(add, tmp_path):
