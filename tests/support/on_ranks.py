@@ -81,6 +81,23 @@ class CropwiseTeacher(TinyNet):
         return tuple(torch.cat(parts) for parts in zip(*of_crops, strict=True))
 
 
+class BareBatchNorms(nn.Sequential):
+    """Batch norms without weights, without running values and with their means, and one of vectors (B, C)."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.BatchNorm2d(6, affine=False),
+            nn.BatchNorm2d(6, track_running_stats=False),
+            nn.BatchNorm2d(6, momentum=None),
+        )
+        self.of_vectors = nn.BatchNorm1d(6)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        first, second, third, of_vectors = self
+        x_BCHW = third(second(first(x_BCHW)).square())
+        return x_BCHW * of_vectors(x_BCHW.square().mean((2, 3)))[:, :, None, None].sigmoid()
+
+
 def uneven_split() -> Split:
     """Frames with unequal numbers of void pixels, so that ranks count unequal numbers of valid ones."""
     split = make_split()
@@ -108,6 +125,8 @@ def job_of(case: str) -> Job:
     given: dict = {}
     if case == "activating":
         net.backbone = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2, padding=1), ActivatingBatchNorm(6))
+    elif case == "bare batch norms":
+        net.backbone = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2, padding=1), BareBatchNorms())
     elif case == "auxiliary":
         net = AuxiliaryTinyNet()
     elif case == "adamw with average":
@@ -129,7 +148,7 @@ def job_of(case: str) -> Job:
 
 
 CASES = (
-    *("plain", "activating", "auxiliary", "adamw with average", "class weights", "focal", "ohem"),
+    *("plain", "activating", "bare batch norms", "auxiliary", "adamw with average", "class weights", "focal", "ohem"),
     *("kl", "channel_kl", "sigmoid_kl", "right", "label_probability", "cutmix", "classmix", "features"),
 )
 

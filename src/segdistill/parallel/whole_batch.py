@@ -72,20 +72,29 @@ class _BatchNormOverRanks(nn.SyncBatchNorm):
         return normalised
 
     def _on_cpu(self, x_bCHW: Tensor) -> Tensor:
-        """Return the batch normalised by mean and variance over all ranks, and move the running ones."""
-        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
-        assert self.momentum is not None
-        x, over = x_bCHW.to(self.running_mean.dtype), (0, 2, 3)
+        """Return the batch normalised by mean and variance over all ranks, and move the running ones.
+
+        A network of the user's own may have batch norm without weights or running values, or of (b, C) alone.
+        """
+        x = x_bCHW.to(torch.promote_types(x_bCHW.dtype, torch.float32))
+        over, by_channel = [0, *range(2, x.ndim)], (-1, *[1] * (x.ndim - 2))
         cells = x.numel() // x.shape[1] * ranks.count()
         mean_C = _SumOverRanks.apply(x.sum(over)) / cells
-        centred = x - mean_C.view(-1, 1, 1)
+        centred = x - mean_C.view(by_channel)
         var_C = _SumOverRanks.apply((centred * centred).sum(over)) / cells
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean_C, self.momentum)
-            self.running_var.lerp_(var_C * (cells / max(cells - 1, 1)), self.momentum)
-        scale_C = self.weight * torch.rsqrt(var_C + self.eps)
-        return (centred * scale_C.view(-1, 1, 1) + self.bias.view(-1, 1, 1)).to(x_bCHW.dtype)
+        if self.running_mean is not None:
+            assert self.running_var is not None and self.num_batches_tracked is not None
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                # Without a momentum the running values are means over all batches.
+                momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+                self.running_mean.lerp_(mean_C, momentum)
+                self.running_var.lerp_(var_C * (cells / max(cells - 1, 1)), momentum)
+        scale_C = torch.rsqrt(var_C + self.eps)
+        if self.weight is None:
+            return (centred * scale_C.view(by_channel)).to(x_bCHW.dtype)
+        scale_C = self.weight * scale_C
+        return (centred * scale_C.view(by_channel) + self.bias.view(by_channel)).to(x_bCHW.dtype)
 
 
 class _SumOverRanks(torch.autograd.Function):
