@@ -57,8 +57,13 @@ def prepare(data: DataParams, seed: int, out: Path, workers: int | None = None) 
     if data.unlabelled is not None:
         source = WithUnlabelled.open(source, data.root, data.unlabelled)
         unlabelled, more = source.list_frames(UNLABELLED)
-        frames["train"] += unlabelled  # the last ones, so that labelled frames are a slice
         errors += more
+        # Students would train on the images that they are scored on.
+        labelled = {source.path_of(frame) for split in frames.values() for frame in split}
+        if both := [path for frame in unlabelled if (path := source.path_of(frame)) in labelled]:
+            found = f"{len(both)} of its images are frames of a split, such as {both[0]}"
+            errors.append(f"data.unlabelled: found '{data.unlabelled}'; {found}; allowed is a folder of other images")
+        frames["train"] += unlabelled  # the last ones, so that labelled frames are a slice
     listed = [frame for split in frames.values() for frame in split]
     size_px = data.size_px
     if size_px is None:  # all frames have to have the size of the first one with a readable header

@@ -78,6 +78,17 @@ def test_cityscapes_takes_unlabelled_images_too(tmp_path):
     assert np.array_equal(data.train.images[-1], data.val.images[0])
 
 
+@pytest.mark.parametrize(("folder", "found"), [("images", 5), ("images/val", 1)])
+def test_images_of_the_splits_are_refused(root, tmp_path, folder, found):
+    first = "train/a" if found > 1 else "val/v"
+    message = (
+        rf"data\.unlabelled: found '{folder}'; {found} of its images are frames of a split, such as .*/{first}\.png"
+    )
+    with pytest.raises(UserError, match=message):
+        prepare(settings(root, unlabelled=folder), 0, tmp_path / "out", 1)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("folder", ["less", "", ".", "../birds", "/"])
 def test_folder_that_is_not_inside_root_is_refused(root, tmp_path, folder):
     with pytest.raises(UserError, match=r"data\.unlabelled: .*; allowed is a folder of images inside data\.root"):
