@@ -233,4 +233,5 @@ def _suggest(trial: optuna.Trial, key: str, one: Interval | Choice) -> Any:
     if isinstance(one, Choice):
         return trial.suggest_categorical(key, one.values)
     suggest: Callable[..., Any] = trial.suggest_int if isinstance(one.low, int) else trial.suggest_float
-    return suggest(key, one.low, one.high, log=one.log)
+    # At the upper end Optuna gives a number of NumPy, which YAML does not take.
+    return type(one.low)(suggest(key, one.low, one.high, log=one.log))

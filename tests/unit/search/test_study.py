@@ -57,6 +57,15 @@ def test_values_are_a_function_of_seed_and_earlier_results(tmp_path, monkeypatch
     assert len({one["alpha"] for one in first}) == 12
 
 
+def test_values_at_the_upper_end_are_plain_numbers():
+    study, found = study_of(parse_space(["alpha=0.1:0.1000000000000001", "steps=1:2"])), []  # seven floats
+    while (trial := study.next_trial(8)) is not None:
+        found.append(trial.values)
+        finish(trial)
+    assert max(values["alpha"] for values in found) > 0.10000000000000006
+    assert {(type(values["alpha"]), type(values["steps"])) for values in found} == {(float, int)}
+
+
 def test_trials_end_at_the_limit_and_more_can_follow():
     study = study_of()
     for _ in range(3):
