@@ -1,4 +1,4 @@
-"""Whether params.yaml still has the settings that the metrics under metrics/ were computed with."""
+"""Whether params.yaml and the data are still what the metrics under metrics/ were computed with."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ def stale_sentence(runs: list[str]) -> str | None:
     """Return the sentence on these runs; None for no run."""
     if not runs:
         return None
-    return f"params.yaml was changed since the metrics of {', '.join(runs)} were computed; run: dvc repro"
+    return f"params.yaml or the data was changed since the metrics of {', '.join(runs)} were computed; run: dvc repro"
 
 
 def computed_with(params: Params, metrics: Path, run: str) -> dict[str, Any]:
     """Return the settings that the metrics of `run` were computed with if params.yaml has others, else nothing.
 
-    They are named as in params.yaml, with `finetune_steps` for the further steps.
+    They are named as in params.yaml, with `finetune_steps` for the further steps. They are returned, too, where the
+    metrics are of other data than those of the teacher.
     Two records tell: the headers of the weights in `models/runs` next to `metrics`, which are there when a sweep ended
     before its report, and the summary of the last report, which covers the teacher and the export too.
     """
@@ -43,10 +44,14 @@ def computed_with(params: Params, metrics: Path, run: str) -> dict[str, Any]:
     if _differs(distilled, now.model_dump(mode="json")) or _differs(finetuned, further.model_dump(mode="json")):
         steps = finetuned.get("steps", further.steps)
         return now.model_dump(mode="json") | distilled | {"finetune_steps": steps}
+    fingerprint = _fingerprint(folder / "finetune.json")
+    # The teacher comes first. While a sweep of other data runs, the metrics of the last one are still there.
+    before = [_fingerprint(path) for path in (metrics / "teacher.json", folder / "distill.json")]
+    if fingerprint and any(other not in ("", fingerprint) for other in before):
+        return now.model_dump(mode="json") | {"finetune_steps": further.steps}
     try:
         written = read_json(metrics / "summary.json")["runs"][run]
-        fingerprint = read_json(folder / "finetune.json")["data_fingerprint"]
-        if written["row_key"] in (None, row_key(params, run, fingerprint)):
+        if not fingerprint or written["row_key"] in (None, row_key(params, run, fingerprint)):
             return {}
         # An optional setting is not in the summary of a run that does not have it.
         written = dict.fromkeys(OPTIONAL) | written
@@ -54,6 +59,14 @@ def computed_with(params: Params, metrics: Path, run: str) -> dict[str, Any]:
         return columns | {"student": columns.pop("arch")}
     except (OSError, ValueError, KeyError, TypeError, UserError):
         return {}
+
+
+def _fingerprint(path: Path) -> str:
+    """Return that of the data in a metrics file; "" where none tells."""
+    try:
+        return str(read_json(path).get("data_fingerprint", ""))
+    except (OSError, UserError):
+        return ""
 
 
 def _differs(known: dict, now: dict) -> bool:

@@ -276,4 +276,4 @@ def test_stale_rows_are_marked(summary: Summary, metrics: Path) -> None:
     rows = [replace(row, computed_with={"alpha": 0.3}) if row.run == "a03" else row for row in summary.rows]
     text = page(of_rows(rows, summary.benchmark), metrics)
     assert text.count('<span class="badge stale">stale</span>') == 2  # in both tables of runs
-    assert "params.yaml was changed since the metrics of a03 were computed" in text
+    assert "params.yaml or the data was changed since the metrics of a03 were computed" in text

@@ -56,7 +56,7 @@ def test_every_format_marks_stale_rows(metrics: Path, capsys: pytest.CaptureFixt
     for text in (capsys.readouterr().out, markdown(summary)):
         assert "a03 (stale)" in text
         assert "vanilla (stale)" not in text
-        assert "params.yaml was changed since the metrics of a03 were computed; run: dvc repro" in text
+        assert "params.yaml or the data was changed since the metrics of a03 were computed; run: dvc repro" in text
     found = compare_runs(edited(alpha=0.5), metrics, ["vanilla", "a03"])
     assert {line.label: line.values for line in found.settings}["alpha"] == (0.0, 0.3)
     assert "a03 (stale)" in compare_markdown(found)
@@ -69,3 +69,12 @@ def test_changed_runs_names_runs_only_while_a_record_tells(metrics: Path) -> Non
     assert changed_runs(edited(alpha=0.5), metrics, ["vanilla"]) is None
     (metrics / "summary.json").write_text(json.dumps({"runs": {}}))
     assert changed_runs(edited(alpha=0.5), metrics, runs) is None
+
+
+@pytest.mark.parametrize("file", ["teacher.json", "runs/a03/distill.json"])
+def test_metrics_of_earlier_data_are_stale_until_the_run_is_trained_again(metrics: Path, file: str) -> None:
+    facts = json.loads((metrics / file).read_text())
+    (metrics / file).write_text(json.dumps(facts | {"data_fingerprint": "other data"}))
+    row = summarise(sweep_params(), metrics).run("a03")
+    assert (row.is_stale, row.alpha, row.lr, row.finetune_steps) == (True, 0.3, 0.01, sweep_params().finetune.steps)
+    assert "params.yaml or the data was changed" in changed_runs(sweep_params(), metrics, ["a03"])
