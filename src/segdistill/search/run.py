@@ -102,6 +102,12 @@ def _search(study: Study, raw: dict, params: Params, base: str, options: Options
     if trials.failed and not study.results():
         logs = "\n".join(f"  - {run}: {log_of(run)}" for run in trials.failed)
         raise UserError(f"no trial finished; the logs of those that failed:\n{logs}")
+    counts = study.counts()
+    if counts["failed"] and not (counts["finished"] or counts["running"]):
+        raise UserError(
+            f"no trial finished; the {counts['failed']} that failed count and are not tried again: give a larger "
+            "--trials, or another --name"
+        )
 
 
 def _base_of(params: Params, given: str | None) -> str:

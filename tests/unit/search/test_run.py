@@ -125,6 +125,13 @@ def test_failed_trial_is_named_and_removed_and_no_values_run_twice(tmp_path):
     assert "error: no trial finished; the logs of those that failed:\n  - search-00" in err
     assert 3 <= out.count("failed search-") <= 4
     assert trials_in(project) == {}
+    failed = out.count("failed search-")
+    code, out, err = call(project, "--trials", "3", f"lr={FAILING}", "alpha=0.1:0.9")
+    assert (code, "started" in out) == (1, False)
+    assert err == (
+        f"error: no trial finished; the {failed} that failed count and are not tried again: give a larger --trials, or "
+        "another --name\n"
+    )
 
 
 @pytest.mark.slow
