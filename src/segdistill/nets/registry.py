@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from segdistill.core.errors import UserError
 from segdistill.nets.fast_convs import use_fast_convs
+from segdistill.nets.features import HasFeatures
 from segdistill.params.archs import arch_facts, check_arch, network_file, split_network
 
 _PROBE_PX = (64, 64)  # an image that shows what a network returns
@@ -97,17 +98,25 @@ def build(network: str, classes: int, output_stride: int = 16) -> nn.Module:
 
 def check_logits(net: nn.Module, network: str, classes: int) -> None:
     """Raise a UserError where `net` gives other than logits of so many classes: its file may be the user's own."""
-    mode = net.training
+    mode, image = net.training, torch.zeros(1, 3, *_PROBE_PX)
     with torch.no_grad():
-        found = net.eval()(torch.zeros(1, 3, *_PROBE_PX))
+        found = net.eval()(image)
+        both = net.features_and_logits(image) if isinstance(net, HasFeatures) else None
     net.train(mode)
+    file = network_file(split_network(network)[0])
     is_right = isinstance(found, Tensor) and found.is_floating_point() and found.ndim == 4 and found.shape[1] == classes
     if not is_right:
         given = f"{found.dtype} {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
         raise UserError(
-            f"{network_file(split_network(network)[0])}: in eval mode the network returns {given} for an image of "
-            f"{list(_PROBE_PX)} pixels; needed are logits [1, {classes}, height, width], a class in each channel"
+            f"{file}: in eval mode the network returns {given} for an image of {list(_PROBE_PX)} pixels; needed are "
+            f"logits [1, {classes}, height, width], a class in each channel"
         )
+    if both is not None and not (isinstance(both, tuple) and len(both) == 2 and _are_equal(both[1], found)):
+        raise UserError(f"{file}: needed of features_and_logits are the features, then the logits that forward returns")
+
+
+def _are_equal(one: object, other: Tensor) -> bool:
+    return isinstance(one, Tensor) and one.shape == other.shape and torch.equal(one, other)
 
 
 def build_of_params(path: str, network: str, classes: int, output_stride: int) -> nn.Module:

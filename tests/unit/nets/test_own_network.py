@@ -113,6 +113,15 @@ def test_what_is_no_logits_is_refused_before_a_training(add, name, monkeypatch):
         initial_net("mine", 5, settings_of(), 0, "runs.one.init")
 
 
+def test_features_behind_the_logits_are_refused(add):
+    method = (
+        "    def features_and_logits(self, x):\n        return self.classifier(self.backbone(x)), self.backbone(x)\n"
+    )
+    add("mine", EXAMPLE.replace("def build(", f"{method}\n\ndef build("))
+    with pytest.raises(UserError, match=r"mine\.py: needed of features_and_logits are the features, then the logits"):
+        initial_net("mine", 5, settings_of(output_stride=8), 0, "runs.one.init")
+
+
 def test_broken_file_is_named_with_its_place_in_params(add, tmp_path):
     add("mine", "")
     profile = (ROOT / "profiles/tiny.yaml").read_text(encoding="utf-8")
