@@ -72,7 +72,7 @@ def _edit(path: Path, change: Callable[[str, dict], str]) -> None:
         changed = change(text, raw)
         if changed == text:
             return
-        with atomic_file(path) as temporary:
+        with atomic_file(path.resolve()) as temporary:  # a link stays one
             with temporary.open("w", encoding="utf-8", newline="") as stream:
                 stream.write(changed)
             try:

@@ -40,6 +40,17 @@ def test_added_and_removed_run_leaves_the_bytes_of_a_profile(profile):
     assert PARAMS.read_bytes() == before
 
 
+def test_a_link_to_params_stays_one():
+    mine = Path("mine.yaml")
+    mine.write_bytes(PROFILES[-1].read_bytes())
+    PARAMS.symlink_to(mine)
+    add_run("search-000", ENTRY)
+    assert PARAMS.is_symlink()
+    assert "search-000" in load_params(mine).runs
+    remove_run("search-000")
+    assert mine.read_bytes() == PROFILES[-1].read_bytes()
+
+
 BLOCK = """\
 # at the top
 runs:   # all of them
