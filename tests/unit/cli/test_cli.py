@@ -119,6 +119,16 @@ def test_metrics_of_other_settings_are_marked_and_not_tracked(tmp_path, monkeypa
     assert not (tmp_path / "mlflow.db").exists(), "no row of metrics with other settings"
 
 
+def test_nothing_to_track_is_one_line_and_makes_no_store(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(params_file, "load_params", lambda *_: sweep_params())
+    done = call("track")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr == "error: metrics: holds no run of params.yaml; dvc repro writes them\n"
+    assert not Path("mlflow.db").exists()
+
+
 def test_headers_of_weights_reveal_metrics_of_other_settings_before_any_report(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
