@@ -69,6 +69,18 @@ def test_any_terminal_can_show_the_results(tmp_path, terminal, command):
     assert (b"a03" if command[0] != "predict" else b"--overwrite") in done.stdout
 
 
+@pytest.mark.parametrize("command", [["show"], ["show", "--markdown"], ["compare", "vanilla", "a03"]])
+def test_head_may_stop_reading_before_the_end(tmp_path, command):
+    write_metrics(tmp_path / "metrics")
+    write_sweep_params(tmp_path)
+    shown = subprocess.Popen(
+        [sys.executable, "-m", "segdistill", *command], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    shown.stdout.close()
+    assert shown.stderr.read() == b""
+    assert shown.wait(timeout=120) == 1
+
+
 def test_synthesize_writes_a_city_that_prepare_reads(tmp_path):
     out = tmp_path / "city"
     done = call(
