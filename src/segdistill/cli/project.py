@@ -56,6 +56,7 @@ def track(
     from segdistill.params.read import load_params
     from segdistill.results.stale import changed_runs
     from segdistill.tracking.mlflow import track as track_all
+    from segdistill.tracking.rows import rows_on_disk
     from segdistill.tracking.store import find_store
     from segdistill.tracking.watch import watch
 
@@ -70,6 +71,8 @@ def track(
         # MLflow would keep a row of metrics with settings that they are not of.
         if changed := changed_runs(params, METRICS, params.students()):
             raise UserError(changed)
+        if not rows_on_disk(params, METRICS):
+            raise UserError(f"{METRICS}: holds no run of params.yaml; dvc repro writes them")
     if not track_all(params, METRICS, shows_progress=True):
         raise typer.Exit(1)
     print(f"MLflow at {store.name} has every run of {METRICS}/")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -33,6 +34,9 @@ def exit_on_user_error() -> Iterator[None]:
     """Turn a UserError or OSError into one message on stderr and exit code 1; leave bugs their traceback."""
     try:
         yield
+    except BrokenPipeError:  # `head` has read enough: no error, and Python's flush at exit must not make it one
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (UserError, OSError) as error:
         logger.error(message_to_user(error))
         sys.exit(1)

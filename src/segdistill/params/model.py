@@ -77,7 +77,7 @@ class DataParams(Section):
     )
     unseen_groups: tuple[str, ...] = Field(
         default=(),
-        description="cities or drives, by name, that are taken out of train, holdout and val, and scored beside val; "
+        description="cities or drives, by name, that are taken out of train, holdout and val, and scored like val; "
         "in quotes where YAML reads a number, as '0016e5'",
     )
     synthetic: SyntheticParams = Field(description="size of the built-in city, used when source is synthetic")

@@ -69,6 +69,18 @@ def test_any_terminal_can_show_the_results(tmp_path, terminal, command):
     assert (b"a03" if command[0] != "predict" else b"--overwrite") in done.stdout
 
 
+@pytest.mark.parametrize("command", [["show"], ["show", "--markdown"], ["compare", "vanilla", "a03"]])
+def test_head_may_stop_reading_before_the_end(tmp_path, command):
+    write_metrics(tmp_path / "metrics")
+    write_sweep_params(tmp_path)
+    shown = subprocess.Popen(
+        [sys.executable, "-m", "segdistill", *command], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    shown.stdout.close()
+    assert shown.stderr.read() == b""
+    assert shown.wait(timeout=120) == 1
+
+
 def test_synthesize_writes_a_city_that_prepare_reads(tmp_path):
     out = tmp_path / "city"
     done = call(
@@ -117,6 +129,16 @@ def test_metrics_of_other_settings_are_marked_and_not_tracked(tmp_path, monkeypa
     assert done.exit_code == 1
     assert "of a03 were computed" in done.stderr
     assert not (tmp_path / "mlflow.db").exists(), "no row of metrics with other settings"
+
+
+def test_nothing_to_track_is_one_line_and_makes_no_store(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(params_file, "load_params", lambda *_: sweep_params())
+    done = call("track")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr == "error: metrics: holds no run of params.yaml; dvc repro writes them\n"
+    assert not Path("mlflow.db").exists()
 
 
 def test_headers_of_weights_reveal_metrics_of_other_settings_before_any_report(tmp_path, monkeypatch):

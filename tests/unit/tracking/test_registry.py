@@ -132,6 +132,12 @@ def test_tracking_again_adds_no_version_and_another_file_one(here):
     assert versions() == {1: "a03 champion", 2: "a03"}
 
 
+def test_a_registered_model_that_a_user_deleted_is_registered_again(here):
+    client().delete_registered_model(NAME)
+    assert track(sweep_params(), METRICS)
+    assert versions() == {1: "a03 champion"}
+
+
 def test_the_alias_moves_to_another_champion(here):
     make_vanilla_the_champion()
     write_onnx(FASTER, "ReduceMin")

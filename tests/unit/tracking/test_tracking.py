@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from urllib.parse import parse_qs
 
+import pytest
+
 from segdistill.params.read import load_params
 from segdistill.tracking.mlflow import track
 from segdistill.tracking.rows import row_of, rows_on_disk
@@ -137,6 +139,35 @@ def test_tracking_again_adds_nothing_and_a_changed_metric_one_point(home):
     assert track(load_params(), Path("metrics"))
     assert count(runs_in()) == (first[0], first[1] + 1)
     assert runs_in()["vanilla"][0].data.metrics["val/mean_loss"] == 1.5
+
+
+@pytest.mark.parametrize("deleted", ["runs", "experiment"])
+def test_what_a_user_deleted_in_mlflow_is_there_again(home, deleted):
+    from mlflow import MlflowClient
+
+    assert track(load_params(), Path("metrics"))
+    first = count(runs_in())
+    client = MlflowClient(f"sqlite:///{home}/mlflow.db")
+    if deleted == "experiment":
+        client.delete_experiment(client.get_experiment_by_name("segdistill").experiment_id)
+    else:
+        for (row,) in runs_in().values():
+            client.delete_run(row.info.run_id)
+        assert runs_in() == {}
+    assert track(load_params(), Path("metrics"))
+    assert count(runs_in()) == first
+
+
+def test_variables_of_an_outer_mlflow_job_change_nothing(home, monkeypatch, capfd):
+    """MLflow sets them for `mlflow run` and for jobs on its platforms."""
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0123456789abcdef0123456789abcdef")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "77")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "other")
+    assert track(load_params(), Path("metrics"))
+    assert capfd.readouterr() == ("", "")
+    found = runs_in()
+    assert {name: len(same) for name, same in found.items()} == dict.fromkeys(("teacher", *RUNS), 1)
+    assert "0123456789abcdef0123456789abcdef" not in {row.info.run_id for (row,) in found.values()}
 
 
 def test_a_changed_alpha_is_another_row_and_the_old_one_stays(home):
