@@ -75,7 +75,8 @@ def write_members(folder: Path, members: Sequence[TorchMember | Path], classes: 
             write_in_one_file(member, file)
         else:
             save_net(file, member.net, member.header)
-        rows.append({"file": file.name, "sha256": file_sha256(file)})
+        given = {"given": member.name} if isinstance(member, Path) else {}  # the name in messages
+        rows.append({"file": file.name, "sha256": file_sha256(file)} | given)
     how = teacher.model_dump(mode="json", include={"flip", "scales", "onnx_mean", "onnx_std"})
     write_json(folder / ENSEMBLE, {"described": teacher.described, "classes": classes, "members": rows} | how)
 
@@ -99,8 +100,9 @@ def open_teacher(folder: Path, compute: Compute) -> Teacher:
         if is_onnx(row["file"]):
             from segdistill.teacher.onnx_teacher import OnnxTeacher
 
-            given = (facts["onnx_mean"], facts["onnx_std"])
-            members.append(OnnxTeacher(file, facts["classes"], ranks.share_of_threads(compute.threads), *given))
+            pixels = (facts["onnx_mean"], facts["onnx_std"])
+            threads = ranks.share_of_threads(compute.threads)
+            members.append(OnnxTeacher(file, facts["classes"], threads, *pixels, name=row["given"]))
             parameters = None
         else:
             net, _ = load_net(file)

@@ -47,14 +47,20 @@ class OnnxTeacher:
     """
 
     def __init__(
-        self, path: str | Path, classes: int, threads: int, mean: tuple[float, ...], std: tuple[float, ...]
+        self,
+        path: str | Path,
+        classes: int,
+        threads: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        name: str | None = None,
     ) -> None:
-        """Open and check the file.
+        """Open and check the file, which messages call `name`, or else by its own name.
 
         Raises:
             UserError: no such file, no ONNX model, or one whose input or output has another form.
         """
-        self.name, self.classes = Path(path).name, classes
+        self.name, self.classes = name or Path(path).name, classes
         if not Path(path).is_file():
             raise UserError(f"teacher.checkpoint: found {str(path)!r}; no such file")
         try:

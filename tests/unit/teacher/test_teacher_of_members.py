@@ -104,6 +104,8 @@ def test_ensemble_is_scored_and_cached_as_the_mean_of_its_members(here):
         "2.onnx",
         "val_classes.npz",
     }
+    opened = open_teacher(Path("models/teacher"), CPU).predict.members
+    assert [opened[0].name, opened[2].name] == ["net0.onnx", "foreign.onnx"]  # of the user's files, in messages
     members = [open_member(name) for name in ("net0.onnx", "net1.safetensors", "foreign.onnx")]
     expected = EnsembleTeacher(members, flip=True, scales=(1.0,), device=CPU.device)
     val = np.array(PreparedData.open().val.images)
