@@ -15,8 +15,8 @@ from segdistill.report.words import answer, signed
 from segdistill.results.row import CONTROL, GAIN, METRICS, MISSING, TEACHER, TERMINAL, UNSEEN_GAIN, shown_in
 from segdistill.results.summary import Summary
 
-# Where there is no terminal (CI, a log file) rich assumes 80 columns and cuts names.
-MIN_WIDTH = 110
+# Where there is no terminal (CI, a log file) rich assumes 80 columns, and would cut the names of runs.
+MIN_WIDTH, MAX_WIDTH = 110, 1000
 Lines = list[tuple[list[str], str]]  # the cells of a line, and its style
 
 
@@ -31,14 +31,15 @@ def print_summary(
 ) -> None:
     """Print the models as a table, where the report is, and last the answer; see `table` for the options."""
     console = console or Console()
-    if not console.is_terminal:
-        console.width = max(console.width, MIN_WIDTH)
     heads, lines = table(summary, sort, top, group)
     shown = Table(box=None, pad_edge=False, header_style="dim")
     for number, head in enumerate(heads):
-        shown.add_column(head, justify="right" if number else "left")
+        shown.add_column(head, justify="right" if number else "left", no_wrap=not number)
     for cells, style in lines:
         shown.add_row(*map(Text, cells), style=style)
+    if not console.is_terminal:
+        needed = console.measure(shown, options=console.options.update(max_width=MAX_WIDTH)).maximum
+        console.width = max(console.width, MIN_WIDTH, needed)
     found = answer(summary)
     for part in ("", shown, "", Text(f"report  {report}"), Text("MLflow  make ui"), ""):
         console.print(part, soft_wrap=isinstance(part, Text))

@@ -33,6 +33,15 @@ def test_names_are_shown_as_they_are_and_the_answer_comes_last(capsys: pytest.Ca
     assert shown.index("reports/index.html") < shown.index("make ui") < shown.index("Ship [bold]x[/bold]")
 
 
+def test_log_shows_whole_names_in_whole_lines(capsys: pytest.CaptureFixture) -> None:
+    """As of a sweep with both weights and unseen drives, whose table is wider than what a log is taken for."""
+    name = "lite0-with-a-long-name"
+    row = replace(one(name, 0.6), label_weight=1.0, distill_weight=1.0, unseen_mean_iou=0.5)
+    print_summary(of_rows([one("vanilla", 0.5, role="control"), row], {}))
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(name))
+    assert "50.00%" in line
+
+
 def test_rows_are_sorted_best_first_and_cut(sweep: Summary) -> None:
     assert names(markdown(sweep, sort="mean_iou", top=3)) == ["teacher", "up-s1", "up-s0"]
     assert names(markdown(sweep, sort="onnx_int8_p50_ms"))[-1] == "teacher"  # unknown values come last
