@@ -69,7 +69,7 @@ def test_weights_in_git_may_have_any_name(project):
     params = yaml.safe_load((project / "params.yaml").read_text())
     params["runs"]["one"]["init"] = name
     (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False, allow_unicode=True))
-    assert "not in git" not in refusal()
+    assert "--address: found 'head'" in refusal("head")  # the check that follows that of weights
 
 
 def test_project_without_a_remote_is_refused(project):
