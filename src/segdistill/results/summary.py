@@ -129,17 +129,17 @@ def summarise(params: Params, metrics: Path, *, check_stale: bool = True, comple
     Raises:
         UserError: a metrics file is missing, or the benchmark does not know a run.
     """
+    benchmark = _read(metrics / "benchmark.json", None if complete else {})
     students = params.students()
     unfinished: tuple[str, ...] = ()
     if not complete:
-        timed = _read(metrics / "benchmark.json", {}).get("models", {})
+        timed = benchmark.get("models", {})
         trained, exported = (
             {run for run in students if (metrics / "runs" / run / name).is_file()}
             for name in ("finetune.json", "export.json")
         )
         unfinished = tuple(run for run in students if run not in trained & exported & set(timed))
         students = tuple(run for run in students if run in trained)
-    benchmark = _read(metrics / "benchmark.json", {} if unfinished else None)
     teacher = _teacher_row(params, metrics, benchmark)
     rows = [
         teacher,
@@ -173,9 +173,14 @@ def summarise(params: Params, metrics: Path, *, check_stale: bool = True, comple
     learned_from: dict[str, dict] = {}
     for kind in params.teacher_logits.kinds:
         learned_from[kind] = _read(metrics / "teacher_logits" / f"{kind}.json", {})
-    if unfinished:
-        found = replace(found, champion=None, unfinished=unfinished)
-    return replace(found, class_colors=colors, val_groups=groups, learned_from=learned_from)
+    return replace(
+        found,
+        champion=None if unfinished else found.champion,
+        unfinished=unfinished,
+        class_colors=colors,
+        val_groups=groups,
+        learned_from=learned_from,
+    )
 
 
 def rows_on_disk(params: Params, metrics: Path) -> tuple[Row, ...]:

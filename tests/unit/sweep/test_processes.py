@@ -40,3 +40,4 @@ def test_file_that_dvc_does_not_write_is_left_to_it(content, tmp_path, monkeypat
         Path(".dvc/tmp").mkdir(parents=True)
         Path(".dvc/tmp/rwlock").write_text(content)
     wait_for_killed()
+    assert [path.read_text() for path in tmp_path.glob(".dvc/tmp/rwlock")] == ([] if content is None else [content])
