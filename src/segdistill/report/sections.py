@@ -24,6 +24,7 @@ VERDICTS = {
     "hurt": "hurt",
     "no difference": "cannot tell: the interval holds 0",
     "one seed": "cannot tell: one seed",
+    "other recipe": "cannot tell: the control has another recipe",
 }
 
 
@@ -125,7 +126,7 @@ def settings_table(summary: Summary) -> Table:
             cells.append(Cell("no control of its network", "text none"))
         else:
             kind = {"helped": "text gain", "hurt": "text loss"}.get(claim.verdict, "text")
-            cells.append(Cell(VERDICTS[claim.verdict], kind))
+            cells.append(Cell(VERDICTS[claim.verdict], kind, title=claim.other_recipe))
         members = ", ".join(row.run for row in one.rows)
         lines.append(Line(one.name, (members,) if members != one.name else (), one.role, cells))
     return Table(heads, lines)
@@ -176,7 +177,10 @@ def tiles(summary: Summary) -> list[Tile]:
     else:
         points, gain = signed(champion.score - control.score), summary.setting_of(row.run).claim
         against = f"{points} points against {control.run} ({both_as(champion, control)})"
-        against += "; one seed cannot tell this from chance" if gain is None or gain.low is None else ""
+        if gain is not None and gain.other_recipe:
+            against += ", which has another recipe"
+        else:
+            against += "; one seed cannot tell this from chance" if gain is None or gain.low is None else ""
     found = [Tile(f"val mIoU, {champion.precision} ONNX", f"{champion.score:.1%}", against)]
 
     if champion.p50_ms is not None:

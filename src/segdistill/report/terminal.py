@@ -90,7 +90,9 @@ def table(summary: Summary, sort: str | None, top: int | None, group: bool) -> t
         for one in settings[:top]:
             mean = MISSING if one.mean_iou is None else f"{one.mean_iou:.2%}"
             spread = MISSING if one.spread is None else f"{100 * one.spread:.2f}"
-            cells = [one.name, str(one.seeds), mean, spread]
+            is_alike = one.claim is None or not one.claim.other_recipe
+            name = one.name if is_alike else f"{one.name} (control of another recipe)"
+            cells = [name, str(one.seeds), mean, spread]
             for gain in (one.gain, one.unseen_gain) if has_unseen else (one.gain,):
                 cells.append(signed(gain.mean) if gain else "control" if one.role == CONTROL else MISSING)
                 if gain is None or gain.low is None or gain.high is None:

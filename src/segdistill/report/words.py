@@ -103,6 +103,14 @@ def claim(summary: Summary, setting: Setting) -> str:
     gain, groups = setting.claim, summary.val_groups
     if gain is None:
         return "It has no control of its own network, so the sweep cannot tell whether distilling helped it."
+    if gain.other_recipe:
+        control = next(row.control for row in setting.rows if row.control)
+        where = "on unseen drives " if setting.unseen_gain else ""
+        return (
+            f"The sweep cannot tell whether distilling helped {setting.name}: its control {control} was trained by "
+            f"another recipe ({gain.other_recipe}), so the gain in PyTorch {where}({with_interval(gain)}) is that of "
+            "teacher and recipe together. A control with the same keys tells them apart."
+        )
     if gain.low is None:
         where = "on unseen drives " if setting.unseen_gain else ""
         return (
@@ -154,11 +162,13 @@ def over_all_settings(summary: Summary) -> str:
     students = [one for one in summary.settings if one.role == STUDENT]
     if not students:
         return "No run of this sweep was distilled."
-    gains = {one.name: one.claim for one in students if one.claim is not None}
-    if not gains:
+    if not any(one.claim for one in students):
         return "No distilled run has a control of its own network, so the sweep cannot tell whether distilling helps."
+    gains = {one.name: one.claim for one in students if one.claim is not None and not one.claim.other_recipe}
+    if not gains:
+        return "No distilled run has a control of its own recipe, so the sweep cannot tell whether distilling helps."
     if len(gains) == 1:
-        (setting,) = (one for one in students if one.claim is not None)
+        (setting,) = (one for one in students if one.name in gains)
         # The answer has the claim of the champion's setting already.
         is_said = summary.champion is not None and summary.champion.run in [row.run for row in setting.rows]
         return "" if is_said else f"{setting.name}: {claim(summary, setting)}"
@@ -167,8 +177,8 @@ def over_all_settings(summary: Summary) -> str:
     ahead = sum(gain.mean > 0 for gain in gains.values())
     where = "on the unseen drives in" if any(one.unseen_gain for one in students) else "in"
     text = (
-        f"Of {len(gains)} distilled settings with a control of their network, {ahead} {_are(ahead)} above it {where} "
-        f"PyTorch (best: {best} with {signed(gains[best].mean)} points; mean of all {signed(mean)} points)"
+        f"Of {len(gains)} distilled settings with a control of their network and recipe, {ahead} {_are(ahead)} above "
+        f"it {where} PyTorch (best: {best} with {signed(gains[best].mean)} points; mean of all {signed(mean)} points)"
     )
     repeated = [gain for gain in gains.values() if gain.low is not None]
     if not repeated:

@@ -37,6 +37,8 @@ T_975 = (
     2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
 
+_RECIPE_COLUMNS = ("lr", "label_loss", "schedule", "steps", "finetune_steps")
+
 GroupCounts = Mapping[str, np.ndarray]  # int64 (3, C) by group: pixels hit, of the class, and predicted
 
 
@@ -57,7 +59,8 @@ class Gain:
     """By how much the students of a setting are above the controls of their seeds, as fractions of mIoU.
 
     low and high bound the 95% interval; None with fewer than two seeds. groups is 1 where the frames could not be
-    taken into account: the interval is then over seeds alone.
+    taken into account: the interval is then over seeds alone. other_recipe says what of the recipe differs between
+    students and controls: "" where nothing does, and the gain is that of the teacher alone.
     """
 
     mean: float
@@ -65,10 +68,13 @@ class Gain:
     groups: int
     low: float | None = None
     high: float | None = None
+    other_recipe: str = ""
 
     @property
     def verdict(self) -> str:
-        """Return "helped", "hurt", "no difference" (the interval holds 0), or "one seed"."""
+        """Return "helped", "hurt", "no difference" (the interval holds 0), "one seed", or "other recipe"."""
+        if self.other_recipe:
+            return "other recipe"
         if self.low is None or self.high is None:
             return "one seed"
         return "helped" if self.low > 0 else "hurt" if self.high < 0 else "no difference"
@@ -186,7 +192,21 @@ def _gain(
         return None
     without = _without_each_group([(counts.get(row.run, {}), counts.get(control.run, {})) for row, control in pairs])
     bounds = interval(differences, without) if all(row.seed == control.seed for row, control in pairs) else None
-    return Gain(mean(differences), len(pairs), max(1, len(without)), *(bounds or (None, None)))
+    low, high = bounds or (None, None)
+    other_recipe = next(filter(None, (_other_recipe(row, control) for row, control in pairs)), "")
+    return Gain(mean(differences), len(pairs), max(1, len(without)), low, high, other_recipe)
+
+
+def _other_recipe(row: Row, control: Row) -> str:
+    """Return how a control was trained otherwise than its student, as "lr 0.001 against 0.01"; "" for the same way.
+
+    Of what has no column (augmentation, optimizer, initial weights ...) it says "other keys of distill or finetune".
+    """
+    if row.recipe is None or control.recipe is None or row.recipe == control.recipe:
+        return ""
+    both = ((name, getattr(row, name), getattr(control, name)) for name in _RECIPE_COLUMNS)
+    differing = [f"{name} {own} against {other}" for name, own, other in both if own != other]
+    return ", ".join(differing) or "other keys of distill or finetune"
 
 
 def _without_each_group(pairs: Sequence[tuple[GroupCounts, GroupCounts]]) -> list[float]:

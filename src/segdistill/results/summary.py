@@ -215,6 +215,8 @@ def write_summary(summary: Summary, metrics: Path) -> None:
                 "gain_high": one.gain and one.gain.high,
                 "val_groups": one.gain and one.gain.groups,
             }
+            if one.claim and one.claim.other_recipe:
+                value["settings"][one.name]["control_differs"] = one.claim.other_recipe
             if one.unseen_gain:
                 value["settings"][one.name] |= {
                     "unseen_gain_over_vanilla": one.unseen_gain.mean,

@@ -252,6 +252,12 @@ def test_settings_have_a_line_each_with_their_interval(tmp_path: Path) -> None:
     table = text[text.index('id="settings"') : text.index('id="latency"')]
     assert re.search(r'data-value="up".*?\+5\.5</td>.*?\+\d\.\d to \+\d\.\d</td>.*?>helped</td>', table, re.DOTALL)
     assert "cannot tell: the interval holds 0" in table
+    long = params.runs["up-s0"].model_copy(update={"steps": 11})
+    other = params.model_copy(
+        update={"runs": params.runs | {f"up-s{seed}": long.model_copy(update={"seed": seed}) for seed in range(3)}}
+    )
+    shown = page(summarise(other, metrics, check_stale=False), metrics)
+    assert 'title="steps 11 against 10">cannot tell: the control has another recipe</td>' in shown
     assert "The intervals cover the seeds and the 3 cities or recordings of val." in table
     styles = line_styles(summarise(params, metrics))
     assert styles["up-s0"] == styles["up-s2"] != styles["same-s0"]

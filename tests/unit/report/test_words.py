@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from segdistill.report.words import answer, covered
+from segdistill.report.words import answer, covered, over_all_settings
 from segdistill.results.gains import Gain, ValGroups
 from segdistill.results.summary import Summary, of_rows, summarise
 from support.fake_metrics import write_sweep
@@ -114,9 +114,22 @@ def test_settings_are_counted() -> None:
     rows = [one("vanilla", 0.5, role="control"), one("a", 0.52), one("b", 0.51), one("c", 0.41, alpha=0.2)]
     rows[2] = replace(rows[2], alpha=0.1)
     text = text_of(of_rows(rows, {}))
-    assert "Of 3 distilled settings with a control of their network, 2 are above it in PyTorch" in text
+    assert "Of 3 distilled settings with a control of their network and recipe, 2 are above it in PyTorch" in text
     assert "(best: a with +2.0 points" in text
     assert "mean of all \N{MINUS SIGN}2.0 points); with one seed of each, nothing tells any of this from chance" in text
+
+
+def test_gain_of_another_recipe_is_not_said_to_be_of_distilling() -> None:
+    rows = [replace(row, lr=0.01, recipe="x") for row in over_seeds([0.05, 0.06, 0.055]).rows]
+    assert "Distilling helped" in text_of(of_rows(rows, {}))
+    rows = [replace(row, lr=0.02, recipe="y") if row.role == "student" else row for row in rows]
+    text = text_of(of_rows(rows, {}))
+    assert "Distilling helped" not in text
+    assert "its control v-s0 was trained by another recipe (lr 0.02 against 0.01), so the gain in PyTorch (+5.5" in text
+    assert "No distilled run has a control of its own recipe" in text
+    # Another setting, of the recipe of the control, is counted; this one is not.
+    summary = of_rows([*rows, *(replace(row, run=f"b-{row.run}", lr=0.01, recipe="x") for row in rows[3:])], {})
+    assert over_all_settings(summary).startswith("b-a: Distilling helped: over 3 seeds the gain in PyTorch is +5.5")
 
 
 def test_nothing_to_ship_below_the_floor() -> None:

@@ -33,6 +33,22 @@ def test_a_student_is_measured_against_the_control_that_was_trained_alike() -> N
     assert [row.control for row in with_gains(rows)] == ["vx", "vx", "vy", "vx"]
 
 
+def test_gain_over_a_control_of_another_recipe_is_no_gain_of_the_teacher() -> None:
+    def gain_of(student: dict, control: dict):
+        rows = [one(f"v-s{seed}", 0.5 + seed / 100, role="control", seed=seed, **control) for seed in range(3)]
+        rows += [one(f"a-s{seed}", 0.6 + seed / 99, seed=seed, **student) for seed in range(3)]
+        return group_settings(with_gains(rows))[1].gain
+
+    alike = {"recipe": "x", "lr": 0.01, "steps": 100}
+    assert gain_of(alike, alike).verdict == "helped"
+    longer = gain_of(alike | {"recipe": "y", "steps": 200}, alike)
+    assert (longer.verdict, longer.other_recipe) == ("other recipe", "steps 200 against 100")
+    assert longer.low > 0, "so by its interval it would be one"
+    assert gain_of(alike | {"recipe": "y"}, alike).other_recipe == "other keys of distill or finetune"
+    unknown = {"recipe": None, "lr": 0.01, "steps": 100}  # of stale rows
+    assert gain_of(unknown, alike).verdict == gain_of(alike, unknown).verdict == "helped"
+
+
 def test_interval_over_seeds_by_hand() -> None:
     # mean 2, variance 1, standard error 1 / sqrt(3), t with 2 degrees of freedom 4.303
     low, high = interval([1.0, 2.0, 3.0], [])
