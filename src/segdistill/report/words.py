@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import mean
 
 from segdistill.results.champion import ModelFile
 from segdistill.results.gains import Gain, Setting
@@ -173,12 +174,12 @@ def over_all_settings(summary: Summary) -> str:
         is_said = summary.champion is not None and summary.champion.run in [row.run for row in setting.rows]
         return "" if is_said else f"{setting.name}: {claim(summary, setting)}"
     best = max(gains, key=lambda name: gains[name].mean)
-    mean = sum(gain.mean for gain in gains.values()) / len(gains)
+    of_all = mean(gain.mean for gain in gains.values())
     ahead = sum(gain.mean > 0 for gain in gains.values())
     where = "on the unseen drives in" if any(one.unseen_gain for one in students) else "in"
     text = (
         f"Of {len(gains)} distilled settings with a control of their network and recipe, {ahead} {_are(ahead)} above "
-        f"it {where} PyTorch (best: {best} with {signed(gains[best].mean)} points; mean of all {signed(mean)} points)"
+        f"it {where} PyTorch (best: {best} with {signed(gains[best].mean)} points; mean of all {signed(of_all)} points)"
     )
     repeated = [gain for gain in gains.values() if gain.low is not None]
     if not repeated:
@@ -227,7 +228,7 @@ def _on_openvino(champion: ModelFile, row: Row) -> str:
 
 
 def nothing_to_learn(summary: Summary) -> str:
-    """Return the classes on which the teacher is below the control; "" where there is none."""
+    """Return where the teacher is not above the control: in all, on the unseen drives, by class; "" for nowhere."""
     classes, control, teacher = compare_classes(summary), strongest_control(summary), summary.teacher
     if control is None or control.mean_iou is None or teacher is None or teacher.mean_iou is None:
         return ""
@@ -236,6 +237,10 @@ def nothing_to_learn(summary: Summary) -> str:
     if teacher.mean_iou <= control.mean_iou:
         scores = f"val mIoU {teacher.mean_iou:.1%} against {control.mean_iou:.1%}"
         text = f"The teacher is not stronger than the control {control.name} ({scores}). "
+    unseen = [row.unseen_mean_iou for row in control.rows if row.unseen_mean_iou is not None]
+    if teacher.unseen_mean_iou is not None and unseen and teacher.unseen_mean_iou <= mean(unseen):
+        scores = f"mIoU {teacher.unseen_mean_iou:.1%} against {mean(unseen):.1%}"
+        text += f"On the unseen drives the teacher is not stronger than {control.name} ({scores}). "
     if below:
         text += f"There is nothing to learn on {len(below)} of {len(classes)} classes, on which the teacher is below "
         text += f"the control {control.name} on val: {_listed(below)}."

@@ -46,6 +46,16 @@ def test_teacher_that_is_not_stronger_is_named_with_both_numbers():
     assert text in answer(found).reasons, "so the terminal prints it as well"
 
 
+def test_teacher_that_is_stronger_on_val_alone_is_named():
+    found = summary_of({"road": 0.9}, [{"road": 0.8}, {"road": 0.8}])
+    unseen = {"teacher": 0.40, "vanilla-s0": 0.39, "vanilla-s1": 0.43}
+    rows = [replace(row, unseen_mean_iou=unseen[row.run]) for row in found.rows]
+    text = "On the unseen drives the teacher is not stronger than vanilla (mIoU 40.0% against 41.0%)."
+    assert nothing_to_learn(of_rows(rows, {})) == text
+    stronger = [replace(rows[0], unseen_mean_iou=0.42), *rows[1:]]
+    assert nothing_to_learn(of_rows(stronger, {})) == ""
+
+
 def test_views_are_compared_with_the_control_on_val():
     found = summary_of({"road": 0.4, "sky": 0.4}, [{"road": 0.3, "sky": 0.5}], on_views={"road": 0.35, "sky": 0.45})
     assert [(each.views, each.below_on_views) for each in compare_classes(found)] == [(0.35, False), (0.45, True)]
