@@ -33,6 +33,7 @@ from segdistill.scoring.evaluate import LabelLoss, evaluate, evenly_spaced
 from segdistill.scoring.record import ClassMapArchive, ValRecorder, metrics_on_disk, write_images
 from segdistill.scoring.unseen import score_unseen
 from segdistill.student.distillation import Distillation, OnStoredGrid, add_feature_projection
+from segdistill.student.teacher_strength import warn_of_weak_teacher
 from segdistill.training.checkpoint import Checkpointer
 from segdistill.training.holdout import HoldoutEvaluator, keep_images
 from segdistill.training.job import Training, init_fingerprint, initial_net, run_training, warn_if_unseen
@@ -79,6 +80,9 @@ def _train_and_write(
     # Open these before the training: after hours of it a missing file would be found too late.
     val, _ = data.val, data.unseen
     teacher_classes = None if cache is None else ClassMapArchive(cache.folder / VAL_CLASSES)
+
+    if cache is not None and phase == "distill" and ranks.is_first():
+        warn_of_weak_teacher(params, run, cache.manifest.teacher_sha256, data.fingerprint)
 
     curve: list[dict] = []
     checkpointer: Checkpointer | None = None
