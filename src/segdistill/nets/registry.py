@@ -111,12 +111,12 @@ def check_logits(net: nn.Module, network: str, classes: int) -> None:
             f"{file}: in eval mode the network returns {given} for an image of {list(_PROBE_PX)} pixels; needed are "
             f"logits [1, {classes}, height, width], a class in each channel"
         )
-    if both is not None and not (isinstance(both, tuple) and len(both) == 2 and _are_equal(both[1], found)):
-        raise UserError(f"{file}: needed of features_and_logits are the features, then the logits that forward returns")
-
-
-def _are_equal(one: object, other: Tensor) -> bool:
-    return isinstance(one, Tensor) and one.shape == other.shape and torch.equal(one, other)
+    if both is not None:
+        is_pair = isinstance(both, tuple) and len(both) == 2 and isinstance(both[1], Tensor)
+        if not (is_pair and torch.equal(both[1], found)):
+            raise UserError(
+                f"{file}: needed of features_and_logits are the features, then the logits that forward returns"
+            )
 
 
 def build_of_params(path: str, network: str, classes: int, output_stride: int) -> nn.Module:
