@@ -102,7 +102,8 @@ def open_teacher(folder: Path, compute: Compute) -> Teacher:
 
             pixels = (facts["onnx_mean"], facts["onnx_std"])
             threads = ranks.share_of_threads(compute.threads)
-            members.append(OnnxTeacher(file, facts["classes"], threads, *pixels, name=row["given"]))
+            name = row.get("given")  # a teacher of an earlier build lacks it: messages then name its copy
+            members.append(OnnxTeacher(file, facts["classes"], threads, *pixels, name=name))
             parameters = None
         else:
             net, _ = load_net(file)

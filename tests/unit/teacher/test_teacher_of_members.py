@@ -157,6 +157,14 @@ def test_changed_file_of_the_teacher_is_refused(here):
         open_teacher(Path("models/teacher"), CPU)
 
 
+def test_onnx_teacher_of_an_earlier_build_opens_under_the_name_of_its_copy(here):
+    check_teacher(with_teacher(checkpoint="foreign.onnx"))
+    stored = read_json("models/teacher/teacher.json")
+    del stored["members"][0]["given"]
+    Path("models/teacher/teacher.json").write_text(json.dumps(stored))
+    assert open_teacher(Path("models/teacher"), CPU).predict.members[0].name == "0.onnx"
+
+
 def test_network_of_other_classes_is_refused(here):
     write_model(here / "five.onnx", weights(5))
     with pytest.raises(UserError, match=r"teacher\.checkpoint: five\.onnx: found output out .*; allowed is one of 19"):
