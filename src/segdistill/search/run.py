@@ -99,15 +99,18 @@ def _search(study: Study, raw: dict, params: Params, base: str, options: Options
         trials.run()
         leave_if_stopped(signals)
     _print_results(study, params)
+    counts, why = study.counts(), ""
     if trials.failed and not study.results():
         logs = "\n".join(f"  - {run}: {log_of(run)}" for run in trials.failed)
-        raise UserError(f"no trial finished; the logs of those that failed:\n{logs}")
-    counts = study.counts()
-    if counts["failed"] and not (counts["finished"] or counts["running"]):
-        raise UserError(
-            f"no trial finished; the {counts['failed']} that failed count and are not tried again: give a larger "
-            "--trials, or another --name"
+        why = f"the logs of those that failed:\n{logs}"
+    elif counts["failed"] and not (counts["finished"] or counts["running"]):
+        # By earlier searches: this one had no trial left to run.
+        why = (
+            f"the {counts['failed']} that failed count and are not tried again: give a larger --trials, or another "
+            "--name"
         )
+    if why:
+        raise UserError(f"no trial finished; {why}")
 
 
 def _base_of(params: Params, given: str | None) -> str:
