@@ -30,7 +30,8 @@ from segdistill.nets.device import Compute, TorchPredictor
 from segdistill.nets.registry import build
 from segdistill.nets.weights import load_net
 from segdistill.prepare.cityscapes import CLASSES
-from segdistill.teacher_logits.build import logits_on_grid, quantize
+from segdistill.teacher_logits.shards import logits_on_grid
+from segdistill.teacher_logits.writer import quantize
 from segdistill.training.batches import CropLoader
 from segdistill.training.checkpoint import Checkpointer
 from segdistill.training.loop import Job, train

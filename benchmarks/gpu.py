@@ -47,8 +47,10 @@ from segdistill.prepare.run import prepare
 from segdistill.scoring.evaluate import classes_of
 from segdistill.student.run import distill, finetune
 from segdistill.teacher.check import check_teacher
-from segdistill.teacher_logits.build import LogitsWriter, logits_on_grid, stored_shape, teacher_logits
+from segdistill.teacher_logits.build import teacher_logits
 from segdistill.teacher_logits.overlap import Overlap
+from segdistill.teacher_logits.shards import logits_on_grid
+from segdistill.teacher_logits.writer import LogitsWriter, stored_shape
 from segdistill.training.batches import CropBatch, CropLoader
 from segdistill.training.checkpoint import Checkpointer
 from segdistill.training.loop import train

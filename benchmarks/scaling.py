@@ -28,7 +28,8 @@ from segdistill.core.provenance import processor
 from segdistill.data.sampling import ViewSpec
 from segdistill.nets.device import TorchPredictor, resolve_device
 from segdistill.prepare.cityscapes import CLASSES
-from segdistill.teacher_logits.build import LogitsWriter, logits_on_grid, stored_shape
+from segdistill.teacher_logits.shards import logits_on_grid
+from segdistill.teacher_logits.writer import LogitsWriter, stored_shape
 
 PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"
 FRAME_PX, CROP_PX = (1024, 2048), (768, 768)

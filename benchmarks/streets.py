@@ -28,7 +28,7 @@ from segdistill.params.model import DataParams, SyntheticParams
 from segdistill.prepare.cityscapes import CLASSES, IMAGE_FOLDER, IMAGE_SUFFIX, LABEL_FOLDER, LABEL_SUFFIX, split_stem
 from segdistill.prepare.run import prepare
 from segdistill.prepare.synthetic.render import write_city
-from segdistill.teacher_logits.build import LogitsWriter, stored_shape
+from segdistill.teacher_logits.writer import LogitsWriter, stored_shape
 
 VIEWS, STRIDE = 2, 4
 

@@ -31,7 +31,7 @@ from benchmarks.rows import Row, ratio_row, seconds_in_turn
 from benchmarks.streets import ON_CPU, QUICK, STRIDE, streets_on_disk
 from segdistill.data.sampling import BatchSampler
 from segdistill.nets.device import TorchPredictor
-from segdistill.teacher_logits.build import logits_on_grid
+from segdistill.teacher_logits.shards import logits_on_grid
 
 RUNS, STEPS, VIEWS, MAX_RATIO = 8, 500, 8, 1.10
 DATA_SETS = {"": ("CamVid's size", 330), "-cityscapes": ("Cityscapes", 2975)}  # suffix of the row: name, train frames

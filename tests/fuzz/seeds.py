@@ -24,7 +24,7 @@ from segdistill.nets.registry import build_uninitialized
 from segdistill.nets.weights import save_net
 from segdistill.paths import VAL_CLASSES
 from segdistill.scoring.record import write_archive
-from segdistill.teacher_logits.build import LogitsWriter, stored_shape
+from segdistill.teacher_logits.writer import LogitsWriter, stored_shape
 
 PROFILES = Path(__file__).resolve().parents[2] / "profiles"
 STEMS = ("aachen_000000_000019", "bochum_000001_000019")

@@ -16,9 +16,16 @@ import torch
 from torch import Tensor
 
 from segdistill.core.errors import UserError
+from segdistill.core.log import logger
+from segdistill.data.prepared import Split
+from segdistill.data.sampling import ViewSpec
 from segdistill.data.teacher_cache import FEATURE_STRIDE, stored_grid
 from segdistill.nets.device import TorchPredictor
+from segdistill.nets.features import HasFeatures
 from segdistill.nets.resize import upsample
+from segdistill.params.model import TeacherLogitsParams
+from segdistill.teacher.model import Teacher, TrainFrameTeacher
+from segdistill.teacher_logits.windows import evenly_spaced_views, read_crops, view_windows
 
 # Views on which the principal components are fitted, evenly spread: thousands of cells, at the cost of 64 forwards.
 SAMPLE_VIEWS = 64
@@ -45,6 +52,35 @@ class Projection(NamedTuple):
             "channels": len(self.mean),
             "variance_share": round(self.variance_share, 6),
         }
+
+
+def feature_projection(
+    teacher: Teacher, learned_from: TrainFrameTeacher, split: Split, spec: ViewSpec, params: TeacherLogitsParams
+) -> Projection:
+    """Return the projection of the features that are stored, fitted on some of the views, and log what it keeps.
+
+    Raises:
+        UserError: the teacher is not one torch network, or has no features, or too few; or crops are no whole cells.
+    """
+    predict, found = teacher.predict, f"teacher_logits.feature_channels: found {params.feature_channels}"
+    if learned_from.cross_fit:
+        raise UserError(f"{found}; a cross-fitted teacher is more than one torch network, and allowed is 0")
+    if not isinstance(predict, TorchPredictor):
+        raise UserError(f"{found}; {teacher.description} is more than one torch network, and allowed is 0")
+    if not isinstance(predict.net, HasFeatures):
+        raise UserError(f"{found}; {teacher.description} has no method features_and_logits, and allowed is 0")
+    if any(side % FEATURE_STRIDE for side in spec.crop_px):  # else a flip would move features by a part of a cell
+        raise UserError(f"{found} with distill.crop_px {list(spec.crop_px)}; allowed are multiples of {FEATURE_STRIDE}")
+    windows = view_windows(spec, evenly_spaced_views(spec, SAMPLE_VIEWS))
+    sample = read_crops(split, windows, spec.crop_px, params.batch_size)
+    projection = fit_projection(predict, (images for _, images, _ in sample), params.feature_channels)
+    logger.info(
+        "teacher-logits: %d of %d feature channels keep %.1f%% of the variance",
+        params.feature_channels,
+        len(projection.mean),
+        100 * projection.variance_share,
+    )
+    return projection
 
 
 def fit_projection(teacher: TorchPredictor, crops: Iterable[np.ndarray], channels: int) -> Projection:

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import scaling
 from segdistill.data.teacher_cache import FEATURE_STRIDE, FEATURES, FEATURES_SCALE, stored_grid
-from segdistill.teacher_logits.build import LogitsWriter
+from segdistill.teacher_logits.writer import LogitsWriter
 
 
 @pytest.mark.parametrize("stride", [4, 8])

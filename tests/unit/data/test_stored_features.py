@@ -13,6 +13,7 @@ from segdistill.core.errors import UserError
 from segdistill.data.sampling import BatchSampler
 from segdistill.data.teacher_cache import TeacherCache
 from segdistill.data.transforms import normalize
+from segdistill.nets.device import TorchPredictor
 from segdistill.nets.registry import build
 from segdistill.params.model import ViewLimitParams
 from segdistill.teacher.model import Teacher
@@ -162,7 +163,7 @@ def test_limited_cache_has_features_of_the_stored_views_alone(opened, build_with
 def test_features_of_a_finer_grid_are_averaged(opened, tmp_path, monkeypatch, arch):
     torch.manual_seed(0)
     net = build(arch, CLASSES, 8).eval()
-    predict = build_module.TorchPredictor(net, COMPUTE)
+    predict = TorchPredictor(net, COMPUTE)
     monkeypatch.setattr(build_module, "open_teacher", lambda *_: Teacher(predict, CLASSES, 1, arch))
     params = logits_params().model_copy(update={"feature_channels": CHANNELS})
     build_cache("views", tmp_path / "views", opened.split, opened.spec, params, COMPUTE)
@@ -188,7 +189,7 @@ def test_teacher_without_features_is_refused(opened, build_with, monkeypatch):
         def forward(self, images):
             return images
 
-    predict = build_module.TorchPredictor(Bare(), COMPUTE)
+    predict = TorchPredictor(Bare(), COMPUTE)
     monkeypatch.setattr(build_module, "open_teacher", lambda *_: Teacher(predict, 3, 1, "mine"))
     with pytest.raises(UserError, match=r"feature_channels: found 8; mine has no method features_and_logits"):
         build_with()
@@ -209,7 +210,7 @@ def test_features_that_are_not_finite_are_refused(opened, build_with, monkeypatc
         def features_and_logits(self, images):
             return images * torch.nan, images
 
-    predict = build_module.TorchPredictor(Nan(), COMPUTE)
+    predict = TorchPredictor(Nan(), COMPUTE)
     monkeypatch.setattr(build_module, "open_teacher", lambda *_: Teacher(predict, 3, 1, "mine"))
     with pytest.raises(UserError, match="teacher: a feature is not finite; no cache written"):
         build_with(feature_channels=2)

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from segdistill.data.sampling import BatchIndices
 from segdistill.data.teacher_cache import ArraySpec, StoredCrops, StoredLogits
-from segdistill.teacher_logits.build import LogitsWriter, quantize
+from segdistill.teacher_logits.writer import LogitsWriter, quantize
 from support.cached_teacher import LOGITS, SCALE
 
 CPU = torch.device("cpu")

@@ -17,7 +17,8 @@ from segdistill.data.prepared import PreparedData
 from segdistill.data.teacher_cache import stored_grid
 from segdistill.params.model import Params
 from segdistill.teacher_logits.accuracy import TeacherAccuracy
-from segdistill.teacher_logits.build import COUNTS, teacher_logits
+from segdistill.teacher_logits.build import teacher_logits
+from segdistill.teacher_logits.shards import COUNTS
 from support.tiny_city import build_city, tinier_params
 
 FRAMES_PER_SHARD = 2

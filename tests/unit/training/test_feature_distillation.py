@@ -12,7 +12,7 @@ from segdistill.data.teacher_cache import StoredLogits
 from segdistill.data.transforms import normalize
 from segdistill.nets.resize import upsample
 from segdistill.student.distillation import add_feature_projection, kl
-from segdistill.teacher_logits.build import quantize
+from segdistill.teacher_logits.writer import quantize
 from segdistill.training.batches import CropLoader
 from segdistill.training.loop import update
 from segdistill.training.mixing import Mixer

@@ -8,7 +8,7 @@ import torch
 
 from segdistill.data.sampling import BatchSampler
 from segdistill.data.teacher_cache import StoredLogits
-from segdistill.teacher_logits.build import quantize
+from segdistill.teacher_logits.writer import quantize
 from segdistill.training.batches import CropLoader
 from segdistill.training.mixing import Mixer
 from support.tiny_training import CLASSES, CROP_PX, FRAMES, VIEWS, make_split, origins

@@ -9,7 +9,7 @@ import torch
 from segdistill.data.sampling import BatchSampler
 from segdistill.data.teacher_cache import StoredLogits
 from segdistill.formats.classes import IGNORE
-from segdistill.teacher_logits.build import quantize
+from segdistill.teacher_logits.writer import quantize
 from segdistill.training.batches import CropLoader
 from segdistill.training.mixing import Mixed, Mixer
 from support.tiny_training import (
