@@ -72,7 +72,7 @@ class Setup(NamedTuple):
 
     @property
     def sizes(self) -> Sizes:
-        """Frames and crops."""
+        """Return the sizes of frames and of crops."""
         return SMALL_SIZES if self.small else ON_GPU
 
     def ours(self) -> OurLoop:

@@ -23,7 +23,7 @@ class Row(NamedTuple):
 
     @property
     def met(self) -> bool | None:
-        """Whether `value` meets its target "at most X" or "at least X"; None without a target."""
+        """Return whether `value` meets its target "at most X" or "at least X"; None without a target."""
         if self.target is None:
             return None
         word, bound = self.target.removeprefix("at ").split()

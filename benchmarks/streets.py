@@ -76,7 +76,7 @@ class Streets:
 
     @property
     def png_bytes_per_frame(self) -> int:
-        """The mean size of a photograph and its label file together."""
+        """Return the mean size of a photograph and its label file together."""
         return sum(file.stat().st_size for pair in self.png_pairs for file in pair) // len(self.png_pairs)
 
     def views(self, crop_px: tuple[int, int]) -> ViewSpec:

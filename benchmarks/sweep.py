@@ -53,7 +53,7 @@ class Costs(NamedTuple):
 
     @property
     def cached_over_plain(self) -> float:
-        """The time of a cached step over that of a plain one, at least 1."""
+        """Return the time of a cached step over that of a plain one, at least 1."""
         return max(1.0, float(np.median(self.cached_step_s / self.plain_step_s)))
 
     def sweep_over_vanilla(self, crops: int, steps: int) -> np.ndarray:

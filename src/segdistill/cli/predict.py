@@ -119,7 +119,7 @@ def _kinds(write: str) -> list[str]:
 
 
 def _tiling(tile: str | None, overlap_px: int | None) -> tuple[tuple[int, int], int] | None:
-    """((height, width) of a tile, overlap) in pixels; None is no tiles."""
+    """Return ((height, width) of a tile, overlap) in pixels; None is no tiles."""
     if tile is None:
         if overlap_px is not None:
             raise typer.BadParameter("there is nothing to overlap without --tile", param_hint="--overlap")

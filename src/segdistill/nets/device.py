@@ -35,7 +35,7 @@ class Compute(NamedTuple):
 
     @property
     def precision(self) -> str:
-        """The dtype's name, as params and metrics spell it."""
+        """Return the dtype's name, as params and metrics spell it."""
         return str(self.dtype).removeprefix("torch.")
 
     def autocast(self) -> contextlib.AbstractContextManager:

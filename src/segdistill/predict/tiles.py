@@ -31,7 +31,7 @@ class Span(NamedTuple):
 
     @property
     def kept_in_tile(self) -> slice:
-        """`kept`, counted from the start of the tile."""
+        """Return `kept`, counted from the start of the tile."""
         return slice(self.kept.start - self.read.start, self.kept.stop - self.read.start)
 
 

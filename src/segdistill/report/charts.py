@@ -246,7 +246,7 @@ class Matrix(NamedTuple):
 
     @property
     def shares(self) -> np.ndarray:
-        """(C, C): share of the pixels of a true class that are predicted as each class; NaN where it does not occur."""
+        """Return (C, C), the share of a true class's pixels predicted as each class; NaN where it does not occur."""
         of_class = self.counts.sum(1, keepdims=True)
         return np.divide(self.counts, of_class, out=np.full(self.counts.shape, np.nan), where=of_class > 0)
 

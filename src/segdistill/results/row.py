@@ -302,7 +302,7 @@ class Row:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the model was scored after its last step."""
+        """Return whether the model was scored after its last step."""
         return bool(self.files.get("finished"))
 
 

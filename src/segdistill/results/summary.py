@@ -72,7 +72,7 @@ class Summary:
 
     @property
     def shown(self) -> Row | None:
-        """The run whose images and mistakes are shown: the one to ship, else the most accurate one."""
+        """Return the run whose images and mistakes are shown: the one to ship, else the most accurate one."""
         if self.champion is not None:
             return self.run(self.champion.run)
         scored = [row for row in self.runs if row.mean_iou is not None]
@@ -80,7 +80,7 @@ class Summary:
 
     @property
     def compared_with(self) -> Row | None:
-        """The run that `shown` is compared with: a student's control, and for a control the best distilled run."""
+        """Return the run that `shown` is compared with: a student's control; for a control, the best distilled run."""
         shown = self.shown
         if shown is None:
             return None

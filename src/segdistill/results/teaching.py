@@ -21,17 +21,17 @@ class Compared(NamedTuple):
 
     @property
     def difference(self) -> float | None:
-        """By how much the teacher is above the control on val."""
+        """Return by how much the teacher is above the control on val."""
         return None if self.teacher is None or self.control is None else self.teacher - self.control
 
     @property
     def below(self) -> bool:
-        """Whether the teacher is below the control on val."""
+        """Return whether the teacher is below the control on val."""
         return self.difference is not None and self.difference < 0
 
     @property
     def below_on_views(self) -> bool:
-        """Whether the teacher has less on the views than the control has on val."""
+        """Return whether the teacher has less on the views than the control has on val."""
         return self.views is not None and self.control is not None and self.views < self.control
 
 

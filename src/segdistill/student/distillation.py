@@ -128,7 +128,7 @@ class Distillation:
 
     @property
     def reads_features(self) -> bool:
-        """Whether it takes the features of the student."""
+        """Return whether the loss reads the features of the student."""
         return self.projection is not None
 
     def __call__(

@@ -56,7 +56,7 @@ class DvcProcess:
 
     @property
     def exit_code(self) -> int | None:
-        """The exit code; None while it runs."""
+        """Return the exit code; None while it runs."""
         return self._process.poll()
 
     def pass_on(self, signals: list[int]) -> None:

@@ -39,7 +39,7 @@ class AddedLoss(Protocol):
 
     @property
     def reads_features(self) -> bool:
-        """Whether it takes the features of the student, too, which has them then."""
+        """Return whether the loss reads the features of the student as well."""
 
     def __call__(
         self,

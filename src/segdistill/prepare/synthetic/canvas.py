@@ -29,7 +29,7 @@ Rgb = Sequence[float] | np.ndarray  # (3,) in 0..1
 
 @lru_cache(maxsize=1)
 def _noise_tiles() -> dict[str, np.ndarray]:
-    """Fixed tiles (256 * 256,) float32 of unit variance that repeat without a seam.
+    """Return fixed tiles (256 * 256,) float32 of unit variance that repeat without a seam.
 
     `white` is independent per cell, `clouds` has hills of 4 to 32 cells, `rough` is both, as plaster and asphalt are.
     """
@@ -49,7 +49,7 @@ def _noise_tiles() -> dict[str, np.ndarray]:
 
 
 def noise(u: np.ndarray, v: np.ndarray, cell_m: float, kind: str = "white", at: int = 0) -> np.ndarray:
-    """Noise of unit variance at the points (u, v), constant over cells of `cell_m`; `at` picks a place in the tile."""
+    """Return noise of unit variance at points (u, v), constant over cells of `cell_m`; `at` is a place in the tile."""
     # The large offset keeps the numbers positive, so that truncation is a floor.
     column = (u * np.float32(1 / cell_m) + np.float32(4096 + at % 251)).astype(np.int32) & (_TILE - 1)
     row = (v * np.float32(1 / cell_m) + np.float32(4096 + at % 241)).astype(np.int32) & (_TILE - 1)
@@ -88,7 +88,7 @@ class Light:
     lamps_lit: bool  # dusk: windows and lamps glow
 
     def gain(self, facing_x: float) -> float:
-        """Brightness of a surface whose normal points to `facing_x`: -1 left, 0 the camera, +1 right."""
+        """Return the brightness of a surface whose normal points to `facing_x`: -1 left, 0 the camera, +1 right."""
         return 1.0 + self.contrast * (0.8 * facing_x * self.sun_x - 0.25)
 
 
@@ -101,7 +101,7 @@ class Look:
 
 
 def look(see_through_label: int, parts: Sequence[tuple[int, Rgb]]) -> Look:
-    """A look whose parts 2, 3, ... have the given (label id, RGB in 0..1)."""
+    """Return a look whose parts 2, 3, ... have the given (label id, RGB in 0..1)."""
     colours = np.zeros((3, len(parts) + 2), np.float32)
     labels = np.zeros(len(parts) + 2, np.uint8)
     labels[SEE_THROUGH] = see_through_label

@@ -50,7 +50,7 @@ def sample_city(rng: np.random.Generator) -> City:
 
 
 def sample_light(rng: np.random.Generator) -> Light:
-    """One drive's weather: overcast, sunny, low sun or dusk."""
+    """Draw the weather of one drive: overcast, sunny, low sun or dusk."""
     weather = rng.choice(["overcast", "sun", "low sun", "dusk"], p=[0.35, 0.35, 0.17, 0.13])
     exposure, contrast = {"overcast": (0.95, 0.08), "sun": (1.15, 0.4), "low sun": (1.0, 0.5), "dusk": (0.65, 0.1)}[
         weather

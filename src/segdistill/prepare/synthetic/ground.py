@@ -30,7 +30,7 @@ class Kerb:
 
     @property
     def plots_m(self) -> float:
-        """Distance at which houses, walls and gardens begin."""
+        """Return the distance at which houses, walls and gardens begin."""
         return self.walk_from_m + self.walk_m
 
 
@@ -55,7 +55,7 @@ class Street:
 
 
 def paint_sky(canvas: Canvas, rng: np.random.Generator) -> None:
-    """A gradient towards the haze at the horizon, with clouds; it also fills what stays uncovered."""
+    """Paint a gradient towards the haze at the horizon, with clouds; it also fills what stays uncovered."""
     camera, light = canvas.camera, canvas.light
     rows = max(1, min(camera.height_px, round(camera.horizon_px) + 1))
     overcast = rng.random() < 0.45
@@ -71,7 +71,7 @@ def paint_sky(canvas: Canvas, rng: np.random.Generator) -> None:
 
 
 def _bands(street: Street, x: np.ndarray) -> np.ndarray:
-    """Kind of ground (h, w) by distance from the camera's path alone."""
+    """Return the kind of ground (h, w) by distance from the camera's path alone."""
     edges, kinds = [], []
     for side, kerb in ((-1, street.left), (1, street.right)):
         inner = [
@@ -94,7 +94,7 @@ def _bands(street: Street, x: np.ndarray) -> np.ndarray:
 
 
 def _mark(street: Street, kinds: np.ndarray, x: np.ndarray, z: np.ndarray, in_crossing: np.ndarray) -> None:
-    """Lane lines, tram rails and a zebra crossing, at least about a pixel wide wherever they are."""
+    """Mark lane lines, tram rails and a zebra crossing, at least about a pixel wide wherever they are."""
     px_m = np.abs(x[:, 1:2] - x[:, :1])
     on_road = (kinds == _ROAD) & ~in_crossing
     for number, line_m in enumerate(street.lane_lines_m):
@@ -111,7 +111,7 @@ def _mark(street: Street, kinds: np.ndarray, x: np.ndarray, z: np.ndarray, in_cr
 
 
 def paint_ground(canvas: Canvas, street: Street, rng: np.random.Generator) -> None:
-    """Road, kerbs, sidewalks, verges and markings, with the shadow that one side of the street casts."""
+    """Paint road, kerbs, sidewalks, verges and markings, with the shadow that one side of the street casts."""
     camera, light = canvas.camera, canvas.light
     top = max(0, round(camera.horizon_px))
     rows = np.arange(top, camera.height_px, dtype=np.float32)[:, None] + np.float32(0.5 - camera.horizon_px)
@@ -157,7 +157,7 @@ def paint_ground(canvas: Canvas, street: Street, rng: np.random.Generator) -> No
 
 
 def paint_hood(canvas: Canvas, rng: np.random.Generator) -> None:
-    """The bonnet of the camera's own car at the bottom edge: void to the benchmark."""
+    """Paint the bonnet of the camera's own car at the bottom edge: void to the benchmark."""
     camera = canvas.camera
     rise_px = rng.uniform(0.03, 0.08) * camera.height_px
     across = np.linspace(-1, 1, camera.width_px, dtype=np.float32)[None]

@@ -32,7 +32,7 @@ FRAMES_PER_SEQUENCE = 4
 
 
 def _place(split: str, index: int) -> tuple[int, int, int]:
-    """Number of the city, of the sequence within it and of the frame within that; cities take turns."""
+    """Return the number of the city, of the sequence within it and of the frame within that; cities take turns."""
     if split not in CITIES:
         raise ValueError(f"split {split!r}: the synthetic city has {', '.join(CITIES)}")
     if index < 0:
@@ -42,20 +42,20 @@ def _place(split: str, index: int) -> tuple[int, int, int]:
 
 
 def _rng(*key: int | str) -> np.random.Generator:
-    """A generator that depends on the key alone."""
+    """Return a generator that depends on the key alone."""
     digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
 
 
 def frame_name(split: str, index: int) -> tuple[str, str]:
-    """City and stem of a frame in the official pattern, such as ("alder", "alder_000003_000012")."""
+    """Return city and stem of a frame in the official pattern, such as ("alder", "alder_000003_000012")."""
     city, sequence, frame = _place(split, index)
     name = CITIES[split][city]
     return name, f"{name}_{sequence:06d}_{frame:06d}"
 
 
 def render_frame(seed: int, split: str, index: int, size_px: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Image uint8 (H, W, 3) RGB and Cityscapes label ids uint8 (H, W) of one frame; `size_px` is (H, W)."""
+    """Return image uint8 (H, W, 3) RGB and Cityscapes label ids uint8 (H, W) of one frame; `size_px` is (H, W)."""
     number, sequence, _ = _place(split, index)
     city = sample_city(_rng(seed, split, "city", number))
     drive = _rng(seed, split, "drive", number, sequence)
@@ -84,7 +84,7 @@ def render_frame(seed: int, split: str, index: int, size_px: tuple[int, int]) ->
 
 
 def _develop(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
-    """What lens and sensor make of the light: a slight blur, colour cast, exposure, grain. uint8 (H, W, 3)."""
+    """Return the photograph uint8 (H, W, 3): lens and sensor add a slight blur, colour cast, exposure and grain."""
     light, rgb = canvas.light, canvas.rgb
     soft = rng.uniform(0.1, 0.24)  # weight of each neighbour
     before, after = slice(None, -1), slice(1, None)

@@ -53,7 +53,7 @@ def _add_tree(scene: Scene, rng: np.random.Generator, city: City, x_m: float, z_
 def _add_plot(
     scene: Scene, rng, city: City, light: Light, side: int, x_m: float, near_m: float, far_m: float, kind: str
 ):
-    """One plot of land along the street: a house, or a wall, fence or hedge with something behind, or trees."""
+    """Add one plot of land along the street: a house, or a wall, fence or hedge with something behind, or trees."""
     rgb = city.facade_rgb[rng.integers(5)]
     if kind == "house":
         height_m = 3.6 + 3.1 * int(rng.integers(city.storeys[0], city.storeys[1] + 1))
@@ -84,7 +84,7 @@ def _add_plot(
 def add_plots(
     scene: Scene, rng: np.random.Generator, city: City, light: Light, street: Street, staged: set[str]
 ) -> None:
-    """Both sides of the street, plot by plot, and what closes the view at its end."""
+    """Add both sides of the street, plot by plot, and what closes the view at its end."""
     kinds = np.array(["house", "wall", "fence", "hedge", "trees"])
     for side in (-1, 1):
         # Place staged plots where they are seen: in a plot that begins within the image.
@@ -112,7 +112,7 @@ def add_plots(
 
 
 def add_furniture(scene: Scene, rng: np.random.Generator, city: City, street: Street, staged: set[str]) -> None:
-    """Lamp posts, signs, traffic lights, street trees and bins along the kerbs."""
+    """Add lamp posts, signs, traffic lights, street trees and bins along the kerbs."""
     for side in (-1, 1):
         kerb = street.kerb(side)
         x_m, spacing_m = side * (kerb.edge_m + 0.5), rng.uniform(14, 28)
@@ -147,7 +147,7 @@ def add_sign(scene: Scene, rng: np.random.Generator, x_m: float, z_m: float) -> 
 
 
 def add_traffic_light(scene: Scene, rng: np.random.Generator, x_m: float, z_m: float, arm_m: float) -> None:
-    """A pole with a signal at its head and, when arm_m is not 0, an arm over the road with another one."""
+    """Add a pole with a signal at its head and, when arm_m is not 0, an arm over the road with another one."""
     width_m, height_m = rng.uniform(0.4, 0.55), rng.uniform(1.0, 1.35)
     post = shapes.pole(rng)
     scene.front(x_m - 0.08, 0, 0.16, 5.2 if arm_m else 2.6, z_m, post)
@@ -159,7 +159,7 @@ def add_traffic_light(scene: Scene, rng: np.random.Generator, x_m: float, z_m: f
 
 
 def add_traffic(scene: Scene, rng: np.random.Generator, city: City, street: Street, staged: set[str]) -> None:
-    """Moving vehicles, one queue per lane, parked ones along the kerbs, and one that crosses in the side street."""
+    """Add moving vehicles, one queue per lane, parked ones along the kerbs, and one crossing in the side street."""
     cars, heavy = ["hatchback", "saloon", "van"], ["box truck", "flatbed", "bus"]
 
     def add(kind: str, x_m: float, z_m: float, oncoming: bool, crossing: bool = False) -> None:
@@ -195,7 +195,7 @@ def add_traffic(scene: Scene, rng: np.random.Generator, city: City, street: Stre
 
 
 def add_people(scene: Scene, rng: np.random.Generator, city: City, street: Street, staged: set[str]) -> None:
-    """Pedestrians alone and in groups, riders in the road, two-wheelers parked on the sidewalks."""
+    """Add pedestrians alone and in groups, riders in the road, two-wheelers parked on the sidewalks."""
 
     def ride(x_m: float, z_m: float, motor: bool, ridden: bool, profile: bool) -> None:
         scene.add(z_m, two_wheeler(rng, x_m, z_m, motor=motor, ridden=ridden, profile=profile))

@@ -16,13 +16,13 @@ Drawn = tuple[Shape, Look]
 
 
 def jitter(rng: np.random.Generator, rgb: np.ndarray, spread: float = 0.08) -> np.ndarray:
-    """The colour (3,) moved a little: brightness and, less, hue."""
+    """Return the colour (3,) moved a little: brightness and, less, hue."""
     moved = rgb * rng.uniform(1 - 2 * spread, 1 + 2 * spread) + rng.normal(0, spread / 3, 3)
     return np.minimum(np.maximum(moved, 0.02), 1)
 
 
 def blank(u: np.ndarray, v: np.ndarray, part: int = NOTHING) -> np.ndarray:
-    """Parts (h, w) of a surface that is all one part."""
+    """Return the parts (h, w) of a surface that is all one part."""
     return np.full(np.broadcast_shapes(u.shape, v.shape), part, np.uint8)
 
 
@@ -31,7 +31,7 @@ def put(parts: np.ndarray, part: int, where: np.ndarray) -> None:
 
 
 def capsule(u, v, start: tuple[float, float], end: tuple[float, float], radius_m: float) -> np.ndarray:
-    """Mask (h, w) of the points within `radius_m` of a line segment: limbs, tubes, heads."""
+    """Return the mask (h, w) of the points within `radius_m` of a line segment: limbs, tubes, heads."""
     (u0, v0), (u1, v1) = start, end
     du, dv = u1 - u0, v1 - v0
     if du == 0:  # upright, the most frequent: rows and columns stay apart, which is far cheaper
@@ -42,7 +42,7 @@ def capsule(u, v, start: tuple[float, float], end: tuple[float, float], radius_m
 
 
 def facade(rng: np.random.Generator, rgb: np.ndarray, height_m: float, lamps_lit: bool) -> Drawn:
-    """A house front: windows in bays and storeys, a ground floor with or without shops, a cornice."""
+    """Draw a house front: windows in bays and storeys, a ground floor with or without shops, a cornice."""
     bay_m, storey_m, base_m = rng.uniform(1.8, 3.8), rng.uniform(2.7, 3.6), rng.uniform(3.0, 4.2)
     window_u, window_v = rng.uniform(0.35, 0.85), rng.uniform(0.4, 0.75)
     shop, brick, at = rng.random() < 0.45, rng.random() < 0.4, int(rng.integers(1 << 16))
@@ -76,7 +76,7 @@ def facade(rng: np.random.Generator, rgb: np.ndarray, height_m: float, lamps_lit
 
 
 def wall(rng: np.random.Generator, rgb: np.ndarray, height_m: float) -> Drawn:
-    """A free-standing wall: the plaster or brick of a house without its windows, sometimes capped or painted on."""
+    """Draw a free-standing wall: plaster or brick of a house without windows, sometimes capped or painted on."""
     at, brick, panel_m = int(rng.integers(1 << 16)), rng.random() < 0.5, rng.uniform(2, 5)
     base = jitter(rng, rgb, 0.1)
     finish = look(WALL, [(WALL, base), (WALL, base * rng.uniform(0.6, 1.1)), (WALL, rng.uniform(0.1, 0.8, 3))])
@@ -94,7 +94,7 @@ def wall(rng: np.random.Generator, rgb: np.ndarray, height_m: float) -> Drawn:
 
 
 def fence(rng: np.random.Generator, rgb: np.ndarray, height_m: float) -> Drawn:
-    """Railings or mesh that one sees through, or planks that one does not: labelled as a whole, as annotators do."""
+    """Draw railings or mesh that one sees through, or planks; label it as a whole, as annotators do."""
     pitch_m, bar_m, post_m = rng.uniform(0.2, 0.5), rng.uniform(0.05, 0.1), rng.uniform(2, 3)
     planks, at = rng.random() < 0.35, int(rng.integers(1 << 16))
     metal = jitter(rng, rgb * rng.choice([0.25, 0.5, 0.9]), 0.1)
@@ -111,7 +111,7 @@ def fence(rng: np.random.Generator, rgb: np.ndarray, height_m: float) -> Drawn:
 
 
 def foliage(rng: np.random.Generator, rgb: np.ndarray, width_m: float, height_m: float, trunk_m: float) -> Drawn:
-    """A crown on a trunk (trunk_m > 0) or a bush or hedge that sits on the ground (trunk_m = 0)."""
+    """Draw a crown on a trunk (trunk_m > 0) or a bush or hedge that sits on the ground (trunk_m = 0)."""
     at, trunk_radius_m = int(rng.integers(1 << 16)), rng.uniform(0.08, 0.22)
     ragged, leaf_m = rng.uniform(0.15, 0.4), rng.uniform(0.12, 0.2)
     green = jitter(rng, rgb, 0.12)
@@ -140,14 +140,14 @@ def foliage(rng: np.random.Generator, rgb: np.ndarray, width_m: float, height_m:
 
 
 def pole(rng: np.random.Generator, label: int = POLE) -> Drawn:
-    """A plain post: grey, dark green, galvanised or wooden."""
+    """Draw a plain post: grey, dark green, galvanised or wooden."""
     rgb = rng.uniform(0.1, 0.6) * rng.uniform(0.85, 1.1, 3)
     finish = look(label, [(label, np.clip(rgb, 0, 1))])
     return (lambda u, v: (blank(u, v, 2), np.float32(1))), finish
 
 
 def traffic_light(rng: np.random.Generator, width_m: float, height_m: float) -> Drawn:
-    """A box with three lamps, one of them lit, or seen from behind with none."""
+    """Draw a box with three lamps, one of them lit, or seen from behind with none."""
     lit, behind = int(rng.integers(3)), rng.random() < 0.25
     body = rng.uniform(0.04, 0.25) * rng.uniform(0.9, 1.1, 3)
     lamps = np.array([[1.0, 0.2, 0.12], [1.0, 0.75, 0.2], [0.2, 1.0, 0.6]])
@@ -164,7 +164,7 @@ def traffic_light(rng: np.random.Generator, width_m: float, height_m: float) -> 
 
 
 def traffic_sign(rng: np.random.Generator, width_m: float, height_m: float) -> Drawn:
-    """A disc, triangle, diamond or board with a rim and a symbol; one in five shows its grey back."""
+    """Draw a disc, triangle, diamond or board with a rim and a symbol; one in five shows its grey back."""
     kind, at = rng.choice(["disc", "triangle", "diamond", "board"]), int(rng.integers(1 << 16))
     inks = np.array([[0.75, 0.1, 0.1], [0.12, 0.25, 0.65], [0.92, 0.92, 0.9], [0.9, 0.75, 0.1], [0.15, 0.4, 0.2]])
     rim, face, symbol = inks[rng.permutation(5)[:3]]
@@ -190,7 +190,7 @@ def traffic_sign(rng: np.random.Generator, width_m: float, height_m: float) -> D
 
 
 def clutter(rng: np.random.Generator, height_m: float) -> Drawn:
-    """A bin or cabinet: void to the benchmark, and shaped like a small piece of many other things."""
+    """Draw a bin or cabinet: void to the benchmark, and shaped like a small piece of many other things."""
     at = int(rng.integers(1 << 16))
     finish = look(STATIC, [(STATIC, rng.uniform(0.08, 0.6, 3)), (STATIC, rng.uniform(0.05, 0.5, 3))])
 

@@ -68,7 +68,7 @@ def paint_rgb(rng: np.random.Generator) -> np.ndarray:
 
 
 def _flank(build: Build, length_m: float, height_m: float, reverse: bool, at: int) -> Shape:
-    """The side of a vehicle: outline, windows between pillars, wheels, daylight under the floor."""
+    """Draw the side of a vehicle: outline, windows between pillars, wheels, daylight under the floor."""
     places, heights = np.array(build.outline).T
     on_rails = build.label == TRAIN
     wheel_m = 0.0 if on_rails else min(0.5, 0.22 * height_m)
@@ -96,7 +96,7 @@ def _flank(build: Build, length_m: float, height_m: float, reverse: bool, at: in
 
 
 def _end(build: Build, width_m: float, height_m: float, oncoming: bool, at: int) -> Shape:
-    """The front or the rear of a vehicle, facing the camera."""
+    """Draw the front or the rear of a vehicle, facing the camera."""
     cargo = build.label == TRUCK and not oncoming  # the rear of a truck has doors and no window
     waist = 0.5 if build.label == CAR else build.windows[0]
     lamp = HEAD if oncoming else TAIL
@@ -122,7 +122,7 @@ def _end(build: Build, width_m: float, height_m: float, oncoming: bool, at: int)
 
 
 def vehicle(rng: np.random.Generator, kind: str, x_m: float, z_m: float, *, oncoming: bool, crossing: bool = False):
-    """Painter of a vehicle centred at x_m with its near end at z_m; `crossing` shows its whole side to the camera."""
+    """Return the painter of a vehicle centred at x_m, its near end at z_m; `crossing` shows its whole side."""
     build = BUILDS[kind]
     length_m, width_m, height_m = (rng.uniform(*span) for span in (build.length_m, build.width_m, build.height_m))
     at, body = int(rng.integers(1 << 16)), paint_rgb(rng)
@@ -150,13 +150,13 @@ def vehicle(rng: np.random.Generator, kind: str, x_m: float, z_m: float, *, onco
 
 
 def _clothes(rng: np.random.Generator, label: int) -> list[tuple[int, Rgb]]:
-    """Top, trousers, skin and hair or helmet of one person."""
+    """Draw the colours of top, trousers, skin and hair or helmet of one person."""
     skin = rng.uniform(0.25, 0.85) * np.array([1.0, 0.78, 0.64])
     return [(label, rgb) for rgb in (paint_rgb(rng), paint_rgb(rng) * 0.7, skin, paint_rgb(rng) * 0.5)]
 
 
 def person(rng: np.random.Generator, x_m: float, z_m: float):
-    """Painter of someone on foot, seen from ahead, behind or the side."""
+    """Return the painter of someone on foot, seen from ahead, behind or the side."""
     height_m = rng.uniform(1.45, 1.9) if rng.random() < 0.85 else rng.uniform(0.9, 1.3)
     stride, arms, wide = rng.uniform(0, 0.2), rng.uniform(0.1, 0.25), rng.uniform(0.09, 0.14)
     finish = look(PERSON, _clothes(rng, PERSON))
@@ -183,7 +183,7 @@ def person(rng: np.random.Generator, x_m: float, z_m: float):
 
 
 def _from_side(u, v, motor: bool, ridden: bool) -> np.ndarray:
-    """Parts of a two-wheeler in profile; the air inside its wheels and frame belongs to it."""
+    """Draw the parts of a two-wheeler in profile; the air inside its wheels and frame belongs to it."""
     parts = blank(u, v)
     wheel_m, hubs = (0.31, (0.35, 1.65)) if motor else (0.34, (0.36, 1.4))
     seat, bars = ((0.75, 0.78), (1.45, 1.0)) if motor else ((0.65, 0.92), (1.25, 1.02))
@@ -219,7 +219,7 @@ def _from_side(u, v, motor: bool, ridden: bool) -> np.ndarray:
 
 
 def _from_end(u, v, motor: bool, ridden: bool) -> np.ndarray:
-    """Parts of a two-wheeler seen from ahead or behind: narrow, with the rider above it."""
+    """Draw the parts of a two-wheeler seen from ahead or behind: narrow, with the rider above it."""
     u, parts = u - np.float32(0.45), blank(u, v)
     put(parts, 6, capsule(u, v, (0, 0.1), (0, 0.55), 0.1 if motor else 0.045))
     put(parts, 7, capsule(u, v, (-0.3, 1.0), (0.3, 1.0), 0.045))
@@ -235,7 +235,7 @@ def _from_end(u, v, motor: bool, ridden: bool) -> np.ndarray:
 
 
 def two_wheeler(rng: np.random.Generator, x_m: float, z_m: float, *, motor: bool, ridden: bool, profile: bool):
-    """Painter of a bicycle or motorcycle, with or without its rider, in profile or from its end."""
+    """Return the painter of a bicycle or motorcycle, with or without its rider, in profile or from its end."""
     label = MOTORCYCLE if motor else BICYCLE
     frame = paint_rgb(rng)
     finish = look(label, [*_clothes(rng, RIDER), (label, np.full(3, rng.uniform(0.04, 0.12))), (label, frame)])
