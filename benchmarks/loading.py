@@ -3,7 +3,7 @@
 Both loaders end with a normalised float32 image and int64 labels, as the network and the loss take them. Ours
 also loads the teacher's logits. Frames are 1024x2048, as PNG files and as `prepare` writes them.
 
-The usual loader decodes a whole frame for each crop, so its time hardly depends on the crop's size; the time of ours
+The usual loader decodes a whole frame for each crop, so its time hardly depends on the crop's size; our time
 grows with the crop. For a large crop, most of it is writing floats, which a GPU does itself (5-768-host).
 """
 

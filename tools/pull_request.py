@@ -29,7 +29,7 @@ from segdistill.core.yaml_file import read_mapping
 BUILD = Path("build")
 HEAD, BASE = BUILD / "head", BUILD / "base"
 SUMMARY, BENCHMARK, REPORT = "metrics/summary.json", "metrics/benchmark.json", "reports/index.html"
-USER_FOLDERS = ("data/raw", "checkpoints", "initial_weights")  # beside data.root
+USER_FOLDERS = ("data/raw", "checkpoints", "initial_weights")  # and data.root
 RAN = re.compile(r"^Running stage '", re.MULTILINE)
 RESTORED = re.compile(r"^Stage '[^']+' is cached", re.MULTILINE)
 METRICS = {"mean_iou": "mIoU", "int8_mean_iou": "int8 mIoU", "teacher_agreement": "agreement"}
@@ -48,7 +48,7 @@ def call(*command: str | Path, cwd: Path = Path(), show: bool = False, env: dict
     Raises:
         CommandError: the exit code is not 0.
     """
-    # A side runs its own code, whatever is installed, and tracks to its own store: MLFLOW_TRACKING_URI overrides
+    # A side runs its own code, not what is installed, and tracks to its own store: MLFLOW_TRACKING_URI overrides
     # tracking.uri in params.yaml.
     store = f"sqlite:///{(cwd / 'mlflow.db').resolve()}"
     own = {"MLFLOW_TRACKING_URI": store, "MLFLOW_REGISTRY_URI": store, "PYTHONPATH": str((cwd / "src").resolve())}

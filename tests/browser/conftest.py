@@ -15,7 +15,7 @@ FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-u
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
-    """A selenium driver with a window of 1280x800 that keeps what the console and the network were told."""
+    """A selenium driver with a window of 1280x800 that logs its console and its requests."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
     chromium = next(filter(None, map(shutil.which, CHROMIUM)), None)
     driver = shutil.which("chromedriver")
@@ -35,14 +35,14 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
 
 
 @pytest.fixture
-def told(browser):
-    """What the page said since the last call: (lines of the console, addresses that were asked for)."""
+def page_logs(browser):
+    """Return what was logged since the last call: (lines of the console, addresses that were requested)."""
 
     def since() -> tuple[list[str], list[str]]:
         console = [f"{entry['level']}: {entry['message']}" for entry in browser.get_log("browser")]
         events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-        asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
-        return console, asked
+        requested = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+        return console, requested
 
     since()
     return since

@@ -61,18 +61,18 @@ def pages(screenshots, browser, tmp_path_factory):
 
 
 @pytest.fixture
-def page(pages, browser, told):
+def page(pages, browser, page_logs):
     """Yield a wide window; after the test, the page must have logged no error and requested nothing from elsewhere."""
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", LAPTOP | {"width": 2340, "height": 900})
     browser.get("about:blank")  # end what the page of another test was still loading, which logs an error
-    told()
+    page_logs()
     yield browser
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", LAPTOP)
-    console, asked = told()
+    console, requested = page_logs()
     here = pages.table.partition("#")[0]
     assert [line for line in console if not any(noise in line for noise in NOISE)] == []
-    assert [url for url in asked if not url.startswith((here, "data:", "blob:"))] == []
-    assert any(url.startswith(here) for url in asked)
+    assert [url for url in requested if not url.startswith((here, "data:", "blob:"))] == []
+    assert any(url.startswith(here) for url in requested)
 
 
 def test_the_table_has_the_runs_by_accuracy_and_two_can_be_compared(browsing, pages, page):

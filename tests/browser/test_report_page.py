@@ -27,15 +27,15 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def page(browser, told, address: str):
-    """The report, opened; when a test is through with it, nothing was said or asked for outside."""
+def page(browser, page_logs, address: str):
+    """Yield the open report; after the test, the page must have logged nothing and requested nothing from elsewhere."""
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     browser.get(address)
     yield browser
-    console, asked = told()
+    console, requested = page_logs()
     assert console == []
-    assert asked
-    assert [url for url in asked if not url.startswith(OFFLINE)] == []
+    assert requested
+    assert [url for url in requested if not url.startswith(OFFLINE)] == []
 
 
 @pytest.fixture

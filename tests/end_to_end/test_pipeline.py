@@ -114,7 +114,7 @@ def test_a_changed_alpha_reruns_its_run_and_what_compares(done):
     assert len(done.mlflow_rows()) == before + 1
 
 
-# Commands of the documents that are not run here, and what stands in for them.
+# Commands of the documents that are not run here, and what replaces them.
 NOT_RUN = re.compile(
     r"git (clone|commit)|source |open |mv |cp profiles/"  # the copy is the clone, with params of fewer steps
     r"|make (test|ui|bench|\.venv|pull-request)"  # these tests, a server, half an hour; pull-request is tested below

@@ -55,14 +55,14 @@ def city(project: Project) -> Project:
 def refused(project: Project):
     """Call a stage that has to refuse its input in one message, and to leave everything as it was."""
 
-    def refused(call: str, told: list[str], **options) -> str:
+    def refused(call: str, expected: list[str], **options) -> str:
         before = project.snapshot()
         done = project.call(*call.split(), **options)
         assert done.exit_code == 1, done
         assert "Traceback" not in done.out + done.err
         assert [line[:7] for line in done.err.splitlines()].count("error: ") == 1, done.err
         message = done.err[done.err.index("error: ") :]
-        missing = [words for words in told if words not in message]
+        missing = [words for words in expected if words not in message]
         assert not missing, f"{missing} not in {message}"
         assert project.snapshot() == before
         return message

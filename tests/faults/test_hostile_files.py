@@ -62,8 +62,8 @@ def test_two_members_of_one_name_are_refused(city, zipped, refused):
 def test_a_member_that_bursts_open_is_refused(city, zipped, refused):
     zipped.writestr("gtFine/train/jena/jena_000000_000019_gtFine_labelIds.png", bytes(32 * MIB))
     zipped.close()
-    told = ["jena_000000_000019_gtFine_labelIds.png", f"{32 * MIB} bytes packed into ", "; allowed are "]
-    refused("prepare", [*told, "zip bombs are refused"], headroom_bytes=128 * MIB)
+    expected = ["jena_000000_000019_gtFine_labelIds.png", f"{32 * MIB} bytes packed into ", "; allowed are "]
+    refused("prepare", [*expected, "zip bombs are refused"], headroom_bytes=128 * MIB)
 
 
 def test_members_that_share_their_bytes_are_refused(city, zipped, refused):
@@ -78,7 +78,7 @@ def test_members_that_share_their_bytes_are_refused(city, zipped, refused):
     refused("prepare", [f"{cityscapes.LABEL_ZIP}: 20", f"allowed are {allowed}"], headroom_bytes=128 * MIB)
 
 
-def test_a_member_that_lies_about_its_size_is_read_no_further(city, zipped, refused):
+def test_member_of_a_false_size_is_read_no_further(city, zipped, refused):
     (member,) = (one for one in zipped.infolist() if one.filename == MEMBER)
     zipped.filelist.remove(member)
     del zipped.NameToInfo[MEMBER]
@@ -119,9 +119,9 @@ PNGS = {
 
 @pytest.mark.parametrize("name", PNGS)
 def test_absurd_pngs_are_refused(city, refused, decoder, name):
-    content, told = PNGS[name]
+    content, cause = PNGS[name]
     city.write(IMAGE, content())
-    refused("prepare", [f"{IMAGE}: ", told], headroom_bytes=128 * MIB)
+    refused("prepare", [f"{IMAGE}: ", cause], headroom_bytes=128 * MIB)
 
 
 @pytest.mark.parametrize(("name", "kind"), [(IMAGE, RGB), (LABEL, GREYSCALE)])

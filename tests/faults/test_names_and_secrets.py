@@ -142,7 +142,7 @@ def test_names_in_markdown_are_no_html(evil_summary):
 @pytest.mark.parametrize("run", ["teacher", "a03"])
 @pytest.mark.parametrize("name", ["{}.pth", "{}.onnx"])
 def test_the_note_of_an_mlflow_row_is_no_html(run, name):
-    """An ONNX file is what its teacher is called by; a file with a slash in its name there is none."""
+    """A teacher bears the name of its ONNX file, which has no slash."""
     checkpoint = {"checkpoint": name.format("<img src=x onerror=alert(1)>")}
     note = row_of(sweep_params(teacher=checkpoint), run, "data").tags["mlflow.note.content"]
     shown = run == "teacher" or name.endswith("onnx")

@@ -131,7 +131,7 @@ def test_a_full_disk_is_told_and_a_rerun_succeeds_after_space_is_freed(finished,
 
 
 def bound_by_modes() -> None:
-    """Give up root's right to read and write whatever the modes say (capabilities 1 and 2, see capabilities(7))."""
+    """Give up root's right to read and write against the modes of files (capabilities 1 and 2, see capabilities(7))."""
     libc, header, sets = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
     libc.capget(header, sets)
     sets[0] &= ~0b110  # of the effective ones

@@ -21,7 +21,7 @@ MOST_INFLATED = 2**20  # bytes of a PNG's stream that are damaged after inflatin
 ZIP_RECORDS = re.compile(rb"PK(?:\x01\x02|\x03\x04|\x05\x06|\x06\x06|\x06\x07)")
 ZIP_NAMES = ("", "/", "/x", "../x", "a/../../x", "a\\..\\x", "C:\\x", "\x00", "é", "x" * 300, "a//b.png", "./a", "a/")
 
-# Chunks beside those that every PNG has: colours, texts (one inflates to 20 MB), animation, and one that nobody knows.
+# Chunks besides those that every PNG has: colours, texts (one inflates to 20 MB), animation, and one that nobody knows.
 FOREIGN_CHUNKS = (
     (b"tRNS", bytes(6)),
     (b"tRNS", bytes(300)),
@@ -137,7 +137,7 @@ def in_zip(damage: Mutation) -> Mutation:
             members[place] = (name, data + bytes(rng.choice((10**4, 10**7))))
         stream = io.BytesIO()
         with warnings.catch_warnings(), zipfile.ZipFile(stream, "w", rng.choice((0, 8))) as archive:
-            warnings.simplefilter("ignore")  # a name that stands twice
+            warnings.simplefilter("ignore")  # a name that occurs twice
             for name, data in members:
                 archive.writestr(zipfile.ZipInfo(name), data)
         return stream.getvalue()
@@ -200,13 +200,13 @@ def damaged_safetensors_header(rng: random.Random, content: bytes, others: Seque
 
 
 def damaged_onnx(rng: random.Random, content: bytes, others: Sequence[bytes]) -> bytes:
-    """An ONNX model in which fields hold other values, or repeated ones stand twice or not at all."""
+    """An ONNX model in which fields hold other values, or repeated ones occur twice or not at all."""
     import onnx
 
     model = onnx.load_from_string(content)
     for _ in range(rng.choice((1, 1, 2, 3))):
         message, field = rng.choice(list(_fields(model)))
-        with contextlib.suppress(ValueError):  # a number that is none of an enumeration
+        with contextlib.suppress(ValueError):  # a number outside of its enumeration
             _damage_field(rng, message, field)
     return model.SerializeToString()
 

@@ -87,12 +87,12 @@ def read_frame_pair_with_pillow(path: Path) -> None:
 def read_zip(path: Path) -> None:
     """List and read both halves of a city in one zip."""
     source = CityscapesFrames(ZipTree(path, "leftImg8bit"), ZipTree(path, "gtFine"))
-    frames, faults = source.list_frames("train")
+    frames, errors = source.list_frames("train")
     for frame in frames[:MOST_FRAMES]:
         source.size_px(frame)
         source.read(frame)
-    if faults or not frames:
-        raise UserError("\n".join(faults) or "no frames")
+    if errors or not frames:
+        raise UserError("\n".join(errors) or "no frames")
 
 
 def read_npy(path: Path) -> None:

@@ -1,7 +1,7 @@
 """Everything that reads a file from elsewhere, fed with damaged files. Run it with: python tests/fuzz/readers.py --help
 
 Input N of a reader and a seed is always the same file. A reader may give a value, or raise what the stages turn into
-one line; another exception, a signal, 2 s of a processor or 1 GB more memory is a fault.
+one line; another exception, a signal, 2 s of a processor or 1 GB more memory is a failure.
 """
 
 from __future__ import annotations
@@ -94,19 +94,19 @@ class Findings(NamedTuple):
     all: list[Result]
 
     @property
-    def faults(self) -> list[Result]:
-        return [result for result in self.all if result.is_fault]
+    def failures(self) -> list[Result]:
+        return [result for result in self.all if result.is_failure]
 
     def row(self) -> str:
         """A line of the table."""
         counts = [sum(result.outcome == kind for result in self.all) for kind in (ACCEPTED, REFUSED)]
         slowest, peak = max(r.cpu_ms for r in self.all), max(r.peak_mb for r in self.all)
-        cells = (self.reader.name, len(self.all), *counts, len(self.faults), f"{slowest:.0f}", f"{peak:.0f}")
+        cells = (self.reader.name, len(self.all), *counts, len(self.failures), f"{slowest:.0f}", f"{peak:.0f}")
         return f"{cells[0]:<20}" + "".join(f"{cell:>12}" for cell in cells[1:])
 
 
 HEADING = f"{'reader':<20}" + "".join(
-    f"{cell:>12}" for cell in ("inputs", "accepted", "refused", "faults", "slowest ms", "peak MB")
+    f"{cell:>12}" for cell in ("inputs", "accepted", "refused", "failures", "slowest ms", "peak MB")
 )
 
 
@@ -137,7 +137,7 @@ def refused_seeds(reader: Reader) -> list[str]:
 
 
 def reproduction(reader: Reader, seed: int, result: Result) -> str:
-    """How to see a fault again: the command, and the file where it is small."""
+    """How to see a failure again: the command, and the file where it is small."""
     content = input_of(reader, reader.seeds(), seed, result.number)
     packed = base64.b85encode(zlib.compress(content, 9)).decode()
     shown = f"zlib.decompress(base64.b85decode({packed!r}))" if len(packed) < 2000 else f"{len(content)} bytes"
@@ -159,14 +159,14 @@ def main() -> None:
         given.save.write_bytes(input_of(chosen[0], chosen[0].seeds(), given.seed, given.first))
         return
     print(HEADING)
-    faults = []
+    failures = []
     for place, reader in enumerate(chosen):
         share = (given.inputs * (place + 1)) // len(chosen) - (given.inputs * place) // len(chosen)
         findings = fuzz(reader, share, given.seed, given.first)
         print(findings.row(), flush=True)
-        faults += [reproduction(reader, given.seed, fault) for fault in findings.faults]
-    print("\n".join(faults))
-    sys.exit(bool(faults))
+        failures += [reproduction(reader, given.seed, failure) for failure in findings.failures]
+    print("\n".join(failures))
+    sys.exit(bool(failures))
 
 
 if __name__ == "__main__":

@@ -38,9 +38,9 @@ def _rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-def _saved(picture: Image.Image, **options) -> bytes:
+def _saved(image: Image.Image, **options) -> bytes:
     stream = io.BytesIO()
-    picture.save(stream, "PNG", **options)
+    image.save(stream, "PNG", **options)
     return stream.getvalue()
 
 
@@ -58,9 +58,9 @@ def pngs() -> list[bytes]:
     """A photograph, and label maps: greyscale, and palettes of 8 and 4 bits."""
     indexed = []
     for colours in (16, 256):  # 4 and 8 bits
-        picture = Image.fromarray(_rng().integers(0, 16, SIZE_PX, np.uint8))
-        picture.putpalette(bytes(range(256)) * 3 if colours == 256 else bytes(range(48)))
-        indexed.append(_saved(picture))
+        image = Image.fromarray(_rng().integers(0, 16, SIZE_PX, np.uint8))
+        image.putpalette(bytes(range(256)) * 3 if colours == 256 else bytes(range(48)))
+        indexed.append(_saved(image))
     return [photograph(), label_map(), *indexed]
 
 

@@ -1,4 +1,4 @@
-"""Damaged files are read or refused, whatever they are; and what is not so is found."""
+"""Damaged files of every kind are read or refused; anything else is found."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_damaged_file_is_read_or_refused(reader):
     skip_without_decoder(reader)
     findings = fuzz(reader, INPUTS, SEED)
     assert len(findings.all) == INPUTS
-    assert findings.faults == [], "\n".join(reproduction(reader, SEED, fault) for fault in findings.faults)
+    assert findings.failures == [], "\n".join(reproduction(reader, SEED, failure) for failure in findings.failures)
     assert any(result.outcome == REFUSED for result in findings.all), "no damage was noticed"
 
 
@@ -56,7 +56,7 @@ def grow(number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fail", "outcome"),
     [
         (lambda number: os.kill(os.getpid(), signal.SIGSEGV), "ended by signal SIGSEGV"),
         (lambda number: os._exit(3), "exit code 3"),
@@ -68,19 +68,19 @@ def grow(number: int) -> None:
     ],
     ids=["signal", "exit", "exception", "hang", "slow", "no memory", "much memory"],
 )
-def test_a_reader_that_fails_is_found_and_the_next_inputs_are_read(monkeypatch, fault, told):
-    monkeypatch.setattr(workers, "HANG_S", 2.0 if fault is hang else 30.0)
+def test_a_reader_that_fails_is_found_and_the_next_inputs_are_read(monkeypatch, fail, outcome):
+    monkeypatch.setattr(workers, "HANG_S", 2.0 if fail is hang else 30.0)
     monkeypatch.setattr(workers, "MOST_GROWTH_MB", 50)
-    monkeypatch.setattr(workers, "MOST_CPU_S", 0.2 if "processor" in told else 5.0)
+    monkeypatch.setattr(workers, "MOST_CPU_S", 0.2 if "processor" in outcome else 5.0)
 
     def read(number: int) -> None:
         if number == 2:
-            fault(number)
+            fail(number)
         if number == 3:
             raise FileNotFoundError("no such file")
 
     found = list(results(lambda number: lambda: read(number), range(5)))
     assert [result.number for result in found] == list(range(5))
     assert [result.outcome for result in found if result.number != 2] == [ACCEPTED, ACCEPTED, REFUSED, ACCEPTED]
-    assert told in found[2].outcome
-    assert found[2].is_fault
+    assert outcome in found[2].outcome
+    assert found[2].is_failure

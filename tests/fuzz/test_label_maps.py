@@ -40,10 +40,10 @@ def decoder(request):
 @often
 @given(label_ids=maps_of(st.integers(0, 33) | st.integers(0, 255)), palette=st.booleans())
 def test_label_ids_survive_their_png_or_all_unknown_ones_are_named(decoder, label_ids, palette):
-    picture, stream = Image.fromarray(label_ids), io.BytesIO()
+    image, stream = Image.fromarray(label_ids), io.BytesIO()
     if palette:
-        picture.putpalette(bytes(range(256)) * 3)
-    picture.save(stream, "PNG")
+        image.putpalette(bytes(range(256)) * 3)
+    image.save(stream, "PNG")
     unknown = sorted({int(value) for value in label_ids.flat if value > 33})
     decoded = decode_label_ids(stream.getvalue())
     assert np.array_equal(decoded, label_ids)

@@ -32,7 +32,7 @@ class Result(NamedTuple):
     peak_mb: float = 0.0
 
     @property
-    def is_fault(self) -> bool:
+    def is_failure(self) -> bool:
         return self.outcome not in (ACCEPTED, REFUSED)
 
 

@@ -12,12 +12,12 @@ from segdistill.prepare import cityscapes
 
 
 def image_path(root: Path, split: str, stem: str) -> Path:
-    """Where the photograph of frame `stem`, such as aachen_000000_000019, is under `root`."""
+    """Return the path of the photograph of frame `stem`, such as aachen_000000_000019, under `root`."""
     return root / "leftImg8bit" / split / stem.split("_")[0] / f"{stem}_leftImg8bit.png"
 
 
 def label_path(root: Path, split: str, stem: str) -> Path:
-    """Where the label ids of frame `stem` lie under `root`."""
+    """Return the path of the label ids of frame `stem` under `root`."""
     return root / "gtFine" / split / stem.split("_")[0] / f"{stem}_gtFine_labelIds.png"
 
 

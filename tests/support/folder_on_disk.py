@@ -1,4 +1,4 @@
-"""Write a tiny data set of one's own: a folder with classes.yaml, images and label images, from given arrays."""
+"""Write a tiny data set of a user: a folder with classes.yaml, images and label images, from given arrays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scripts that lie in no package, as modules."""
+"""Scripts outside of packages, as modules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests of one subject that lie in several files share."""
+"""Fixtures that tests of several files share."""
 
 from __future__ import annotations
 

@@ -75,8 +75,8 @@ def _end_with_parent() -> None:
     if sys.platform != "linux" or not (launcher or "DVC_STAGE" in os.environ):
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    # DVC may have been killed while Python was starting. DVC runs a stage in its own process group, and whoever adopts
-    # orphans (init, a container's first process, a CI runner) is in another one.
+    # DVC may have been killed while Python was starting. DVC runs a stage in its own process group, and the
+    # process that adopts orphans (init, a container's first process, a CI runner) is in another one.
     with contextlib.suppress(ProcessLookupError):  # the parent has just ended: the signal is on its way
         if os.getppid() != int(launcher) if launcher else os.getpgid(os.getppid()) != os.getpgrp():
             raise KeyboardInterrupt(signal.SIGTERM)

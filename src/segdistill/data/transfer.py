@@ -16,8 +16,8 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Return the tensor on `device`; the same tensor where it is there already."""
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
-    # torch's allocator keeps the page-locked memory until the copy is done, whoever drops the tensor. torch would first
-    # copy a tensor with gaps to ordinary memory.
+    # torch's allocator keeps the page-locked memory until the copy is done, even if the tensor is dropped. torch would
+    # first copy a tensor with gaps to ordinary memory.
     pinned = tensor if tensor.is_pinned() else tensor.contiguous().pin_memory()
     return pinned.to(device, non_blocking=True)
 

@@ -27,7 +27,7 @@ from segdistill.params.model import ComputeParams
 
 
 class Compute(NamedTuple):
-    """A device, the dtype of autocast (float32 is none) and the CPU threads in use."""
+    """A device, the dtype of autocast (float32: no autocast) and the CPU threads in use."""
 
     device: torch.device
     dtype: torch.dtype

@@ -81,7 +81,7 @@ def arch_facts(arch: str) -> Arch:
             parameters = [argument.arg for argument in node.args.args]
         elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
             target = node.targets[0] if isinstance(node, ast.Assign) else node.target
-            with contextlib.suppress(ValueError, TypeError, SyntaxError):  # computed values are none of the facts
+            with contextlib.suppress(ValueError, TypeError, SyntaxError):  # facts are literal values only
                 constants[ast.unparse(target)] = ast.literal_eval(node.value)
     wanted = ["classes", "output_stride", *(["backbone"] if takes_backbone(arch) else [])]
     if parameters != wanted:

@@ -166,7 +166,7 @@ class TrainingParams(Section):
     ema_decay: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = Field(
         default=0.0,
         description="of the moving average of weights and batch norm statistics, which is then scored and shipped; "
-        "0 is none",
+        "0 turns it off",
     )
 
 

@@ -182,7 +182,7 @@ class Study:
         return next((one for one in same if SAME_AS not in one.user_attrs), None)
 
     def _count(self, *states: TrialState) -> int:
-        """Return the number of trials in these states; a trial that a user has queued is none before it starts."""
+        """Return the number of trials in these states; a trial that a user has queued counts once it starts."""
         all_but_queued = (TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
         return len(self._study.get_trials(deepcopy=False, states=states or all_but_queued))
 

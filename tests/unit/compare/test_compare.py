@@ -183,7 +183,7 @@ def test_every_pair_is_compared_on_every_frame():
 
 def test_pixels_of_exported_runs_are_compared_on_val(sweep, small_models):
     prepare(tinier_params().data, 0, PREPARED, workers=1)
-    for run, file in ((V, small_models.int8), (A, small_models.float32)):  # two that differ, of whatever precision
+    for run, file in ((V, small_models.int8), (A, small_models.float32)):  # two that differ, not only in precision
         (sweep / "models/runs" / run).mkdir(parents=True)
         shutil.copy(file, sweep / "models/runs" / run / "student.int8.onnx")
     done = call(V, A, "--pixels", "--precision", "int8", "--out", "differences", "--markdown", "--threads", "1")

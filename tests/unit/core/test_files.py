@@ -185,10 +185,10 @@ def test_json_round_trip(tmp_path):
     assert read_json(tmp_path / "a.json") == value
 
 
-@pytest.mark.parametrize("figure", [math.nan, math.inf])
-def test_nan_is_refused_and_keeps_the_old_file(tmp_path, figure):
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_nan_is_refused_and_keeps_the_old_file(tmp_path, value):
     write_json(tmp_path / "a.json", {"mean_iou": 0.5})
     with pytest.raises(ValueError, match="JSON compliant"):
-        write_json(tmp_path / "a.json", {"mean_iou": figure})
+        write_json(tmp_path / "a.json", {"mean_iou": value})
     assert read_json(tmp_path / "a.json") == {"mean_iou": 0.5}
     assert names(tmp_path) == ["a.json"]

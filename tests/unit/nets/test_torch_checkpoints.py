@@ -161,7 +161,7 @@ def test_torchvisions_imagenet_file_loads_the_backbone(arch):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "cause"),
     [
         (lambda s: s.pop("backbone.weight"), "1 missing: backbone.weight"),
         (lambda s: s.update({"aux.weight": torch.ones(1)}), "1 unexpected: aux.weight"),
@@ -173,11 +173,11 @@ def test_torchvisions_imagenet_file_loads_the_backbone(arch):
         (lambda s: s.clear(), "holds nothing"),
     ],
 )
-def test_load_state_names_what_does_not_fit(state, change, told):
+def test_load_state_names_what_does_not_fit(state, change, cause):
     net = Tiny()
     before = {key: value.clone() for key, value in net.state_dict().items()}
     change(state)
-    with pytest.raises(UserError, match=rf"(?s)^teacher\.pth: .*{told}") as caught:
+    with pytest.raises(UserError, match=rf"(?s)^teacher\.pth: .*{cause}") as caught:
         load_state(net, state, source="teacher.pth")
     assert "hint" not in str(caught.value)
     assert_same_state(net.state_dict(), before)
@@ -220,7 +220,7 @@ def test_checkpoint_files_are_read(tmp_path, state, suffix, wrapper):
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_public_checkpoint_with_training_state_and_numpy_scores(tmp_path, state, zipped):
-    """As DeepLabV3Plus-PyTorch saves it: optimizer, scheduler and a numpy score beside the weights."""
+    """As DeepLabV3Plus-PyTorch saves it: optimizer, scheduler and a numpy score next to the weights."""
     net = Tiny()
     net.load_state_dict(state)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)

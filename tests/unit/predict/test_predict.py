@@ -1,4 +1,4 @@
-"""`segdistill predict`: the same classes by whatever way a frame comes in."""
+"""`segdistill predict`: the same classes from an image, a folder or a video."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Machines that track one sweep at the same moment: in the end everything is there once, whatever the order."""
+"""Machines that track one sweep at the same moment: in the end everything is there once, in any order."""
 
 from __future__ import annotations
 

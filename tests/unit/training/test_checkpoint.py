@@ -63,7 +63,7 @@ def test_process_killed_while_saving_leaves_the_earlier_state(tmp_path, capsys):
         child = os.fork()
         if child == 0:
             try:
-                # The kernel kills whoever writes beyond the limit, with what came before it on disk.
+                # The kernel kills a process that writes beyond the limit, with what came before it on disk.
                 signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
                 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
                 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
