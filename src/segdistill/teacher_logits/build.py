@@ -174,7 +174,16 @@ def _contents(
     if params.feature_channels:
         projection = ranks.by_first(lambda: feature_projection(teacher, learned_from, split, spec, params))
     mirror_error = ranks.by_first(lambda: measure_mirror_error(teacher.predict, split, spec))
-    mirrored = _stores_mirrored(params.mirrored, mirror_error)
+    mirrored = bool(params.mirrored)
+    if params.mirrored == "auto":
+        mirrored = mirror_error["changed_share"] > MAX_CHANGED_SHARE
+    logger.info(
+        "teacher-logits: on mirrored views the teacher differs from its mirrored logits by a mean KL of %.4f and in "
+        "the class of %.1f%% of the cells; flipped crops get %s",
+        mirror_error["mean_kl"],
+        100 * mirror_error["changed_share"],
+        "its logits of the mirrored views" if mirrored else "the mirrored logits (teacher_logits.mirrored)",
+    )
     stored = None
     if params.limit_views_to is not None:
         stored = np.tile(views_drawn_by(spec, params.limit_views_to), 1 + mirrored)
@@ -197,16 +206,3 @@ def measure_mirror_error(teacher: LogitsOf, split: Split, spec: ViewSpec) -> dic
         changed.append((exact.argmax(-1) != given.argmax(-1)).float().mean().item())
     mean_kl, changed_share = (float(np.mean(values)) for values in (divergences, changed))
     return {"views": len(changed), "mean_kl": mean_kl, "changed_share": changed_share}
-
-
-def _stores_mirrored(wanted: str | bool, error: dict[str, float]) -> bool:
-    """Return whether to store the mirrored views, and log why."""
-    mirrored = error["changed_share"] > MAX_CHANGED_SHARE if wanted == "auto" else bool(wanted)
-    logger.info(
-        "teacher-logits: on mirrored views the teacher differs from its mirrored logits by a mean KL of %.4f and in "
-        "the class of %.1f%% of the cells; flipped crops get %s",
-        error["mean_kl"],
-        100 * error["changed_share"],
-        "its logits of the mirrored views" if mirrored else "the mirrored logits (teacher_logits.mirrored)",
-    )
-    return mirrored
