@@ -33,7 +33,7 @@ from segdistill.core.provenance import file_sha256, settings_hash
 from segdistill.formats.curve import COLUMNS
 from segdistill.params.model import Params
 from segdistill.tracking.registry import update_champion
-from segdistill.tracking.rows import CURVE, TEACHER, Point, Row, StepImage, rows_on_disk
+from segdistill.tracking.rows import CURVE, TEACHER, Row, StepImage, rows_on_disk
 from segdistill.tracking.store import Store, cause, check_reachable, configure_mlflow, find_store, locked, within
 from segdistill.tracking.view import CURRENT_TAG, experiment_tags
 
@@ -200,7 +200,7 @@ class Experiment:
         return {point.step: point.value for point in self.client.get_metric_history(run.info.run_id, LOSS)}
 
     def _upsert_row(self, row: Row) -> Run:
-        from mlflow.entities import Dataset, DatasetInput, InputTag
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
 
         run = self._find(row) or self._create(row)
         logged = self._logged_losses(run)
@@ -218,8 +218,20 @@ class Experiment:
             inputs = [DatasetInput(data, [InputTag("mlflow.data.context", "training")])]
             self.client.log_inputs(run.info.run_id, inputs)
         self._log_values(run, row)
-        self._log_points(run, [point for point in row.points if point.step not in logged])
-        self._set_status(run, row)
+        points = [point for point in row.points if point.step not in logged]
+        for first in range(0, len(points), POINTS_PER_CALL):
+            values = [
+                Metric(name, value, _point_ms(run, point.step), point.step)
+                for point in points[first : first + POINTS_PER_CALL]
+                for name, value in point.values.items()
+            ]
+            self.client.log_batch(run.info.run_id, values)
+        # SCHEDULED: part of it is done, and dvc repro continues it.
+        status = "FINISHED" if row.is_finished else "RUNNING" if row.is_training else "SCHEDULED"
+        if run.info.status != status and status == "FINISHED":
+            self.client.set_terminated(run.info.run_id, status, end_time=_ms(row.ended_s))
+        elif run.info.status != status:
+            self.client.update_run(run.info.run_id, status)
         return run
 
     def _log_values(self, run: Run, row: Row) -> None:
@@ -237,28 +249,6 @@ class Experiment:
         tags = [RunTag(k, v) for k, v in (row.tags | {CURRENT_TAG: "true"}).items() if has.tags.get(k) != v]
         if metrics or params or tags:
             self.client.log_batch(run.info.run_id, metrics, params, tags)
-
-    def _log_points(self, run: Run, points: Sequence[Point]) -> None:
-        from mlflow.entities import Metric
-
-        for first in range(0, len(points), POINTS_PER_CALL):
-            batch = points[first : first + POINTS_PER_CALL]
-            values = [
-                Metric(name, value, _point_ms(run, point.step), point.step)
-                for point in batch
-                for name, value in point.values.items()
-            ]
-            self.client.log_batch(run.info.run_id, values)
-
-    def _set_status(self, run: Run, row: Row) -> None:
-        # SCHEDULED: part of it is done, and dvc repro continues it.
-        status = "FINISHED" if row.is_finished else "RUNNING" if row.is_training else "SCHEDULED"
-        if run.info.status == status:
-            return
-        if status == "FINISHED":
-            self.client.set_terminated(run.info.run_id, status, end_time=_ms(row.ended_s))
-        else:
-            self.client.update_run(run.info.run_id, status)
 
     def _upsert_step_images(self, row: Row, run: Run) -> None:
         """Log the images that are not there, each at its step, so that the page can slide through them."""

@@ -45,19 +45,15 @@ def find_store(configured: str | None) -> Store:
     uri = os.environ.get("MLFLOW_TRACKING_URI") or configured or "sqlite:///mlflow.db"
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:///:memory:"):
         path = Path(uri.removeprefix("sqlite:///").partition("?")[0]).resolve()
-        return Store(f"sqlite:///{_path_in_uri(path)}", f"sqlite:///{path}", path)
+        # SQLAlchemy ends a path at "?" and decodes "%20". MLflow makes folders of the path as it is written, so quoting
+        # leaves folders like "what%3F" behind. Below the current folder a relative path avoids both.
+        written = str(path)
+        if re.search("[?%]", written) and path.is_relative_to(Path.cwd()):
+            written = str(path.relative_to(Path.cwd()))
+        if re.search("[?%]", written):
+            raise UserError(f"tracking.uri: found the SQLite file {path}; ? and % are not allowed in its path")
+        return Store(f"sqlite:///{written}", f"sqlite:///{path}", path)
     return Store(uri, _name(uri))
-
-
-def _path_in_uri(path: Path) -> str:
-    # SQLAlchemy ends a path at "?" and decodes "%20". MLflow makes folders of the path as it is written, so quoting
-    # leaves folders like "what%3F" behind. Below the current folder a relative path avoids both.
-    written = str(path)
-    if re.search("[?%]", written) and path.is_relative_to(Path.cwd()):
-        written = str(path.relative_to(Path.cwd()))
-    if re.search("[?%]", written):
-        raise UserError(f"tracking.uri: found the SQLite file {path}; ? and % are not allowed in its path")
-    return written
 
 
 def _name(uri: str) -> str:

@@ -80,7 +80,12 @@ class Watcher:
         self._monitors.clear()
 
     def _upsert(self, store: Store, params: Params, running: list[RunningTraining]) -> None:
-        rows = self._rows(params, running)
+        by_name = {training.name: training for training in running}
+        rows = [row for row in rows_on_disk(params, METRICS) if row.run not in by_name]
+        rows += [row for training in running if (row := self._running_row(params, training))]
+        keys = {row.key for row in rows}
+        stopped = [row for row in self._done.values() if row.is_training and row.key not in keys]
+        rows += [row._replace(is_training=False) for row in stopped]
         changed = [row for row in rows if self._done.get(row.key) != row]
         if changed:
             with locked(store, LOCK_WAIT_S):
@@ -90,14 +95,6 @@ class Watcher:
             self._run_ids |= {key: run.info.run_id for key, run in runs.items()}
         if params.tracking.system_metrics:
             self._monitor(store, {self._run_ids[row.key] for row in rows if row.is_training})
-
-    def _rows(self, params: Params, running: list[RunningTraining]) -> list[Row]:
-        by_name = {training.name: training for training in running}
-        rows = [row for row in rows_on_disk(params, METRICS) if row.run not in by_name]
-        rows += [row for training in running if (row := self._running_row(params, training))]
-        keys = {row.key for row in rows}
-        stopped = [row for row in self._done.values() if row.is_training and row.key not in keys]
-        return rows + [row._replace(is_training=False) for row in stopped]
 
     def _running_row(self, params: Params, training: RunningTraining) -> Row | None:
         """Return the row of a running training, with what the phases before it and itself have written so far."""
