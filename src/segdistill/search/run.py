@@ -160,7 +160,8 @@ class _Search:
         are_enough = False
         while running or not (are_enough or self.signals):
             for slot in sorted(set(range(self.slots.count)) - running.keys()):
-                are_enough = are_enough or self._all_fail()
+                all_fail = len(self.failed) >= MAX_FIRST_FAILURES and not self.study.counts()["finished"]
+                are_enough = are_enough or all_fail
                 if are_enough or self.signals:
                     break
                 if (trial := self.study.next_trial(self.options.trials)) is None:
@@ -171,9 +172,6 @@ class _Search:
                 if next(trial_steps, "ended") == "ended":
                     del running[slot]
             time.sleep(POLL_S)
-
-    def _all_fail(self) -> bool:
-        return len(self.failed) >= MAX_FIRST_FAILURES and not self.study.counts()["finished"]
 
     def _run_trial(self, trial: OpenTrial, environment: dict[str, str]) -> Iterator[None]:
         """Run one trial and tell the study how it ended; yield while DVC works."""

@@ -138,7 +138,9 @@ class Study:
                 return trial
             while self._count() < limit:
                 opened = self._opened(self._study.ask())
-                if (twin := self._twin(opened)) is None:
+                ended = self._study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
+                same = (one for one in ended if one.params == opened.values and SAME_AS not in one.user_attrs)
+                if (twin := next(same, None)) is None:
                     return opened
                 for step, score in twin.intermediate_values.items():
                     opened._trial.report(score, step)
@@ -175,11 +177,6 @@ class Study:
 
     def _lock_of(self, number: int) -> filelock.FileLock:
         return filelock.FileLock(FOLDER / f"{self.run_of(number)}.lock")
-
-    def _twin(self, opened: OpenTrial) -> optuna.trial.FrozenTrial | None:
-        states = (TrialState.COMPLETE, TrialState.PRUNED)
-        same = (one for one in self._study.get_trials(states=states) if one.params == opened.values)
-        return next((one for one in same if SAME_AS not in one.user_attrs), None)
 
     def _count(self, *states: TrialState) -> int:
         """Return the number of trials in these states; a trial that a user has queued counts once it starts."""
