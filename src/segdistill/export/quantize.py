@@ -157,12 +157,9 @@ def _kept_float(graph: onnx.GraphProto) -> list[str]:
         last = producers[last.input[0]]
     last_layer = [] if last.op_type == "Gemm" else [last]
     # A sum of products, which stay float32: rounding them first adds their error to that of the sum.
-    sums = [node for node in graph.node if node.op_type == "Add" and any(_is_product(producers, x) for x in node.input)]
+    products = {name for name, node in producers.items() if node.op_type == "Mul"}
+    sums = [node for node in graph.node if node.op_type == "Add" and products & set(node.input)]
     return from_sizes + [node.name for node in [*normalizing_nodes(graph), *sums, *last_layer]]
-
-
-def _is_product(producers: dict[str, onnx.NodeProto], name: str) -> bool:
-    return name in producers and producers[name].op_type == "Mul"
 
 
 def normalizing_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:

@@ -119,9 +119,11 @@ def read_torch_checkpoint(path: str | Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals(_IGNORED_GLOBALS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file surfaces as nearly any type: EOFError, KeyError, RuntimeError, ...
+        lines = str(error).strip().splitlines()
+        gist = lines[0].split(". ")[0] if lines else "no reason given"  # long advice follows
         raise UserError(
             f"{path}: not a checkpoint that can be read safely; expected tensors saved with torch.save "
-            f"({type(error).__name__}: {_gist(error)})"
+            f"({type(error).__name__}: {gist})"
         ) from error
     return _state_dict(content, str(path))
 
@@ -314,9 +316,3 @@ def _class_count_hint(shapes: dict[str, tuple[torch.Size, torch.Size]]) -> str:
         return ""
     (found,), (wanted,) = counts.pop()
     return f"  hint: these weights are for {found} classes, the network was built for {wanted}"
-
-
-def _gist(error: Exception) -> str:
-    """Return the first sentence of torch's long advice."""
-    lines = str(error).strip().splitlines()
-    return lines[0].split(". ")[0] if lines else "no reason given"

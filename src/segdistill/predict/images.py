@@ -39,7 +39,11 @@ def read_image(path: str | Path, *, any_size: bool = False) -> Image.Image:
             raise UserError("a pipe, no file")
         with Path(path).open("rb") as stream, _pixel_limit(any_size):
             stored = Image.open(stream, formats=_FORMATS)
-            _check_size(stored, os.fstat(stream.fileno()).st_size)
+            # Refuse a PNG that names a size which its bytes cannot hold, before Pillow allocates memory for it.
+            file_bytes, channels = os.fstat(stream.fileno()).st_size, len(stored.getbands())
+            bits = 8 * channels if channels > 1 else 1  # at least: Pillow widens pixels of 1, 2 and 4 bits
+            if stored.format == "PNG" and stored.width * stored.height * bits > 8 * MAX_INFLATED * file_bytes:
+                raise UserError(f"truncated: {file_bytes} bytes for {stored.height} x {stored.width} pixels")
             if stored.mode in _WIDE_MODES:
                 raise UserError(f"mode {stored.mode}; allowed are 8 bits a channel")
             stored.load()  # before `upright`, which ignores every error while it reads EXIF data
@@ -54,14 +58,6 @@ def read_image(path: str | Path, *, any_size: bool = False) -> Image.Image:
         raise UserError(f"{path}: more than {limit:,} pixels; images of that size are read with --tile") from None
     except _DAMAGED as error:
         raise UserError(f"{path}: {getattr(error, 'strerror', None) or f'damaged ({error})'}") from None
-
-
-def _check_size(image: Image.Image, file_bytes: int) -> None:
-    """Raise a UserError where a PNG names a size that its bytes cannot hold, before Pillow allocates memory for it."""
-    channels = len(image.getbands())
-    bits = 8 * channels if channels > 1 else 1  # at least: Pillow widens pixels of 1, 2 and 4 bits
-    if image.format == "PNG" and image.width * image.height * bits > 8 * MAX_INFLATED * file_bytes:
-        raise UserError(f"truncated: {file_bytes} bytes for {image.height} x {image.width} pixels")
 
 
 @contextlib.contextmanager

@@ -29,7 +29,16 @@ SCRIPT = Path(__file__).with_name("script.js")
 
 def write_report(summary: Summary, metrics: Path, out: Path) -> None:
     """Write the report of `summary` to `out`, with the curves and records found under `metrics`."""
-    write_text(out, _environment().get_template("report.html.j2").render(page_data(summary, metrics)))
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    # `tojson` writes <, > and & as \u003c and so on, so that no name can end the script element.
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    write_text(out, environment.get_template("report.html.j2").render(page_data(summary, metrics)))
 
 
 def page_data(summary: Summary, metrics: Path) -> dict[str, Any]:
@@ -78,16 +87,3 @@ def page_data(summary: Summary, metrics: Path) -> dict[str, Any]:
             "confusion": charts.confusion_chart(matrices),
         },
     }
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    # `tojson` writes <, > and & as \u003c and so on, so that no name can end the script element.
-    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    return environment
