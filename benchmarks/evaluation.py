@@ -16,7 +16,7 @@ from torch import nn
 
 from benchmarks.our_loop import our_compute
 from benchmarks.rows import Row, ratio_row, seconds_in_turn
-from benchmarks.streets import ON_CPU, QUICK, Sizes, streets_on_disk
+from benchmarks.streets import ON_CPU, QUICK, streets_on_disk
 from segdistill.data.prepared import Split
 from segdistill.data.transforms import normalize
 from segdistill.formats.classes import IGNORE
@@ -43,7 +43,8 @@ def measure(quick: bool) -> tuple[dict, list[Row]]:
 
 def _on(device: str, quick: bool) -> tuple[dict, list[Row]]:
     sizes, rounds = (QUICK, 2) if quick else (ON_CPU, ROUNDS)
-    compute, split = our_compute(device).in_float32(), _first_frames(sizes)
+    compute, street = our_compute(device).in_float32(), streets_on_disk(sizes.frame_px, sizes.frames).split
+    split = Split(street.images[:FRAMES], street.labels[:FRAMES], street.names[:FRAMES])
     torch.manual_seed(0)
     net = compute.place(build(NET, CLASSES)).eval()
     with tempfile.TemporaryDirectory() as folder:
@@ -72,11 +73,6 @@ def _on(device: str, quick: bool) -> tuple[dict, list[Row]]:
         "rounds": rounds,
     }
     return conditions, rows
-
-
-def _first_frames(sizes: Sizes) -> Split:
-    images, labels, names = streets_on_disk(sizes.frame_px, sizes.frames).split
-    return Split(images[:FRAMES], labels[:FRAMES], names[:FRAMES])
 
 
 def bare_forward(net: nn.Module, compute: Compute, split: Split) -> Callable[[], None]:

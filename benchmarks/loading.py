@@ -151,7 +151,10 @@ def cold_bytes_read(streets: Streets, sizes: Sizes, batches: int) -> np.ndarray 
     for step in range(batches):
         loader.drop_pages()  # the kernel keeps pages that a process maps
         for file in files:
-            _forget(file)
+            descriptor = os.open(file, os.O_RDONLY)
+            os.fsync(descriptor)  # the kernel does not drop dirty pages
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
         before = _bytes_read()
         batch = loader.load(step)
         if before is None or _bytes_read() == before:  # not Linux, or a file system in memory
@@ -165,14 +168,6 @@ def _file_of(array: np.ndarray) -> Path:
     while not (isinstance(array, np.memmap) and array.filename):
         array = array.base
     return Path(array.filename)
-
-
-def _forget(file: Path) -> None:
-    """Drop a file from the page cache."""
-    descriptor = os.open(file, os.O_RDONLY)
-    os.fsync(descriptor)  # the kernel does not drop dirty pages
-    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    os.close(descriptor)
 
 
 def _bytes_read() -> int | None:

@@ -43,7 +43,10 @@ def measure(quick: bool) -> tuple[dict, list[Row]]:
     sizes, steps, rounds = (QUICK, 2, 1) if quick else (ON_CPU, 24, 3)
     peaks = {"mapped": [], "resident": []}
     with tempfile.TemporaryDirectory(prefix="segdistill-bench-") as folder:
-        mapped_bytes = _write_sparse(Path(folder), sizes)
+        shapes = _shapes(sizes, FRAMES)
+        for name, (dtype, shape) in shapes.items():  # sparse files
+            np.lib.format.open_memmap(Path(folder) / name, "w+", dtype, shape)
+        mapped_bytes = sum((Path(folder) / name).stat().st_size for name in shapes)
         for _ in range(rounds):
             for kind, found in peaks.items():
                 found.append(_in_a_process(kind, folder, quick, steps))
@@ -76,13 +79,6 @@ def _shapes(sizes: Sizes, frames: int) -> dict[str, tuple[np.dtype, tuple[int, .
         shard_file("labels", 0): (np.dtype(np.uint8), (frames, *sizes.frame_px)),
         shard_file(LOGITS, 0): (np.dtype(np.float16), (frames, VIEWS, *grid, CLASSES)),
     }
-
-
-def _write_sparse(folder: Path, sizes: Sizes) -> int:
-    """Write the arrays as sparse files and return their bytes."""
-    for name, (dtype, shape) in _shapes(sizes, FRAMES).items():
-        np.lib.format.open_memmap(folder / name, "w+", dtype, shape)
-    return sum((folder / name).stat().st_size for name in _shapes(sizes, FRAMES))
 
 
 def _in_a_process(kind: str, folder: str, quick: bool, steps: int) -> dict:

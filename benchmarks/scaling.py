@@ -139,7 +139,12 @@ def tables(rates: Rates) -> str:
     ]
     for views in (2, 4, 8, 16):
         stored = [cache_bytes(TRAIN_FRAMES, views, *form) for form in FORMS]
-        lines.append(f"| {views} | " + " | ".join(f"{size / 1e9:.1f}" for size in stored) + _times(views, rates) + " |")
+        teacher_h = TRAIN_FRAMES * views / rates.teacher_crops_per_s / 3600
+        float16_bytes = cache_bytes(TRAIN_FRAMES, views, "float16", 4)
+        write_min, md5_min = (float16_bytes / rate / 60 for rate in (rates.write_bytes_per_s, rates.md5_bytes_per_s))
+        cells = [f"{size / 1e9:.1f}" for size in stored]
+        cells += [_hours(teacher_h), f"{write_min:.1f}", f"{md5_min:.1f}"]
+        lines.append(f"| {views} | " + " | ".join(cells) + " |")
     lines += [
         "",
         f"K = 8, stride 4, more frames; teacher forwards of the cache, over those of a live teacher in one run of "
@@ -184,13 +189,6 @@ def _grids(rates: Rates) -> list[str]:
             moved_gb = stored_gb + frames_gb
             lines.append("| " + " | ".join([*cells, f"{moved_gb:,.0f}", f"{moved_gb * machines:,.0f}"]) + " |")
     return lines
-
-
-def _times(views: int, rates: Rates) -> str:
-    stored = cache_bytes(TRAIN_FRAMES, views, "float16", 4)
-    teacher_h = TRAIN_FRAMES * views / rates.teacher_crops_per_s / 3600
-    write_min, md5_min = (stored / rate / 60 for rate in (rates.write_bytes_per_s, rates.md5_bytes_per_s))
-    return f" | {_hours(teacher_h)} | {write_min:.1f} | {md5_min:.1f}"
 
 
 def _hours(hours: float) -> str:

@@ -120,17 +120,14 @@ class UsualLoop:
             with torch.no_grad():
                 taught = self.teacher(images)
             logits = self.student(images)
-            divergence = self._kl(logits, taught)
+            log_student = F.log_softmax(logits / TEMPERATURE, dim=1)
+            of_teacher = F.softmax(taught / TEMPERATURE, dim=1)
+            divergence = F.kl_div(log_student, of_teacher, reduction="sum") / log_student[:, 0].numel()
             loss = (1 - ALPHA) * self.cross_entropy(logits, labels) + ALPHA * TEMPERATURE**2 * divergence
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
             print(f"step {step}, loss {loss.item():.4f}", file=self.log)
-
-    def _kl(self, logits_BCHW: Tensor, taught_BCHW: Tensor) -> Tensor:
-        student = F.log_softmax(logits_BCHW / TEMPERATURE, dim=1)
-        teacher = F.softmax(taught_BCHW / TEMPERATURE, dim=1)
-        return F.kl_div(student, teacher, reduction="sum") / student[:, 0].numel()
 
 
 def library_nets() -> tuple[nn.Module, nn.Module]:
