@@ -99,7 +99,12 @@ def test_imports_point_downward(path):
 
 
 def test_modules_do_not_import_each_other_in_circles():
-    list(graphlib.TopologicalSorter({path: imports_of(path) for path in MODULES}).static_order())
+    try:
+        graphlib.TopologicalSorter({path: imports_of(path) for path in MODULES}).prepare()
+        circle = []
+    except graphlib.CycleError as error:
+        circle = [relative(path) for path in error.args[1]]
+    assert circle == []
 
 
 @pytest.mark.parametrize(

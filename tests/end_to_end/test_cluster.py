@@ -7,8 +7,6 @@ import importlib.util
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -18,6 +16,7 @@ import yaml
 from benchmarks.ray_cluster import SETTINGS, ray_cluster
 from benchmarks.sweeping import FAILING, commit_and_connect, environment, sleeping_project
 from support.checkout import RUNNING, Checkout
+from support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 LIMIT_S = 600
@@ -37,13 +36,6 @@ def cluster(shared, tmp_path_factory):
     own = {name: str(tmp_path_factory.mktemp("node")) for name in ("XDG_CACHE_HOME", "TMPDIR")}
     with ray_cluster(2, 2, SEGDISTILL_SCRATCH=str(shared), **own) as started:
         yield started
-
-
-def wait_until(true: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + LIMIT_S
-    while not true():
-        assert time.monotonic() < deadline, f"waited {LIMIT_S} s: {what}"
-        time.sleep(0.1)
 
 
 def works(run: str) -> list[psutil.Process]:
@@ -71,7 +63,7 @@ class Sweep:
 
     def work(self, run: str) -> psutil.Process:
         """Return the process on the cluster that does `run`, when there is one."""
-        wait_until(lambda: works(run) or self.process.poll() is not None, f"{run} does not start")
+        wait_until(lambda: works(run) or self.process.poll() is not None, f"{run} does not start", LIMIT_S)
         assert self.process.poll() is None, self.process.communicate()
         return works(run)[0]
 
@@ -108,7 +100,7 @@ def test_runs_survive_a_killed_worker_and_a_killed_node(cluster, tmp_path):
     sweep = Sweep(project, cluster.address)
     work = sweep.work("run-0")
     work.parent().kill()
-    wait_until(lambda: not work.is_running(), "the run outlives its worker")
+    wait_until(lambda: not work.is_running(), "the run outlives its worker", LIMIT_S)
     sweep.work("run-0")
     cluster.kill_node(cluster.nodes.pop(0))
     cluster.nodes.append(cluster.add_node())
@@ -141,7 +133,7 @@ def test_killed_training_continues_elsewhere_to_the_bytes_of_serial_repro(cluste
     (tmp_path / "store").mkdir()
     home.call("dvc", "remote", "add", "--local", "-d", "store", str(tmp_path / "store"))
     sweep = home.start(sys.executable, "-m", "segdistill", "sweep", "--address", cluster.address, "--cpus", "1")
-    wait_until(lambda: any(shared.rglob("vanilla/*/state.pt")) or sweep.poll() is not None, "no checkpoint")
+    wait_until(lambda: any(shared.rglob("vanilla/*/state.pt")) or sweep.poll() is not None, "no checkpoint", LIMIT_S)
     assert sweep.poll() is None, home.said.read_text()
     works("vanilla")[0].parent().kill()
     assert sweep.wait(LIMIT_S) == 0, home.said.read_text()

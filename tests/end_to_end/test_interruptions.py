@@ -5,24 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import time
-from collections.abc import Callable
 
 import psutil
 import pytest
 
 from support.checkout import Checkout
+from support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 STAGE = "distill@vanilla"
 LIMIT_S = 120
-
-
-def wait_until(true: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + LIMIT_S
-    while not true():
-        assert time.monotonic() < deadline, f"waited {LIMIT_S} s: {what}"
-        time.sleep(0.02)
 
 
 @pytest.fixture

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import signal
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
 from support.checkout import Checkout
+from support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 LIMIT_S = 300
@@ -34,13 +33,6 @@ def checkout_of_repeated_runs(folder: Path) -> Checkout:
     }
     made.save_params()
     return made
-
-
-def wait_until(true: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + LIMIT_S
-    while not true():
-        assert time.monotonic() < deadline, f"waited {LIMIT_S} s: {what}"
-        time.sleep(0.02)
 
 
 def checkpoints(checkout: Checkout) -> set[int]:

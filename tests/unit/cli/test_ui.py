@@ -8,7 +8,6 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +19,7 @@ from segdistill.cli import app, project
 from segdistill.params.read import load_params
 from segdistill.tracking.mlflow import track
 from support.sweep_on_disk import RUNS, enter_sweep, runs_in
+from support.waiting import wait_until
 
 END_S = 20.0
 
@@ -32,13 +32,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def wait_until(condition, what: str, limit_s: float = 120.0) -> None:
-    until = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < until, f"waited {limit_s:.0f} s for {what}"
-        time.sleep(0.2)
 
 
 @pytest.mark.slow

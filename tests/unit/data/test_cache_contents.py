@@ -204,6 +204,9 @@ def test_training_that_draws_a_view_that_is_not_stored_is_refused(limited):
         limited["float16"].check_holds("distill/a", batches_of("distill"), 9)
 
 
-def test_whole_cache_holds_the_views_of_any_training(opened):
+def test_whole_cache_holds_the_views_of_any_training(opened, limited):
+    training = ("distill/a", BatchSampler(5, "distill", FRAMES, VIEWS, 3, 0.5, 0.2), 50)
+    with pytest.raises(UserError, match="lacks .* of the views that distill/a draws"):
+        limited["float16"].check_holds(*training)
     for kind in ("views", "online"):
-        opened.open(kind).check_holds("distill/a", BatchSampler(5, "distill", FRAMES, VIEWS, 3, 0.5, 0.2), 50)
+        opened.open(kind).check_holds(*training)  # raises nothing

@@ -114,7 +114,11 @@ def test_forward_session_starts_from_normalised_pixels(lite):
 
 
 def test_file_is_valid(written):
-    onnx.checker.check_model(onnx.load(written.path), full_check=True)
+    model = onnx.load(written.path)
+    onnx.checker.check_model(model, full_check=True)
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
+    with pytest.raises(onnx.shape_inference.InferenceError):
+        onnx.checker.check_model(model, full_check=True)
 
 
 def test_opset_is_the_one_of_params(lite, tmp_path):

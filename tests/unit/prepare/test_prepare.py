@@ -456,5 +456,6 @@ def test_synthetic_city(out, tmp_path, monkeypatch):
 
 def test_import_loads_nothing_heavy():
     heavy = ("torch", "torchvision", "mlflow", "pydantic", "onnx", "rich", "dvc", "plotly")
-    code = f"import segdistill.prepare, sys; sys.exit(' '.join(name for name in {heavy} if name in sys.modules) or 0)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    code = f"import segdistill.prepare.run, sys; print(*(name for name in {heavy} if name in sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert loaded == []

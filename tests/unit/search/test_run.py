@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,10 @@ from benchmarks.sweeping import FAILING, environment, sleeping_project
 from segdistill.core.errors import UserError
 from segdistill.params.read import load_params
 from segdistill.search.run import Options, search
+from support.cli_process import LIMIT_S, call_command, start_command
 
 COMMENT = "# the end of runs, which no search may lose\n"
-LIMIT_S = 150
+start, call = partial(start_command, "search"), partial(call_command, "search")
 
 
 def project_of(folder: Path, seconds: float = 0, **sections: dict) -> Path:
@@ -43,19 +45,6 @@ def project_of(folder: Path, seconds: float = 0, **sections: dict) -> Path:
         body["outs"].append(curve)
     (project / "dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False, width=1000))
     return project
-
-
-def start(project: Path, *arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "segdistill", "search", *arguments]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=project, env=environment(project), **pipes)
-
-
-def call(project: Path, *arguments: str) -> tuple[int, str, str]:
-    """Return the exit code, and what the search printed to stdout and stderr."""
-    process = start(project, *arguments)
-    out, err = process.communicate(timeout=LIMIT_S)
-    return process.returncode, out, err
 
 
 def trials_in(project: Path) -> dict[str, dict]:

@@ -7,32 +7,21 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 
-from benchmarks.sweeping import FAILING, environment, sleeping_project
+from benchmarks.sweeping import FAILING, sleeping_project
 from segdistill.core.errors import UserError
 from segdistill.core.provenance import THREADS_VARIABLE, usable_cores
 from segdistill.params.read import load_params
 from segdistill.sweep import local, plan
+from support.cli_process import call_command, start_command
 
 RUNS = ["vanilla", "one", "two"]
-LIMIT_S = 120
-
-
-def start(project: Path, *arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "segdistill", "sweep", *arguments]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=project, env=environment(project), **pipes)
-
-
-def sweep(project: Path, *arguments: str) -> tuple[int, str, str]:
-    """Return the exit code, and what the sweep printed to stdout and stderr."""
-    process = start(project, *arguments)
-    out, err = process.communicate(timeout=LIMIT_S)
-    return process.returncode, out, err
+start, sweep = partial(start_command, "sweep"), partial(call_command, "sweep")
 
 
 def set_lr(project: Path, run: str, lr: float) -> None:

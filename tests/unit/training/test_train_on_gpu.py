@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -71,34 +72,32 @@ def test_the_host_does_not_wait_for_the_gpu_in_a_step(repeatable_gpu, where):  #
     optimizer, batches = make_optimizer(job.net, job.settings), [job.batches.load(step) for step in range(6)]
     for step in range(3):  # kernels are loaded and constants copied
         update(job, optimizer, step, batches[step])
-    torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("error")  # a RuntimeError wherever the host waits
     try:
-        for step in range(3, 6):
-            update(job, optimizer, step, batches[step])
+        losses = [update(job, optimizer, step, batches[step])[1] for step in range(3, 6)]
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert torch.stack(losses).isfinite().all()
+
+
+def assert_late_nan_is_refused(scratch: Path, **changed) -> None:
+    """Train with a loss that is NaN in step 6 and read after step 8: the checkpoint stays that of step 4."""
+    seed = make_job(**distilled()).batches.batches.indices(5).seed
+    job = make_job(**distilled(nan_for={seed}), **changed, schedule="constant", log_every_steps=8)
+    names = ", ".join(dict.fromkeys(job.batches.names(5)))
+    with pytest.raises(UserError) as error, Checkpointer(job.name, "key", scratch) as checkpointer:
+        train(job, checkpointer)
+    assert str(error.value) == f"distill/tiny: loss is nan at step 6, lr 0.1, frames {names}; not saved"
+    with Checkpointer(job.name, "key", scratch) as checkpointer:
+        assert checkpointer.load()["step"] == 4
 
 
 @needs_gpu
 def test_a_loss_on_a_gpu_that_is_not_finite_is_refused_before_a_checkpoint(tmp_path, repeatable_gpu):  # noqa: F811
-    seed = make_job(**distilled()).batches.batches.indices(5).seed
-    job = make_job(**distilled(nan_for={seed}), compute=repeatable_gpu, schedule="constant", log_every_steps=8)
-    names = ", ".join(dict.fromkeys(job.batches.names(5)))
-    with pytest.raises(UserError) as error, Checkpointer(job.name, "key", tmp_path) as checkpointer:
-        train(job, checkpointer)
-    assert str(error.value) == f"distill/tiny: loss is nan at step 6, lr 0.1, frames {names}; not saved"
-    with Checkpointer(job.name, "key", tmp_path) as checkpointer:
-        assert checkpointer.load()["step"] == 4
+    assert_late_nan_is_refused(tmp_path, compute=repeatable_gpu)
 
 
 def test_a_loss_that_is_read_late_is_refused_before_a_checkpoint(tmp_path, monkeypatch):
     """As on a GPU: a step does not look at its loss."""
     monkeypatch.setattr(loop, "math", SimpleNamespace(isfinite=lambda loss: True))
-    seed = make_job(**distilled()).batches.batches.indices(5).seed
-    job = make_job(**distilled(nan_for={seed}), schedule="constant", log_every_steps=8)
-    names = ", ".join(dict.fromkeys(job.batches.names(5)))
-    with pytest.raises(UserError) as error, Checkpointer(job.name, "key", tmp_path) as checkpointer:
-        train(job, checkpointer)
-    assert str(error.value) == f"distill/tiny: loss is nan at step 6, lr 0.1, frames {names}; not saved"
-    with Checkpointer(job.name, "key", tmp_path) as checkpointer:
-        assert checkpointer.load()["step"] == 4
+    assert_late_nan_is_refused(tmp_path)
