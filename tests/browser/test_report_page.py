@@ -105,7 +105,7 @@ def test_the_keyboard_reaches_everything(page) -> None:
 
 
 def background(page) -> tuple[str, str]:
-    """Colours of the page and of its charts."""
+    """Return the colours of the page and of its charts."""
     return (
         in_page(page, "getComputedStyle(document.body).backgroundColor"),
         in_page(page, "document.querySelector('#curves .main-svg').style.background"),

@@ -48,7 +48,7 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png_chunks(content: bytes) -> list[tuple[bytes, bytes]]:
-    """Kind and data of each whole chunk."""
+    """Return kind and data of each whole chunk."""
     chunks, place = [], len(SIGNATURE)
     while place + 12 <= len(content):
         (length,) = struct.unpack_from(">I", content, place)
@@ -58,7 +58,7 @@ def png_chunks(content: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def damaged_png(rng: random.Random, content: bytes, others: Sequence[bytes]) -> bytes:
-    """Chunks damaged inside, or put together otherwise; lengths and CRCs are right."""
+    """Return a PNG whose chunks are damaged inside or put together otherwise; lengths and CRCs are right."""
     chunks = png_chunks(content)
     for _ in range(rng.choice((1, 1, 2))):
         place, how = rng.randrange(len(chunks)), rng.choice(("header", "data", "pixels", "order", "foreign", "splice"))
@@ -90,7 +90,7 @@ def _with_odd_field(rng: random.Random, header: bytes) -> bytes:
 
 
 def _with_damaged_pixels(rng: random.Random, chunks: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """The zlib stream taken out, damaged before it is deflated again, and put back as several chunks."""
+    """Take the zlib stream out, damage it before it is deflated again, and put it back as several chunks."""
     places = [place for place, (kind, _) in enumerate(chunks) if kind == b"IDAT"]
     stream = b"".join(chunks[place][1] for place in places)
     try:
@@ -106,7 +106,7 @@ def _with_damaged_pixels(rng: random.Random, chunks: list[tuple[bytes, bytes]]) 
 
 
 def damaged_zip_fields(rng: random.Random, content: bytes, others: Sequence[bytes]) -> bytes:
-    """Sizes, offsets, flags, methods or counts of the records of a zip, set to extremes."""
+    """Set sizes, offsets, flags, methods or counts of the records of a zip to extremes."""
     changed = bytearray(content)
     for _ in range(rng.choice((1, 1, 2, 4))):
         record = rng.choice([match.start() for match in ZIP_RECORDS.finditer(content)])
@@ -117,7 +117,7 @@ def damaged_zip_fields(rng: random.Random, content: bytes, others: Sequence[byte
 
 
 def in_zip(damage: Mutation) -> Mutation:
-    """`damage` done to a member of a zip, or its name changed; packed again as it should be."""
+    """Do `damage` to a member of a zip, or change its name, and pack it again as it should be."""
 
     def damaged_member(rng: random.Random, content: bytes, others: Sequence[bytes]) -> bytes:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -160,7 +160,7 @@ ODD_HEADERS = (
 
 
 def damaged_npy(rng: random.Random, content: bytes, others: Sequence[bytes]) -> bytes:
-    """The header of a .npy file with an odd shape, type or key, or another text; its length is right."""
+    """Give the header of a .npy file an odd shape, type or key, or another text; its length is right."""
     (length,) = struct.unpack_from("<H", content, 8)
     header = ast.literal_eval(content[10 : 10 + length].decode())
     how = rng.choice(("shape", "shape", "type", "order", "keys", "text"))
@@ -181,7 +181,7 @@ def damaged_npy(rng: random.Random, content: bytes, others: Sequence[bytes]) -> 
 
 
 def damaged_safetensors(rng: random.Random, content: bytes, others: Sequence[bytes]) -> bytes:
-    """The header of a .safetensors file, or the facts in it, as another JSON value; its length is right."""
+    """Make the header of a .safetensors file, or the facts in it, another JSON value; its length is right."""
     (length,) = struct.unpack_from("<Q", content)
     header = json.loads(content[8 : 8 + length])
     text = damaged_safetensors_header(rng, json.dumps(header).encode(), ())
@@ -189,7 +189,7 @@ def damaged_safetensors(rng: random.Random, content: bytes, others: Sequence[byt
 
 
 def damaged_safetensors_header(rng: random.Random, content: bytes, others: Sequence[bytes]) -> bytes:
-    """As `damaged_safetensors`, of the header alone."""
+    """Return what `damaged_safetensors` does, of the header alone."""
     header = json.loads(content)
     if rng.random() < 0.5:
         return json.dumps(damaged_value(rng, header)).encode()
@@ -200,7 +200,7 @@ def damaged_safetensors_header(rng: random.Random, content: bytes, others: Seque
 
 
 def damaged_onnx(rng: random.Random, content: bytes, others: Sequence[bytes]) -> bytes:
-    """An ONNX model in which fields hold other values, or repeated ones occur twice or not at all."""
+    """Return an ONNX model in which fields hold other values, or repeated ones occur twice or not at all."""
     import onnx
 
     model = onnx.load_from_string(content)
@@ -227,7 +227,7 @@ def _damage_field(rng: random.Random, message, field) -> None:
 
 
 def _fields(message):
-    """(message, field) of everything that is set, at any depth."""
+    """Yield (message, field) of everything that is set, at any depth."""
     for field, value in message.ListFields():
         yield message, field
         if field.message_type is not None:
@@ -239,7 +239,7 @@ ODD_NAMES = ("", "x", "image", "logits", "Cast", "Loop", "If", "../../x", "x" * 
 
 
 def _odd(rng: random.Random, value: object) -> object:
-    """A value of the type of `value`: numbers within 31 bits, which every field of a model takes."""
+    """Return a value of the type of `value`: numbers within 31 bits, which every field of a model takes."""
     if isinstance(value, int):
         return rng.choice((0, 1, 2, 7, 10, 16, value + 1 if value < 2**30 else 3, 2**20, 2**31 - 1, -1))
     if isinstance(value, float):

@@ -72,7 +72,7 @@ def remove_slice(rng: random.Random, content: bytes, others: Sequence[bytes]) ->
 
 
 def splice(rng: random.Random, content: bytes, others: Sequence[bytes]) -> bytes:
-    """The beginning of the content and the end of another file."""
+    """Join the beginning of the content and the end of another file."""
     other = rng.choice(others or [content])
     return content[: rng.randrange(len(content) + 1)] + other[rng.randrange(len(other) + 1) :]
 
@@ -90,14 +90,14 @@ OF_BYTES: tuple[Mutation, ...] = (
 
 
 def damaged(rng: random.Random, content: bytes, others: Sequence[bytes] = ()) -> bytes:
-    """Up to 3 mutations of bytes, one after the other."""
+    """Make up to 3 mutations of bytes, one after the other."""
     for _ in range(rng.choice((1, 1, 2, 3))):
         content = rng.choice(OF_BYTES)(rng, content, others)
     return content
 
 
 def damaged_text(rng: random.Random, content: bytes, others: Sequence[bytes]) -> bytes:
-    """UTF-8 text with words, numbers or signs replaced, repeated or removed."""
+    """Return UTF-8 text with words, numbers or signs replaced, repeated or removed."""
     text = content.decode("utf-8", "replace")
     for _ in range(rng.randint(1, 3)):
         tokens = list(re.finditer(r"[^\W_]+|[^\w\s]|\n", text))
@@ -110,12 +110,12 @@ def damaged_text(rng: random.Random, content: bytes, others: Sequence[bytes]) ->
 
 
 def damaged_json(rng: random.Random, content: bytes, others: Sequence[bytes]) -> bytes:
-    """JSON with values replaced, removed, moved or renamed; JSON all the same."""
+    """Return JSON with values replaced, removed, moved or renamed."""
     return json.dumps(damaged_value(rng, json.loads(content))).encode()
 
 
 def damaged_value(rng: random.Random, value: object) -> object:
-    """A JSON value in which up to 3 places are changed; the value given may be changed as well."""
+    """Return a JSON value with up to 3 places changed; the value given may be changed as well."""
     for _ in range(rng.choice((1, 1, 2, 3))):
         places = list(_places(value))
         if not places or rng.random() < 0.02:
@@ -127,7 +127,7 @@ def damaged_value(rng: random.Random, value: object) -> object:
 
 
 def _places(value: object):
-    """(container, key) of every value inside `value`."""
+    """Yield (container, key) of every value inside `value`."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in list(items):
         yield value, key

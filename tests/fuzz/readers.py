@@ -79,7 +79,7 @@ READERS = (
 
 
 def input_of(reader: Reader, seeds: list[bytes], seed: int, number: int) -> bytes:
-    """The file that is input `number`: half of them damaged anywhere, half where their format has its joints."""
+    """Return the file that is input `number`: half are damaged anywhere, half where their format has its joints."""
     rng = random.Random(f"{reader.name}/{seed}/{number}")
     content = rng.choice(seeds)
     if rng.random() < 0.5:
@@ -98,7 +98,7 @@ class Findings(NamedTuple):
         return [result for result in self.all if result.is_failure]
 
     def row(self) -> str:
-        """A line of the table."""
+        """Return a line of the table."""
         counts = [sum(result.outcome == kind for result in self.all) for kind in (ACCEPTED, REFUSED)]
         slowest, peak = max(r.cpu_ms for r in self.all), max(r.peak_mb for r in self.all)
         cells = (self.reader.name, len(self.all), *counts, len(self.failures), f"{slowest:.0f}", f"{peak:.0f}")
@@ -125,7 +125,7 @@ def fuzz(reader: Reader, inputs: int, seed: int, first: int = 0) -> Findings:
 
 
 def refused_seeds(reader: Reader) -> list[str]:
-    """What becomes of those valid files that the reader does not accept: with any, the fuzzing says little."""
+    """Return how the reader ends on those valid files that it does not accept: with any, the fuzzing says little."""
     outcomes = []
     with tempfile.TemporaryDirectory() as name:
         file = Path(name) / reader.file
@@ -137,7 +137,7 @@ def refused_seeds(reader: Reader) -> list[str]:
 
 
 def reproduction(reader: Reader, seed: int, result: Result) -> str:
-    """How to see a failure again: the command, and the file where it is small."""
+    """Return how to see a failure again: the command, and the file where it is small."""
     content = input_of(reader, reader.seeds(), seed, result.number)
     packed = base64.b85encode(zlib.compress(content, 9)).decode()
     shown = f"zlib.decompress(base64.b85decode({packed!r}))" if len(packed) < 2000 else f"{len(content)} bytes"

@@ -55,7 +55,7 @@ def label_map() -> bytes:
 
 
 def pngs() -> list[bytes]:
-    """A photograph, and label maps: greyscale, and palettes of 8 and 4 bits."""
+    """Return a photograph, and label maps: greyscale, and palettes of 8 and 4 bits."""
     indexed = []
     for colours in (16, 256):  # 4 and 8 bits
         image = Image.fromarray(_rng().integers(0, 16, SIZE_PX, np.uint8))
@@ -65,7 +65,7 @@ def pngs() -> list[bytes]:
 
 
 def zips() -> list[bytes]:
-    """Both halves of a city in one file, stored and deflated."""
+    """Return both halves of a city in one file, stored and deflated."""
     packed = []
     for how in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         stream = io.BytesIO()
@@ -119,19 +119,19 @@ def _net_header() -> bytes:
 
 
 def net_headers() -> list[bytes]:
-    """The header of a weights file of a whole network; its tensors are zeros, see `NetHeader`."""
+    """Return the header of a weights file of a whole network; its tensors are zeros, see `NetHeader`."""
     return [_net_header()]
 
 
 @functools.cache
 def tensor_bytes() -> int:
-    """How long the tensors behind `net_headers` are."""
+    """Return how long the tensors behind `net_headers` are."""
     header = json.loads(_net_header())
     return max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
 
 
 def checkpoints() -> list[bytes]:
-    """What torch.save writes: bare, wrapped, of half precision, from a parallel wrapper."""
+    """Return what torch.save writes: bare, wrapped, of half precision, from a parallel wrapper."""
     state = Tiny().state_dict()
     wrapped = {"model_state": state, "epoch": 3, "best_score": np.float64(0.5), "args": {"lr": [0.1, None]}}
     halves = {key: value.half() for key, value in state.items()}
@@ -140,7 +140,7 @@ def checkpoints() -> list[bytes]:
 
 
 def legacy_checkpoints() -> list[bytes]:
-    """The same of older releases of torch, without a zip around it."""
+    """Return the same of older releases of torch, without a zip around it."""
     state = Tiny().state_dict()
     return [_torch_saved(content, zipped=False) for content in (state, {"model": state, "epoch": 3})]
 
@@ -152,7 +152,7 @@ def _torch_saved(content: object, zipped: bool = True) -> bytes:
 
 
 def onnx_models() -> list[bytes]:
-    """A model with the inputs, outputs, metadata and kinds of operators of an exported student."""
+    """Return a model with the inputs, outputs, metadata and kinds of operators of an exported student."""
     from onnx import TensorProto, helper, numpy_helper
 
     def node(kind: str, inputs: str, output: str, **attributes):

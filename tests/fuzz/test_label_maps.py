@@ -67,7 +67,7 @@ def test_train_ids_are_the_tables(label_ids):
 
 
 def plain_metrics(pairs: list[tuple[int, int]], classes: int) -> dict:
-    """The metrics of (predicted, true) pixels, void among the true ones, one class after the other."""
+    """Return the metrics of (predicted, true) pixels, void among the true ones, one class after the other."""
     valid = [(p, t) for p, t in pairs if t != VOID]
     iou, recall, frequency = [], [], []
     for c in range(classes):
@@ -90,7 +90,7 @@ def plain_metrics(pairs: list[tuple[int, int]], classes: int) -> dict:
 
 @st.composite
 def scored_maps(draw):
-    """(classes, predicted, labels): few classes or all, any share of void."""
+    """Draw (classes, predicted, labels): few classes or all, any share of void."""
     classes = draw(st.sampled_from([1, 2, 3, CLASSES]))
     shape = st.just(draw(sizes))
     predicted = draw(maps_of(st.integers(0, classes - 1), shape))

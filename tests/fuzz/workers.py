@@ -40,7 +40,7 @@ Prepare = Callable[[int], Callable[[], object]]
 
 
 def results(prepare: Prepare, numbers: Sequence[int]) -> Iterator[Result]:
-    """The result of `prepare(number)()` for each of `numbers`, in order, from as many processes as crashes ask for.
+    """Yield the result of `prepare(number)()` for each of `numbers`, in order, from as many processes as crashes need.
 
     What `prepare` does before is in the same process, and not counted.
     """
@@ -52,7 +52,7 @@ def results(prepare: Prepare, numbers: Sequence[int]) -> Iterator[Result]:
 
 
 def outcome_of(read: Callable[[], object]) -> str:
-    """How one input ends: read, or refused by what `exit_on_user_error` turns into one line; anything else is named."""
+    """Return how one input ends: read, or refused by what `exit_on_user_error` turns into one line, or the error."""
     try:
         read()
     except (UserError, OSError):
@@ -65,7 +65,7 @@ def outcome_of(read: Callable[[], object]) -> str:
 
 
 def _of_one_process(prepare: Prepare, numbers: Sequence[int]) -> Iterator[Result]:
-    """Results until all is read, or until the process ends before: then the last one says how."""
+    """Yield results until all is read, or until the process ends before: then the last one says how."""
     receiving, sending = Pipe(duplex=False)
     process = os.fork()
     if process == 0:
@@ -102,7 +102,7 @@ def _ended_by(process: int) -> str:
 
 
 def _work(prepare: Prepare, numbers: Sequence[int], sending: Connection) -> None:
-    """In the forked process: read, and write a line for each input."""
+    """Read in the forked process, and write a line for each input."""
     silent = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):  # libraries write there themselves
         os.dup2(silent, stream)

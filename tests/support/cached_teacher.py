@@ -35,7 +35,7 @@ def spec_of(data: PreparedData, stride: int = STRIDE) -> ViewSpec:
 
 
 def write_prepared(root) -> None:
-    """A prepared train split of smooth noise, in which neighbouring pixels resemble each other."""
+    """Write a prepared train split of smooth noise, in which neighbouring pixels resemble each other."""
     rng = np.random.default_rng(0)
     coarse = torch.from_numpy(rng.uniform(0, 255, (FRAMES, 3, 6, 10))).float()
     images = upsample(coarse, FRAME_PX).permute(0, 2, 3, 1).numpy().astype(np.uint8)
@@ -64,7 +64,7 @@ def indices_of(flip_probability: float) -> BatchIndices:
 
 
 def floats(cache: TeacherCache, flip_probability: float = 0.0) -> np.ndarray:
-    """The logits of a batch as the loss gets them, float32 (B, h, w, C)."""
+    """Return the logits of a batch as the loss gets them, float32 (B, h, w, C)."""
     indices = indices_of(flip_probability)
     crops = cache.stored.crop(indices, cache.spec.origins()[indices.frames, indices.views])
     return crops.floats(COMPUTE.device).permute(0, 2, 3, 1).numpy()

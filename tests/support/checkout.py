@@ -68,7 +68,7 @@ class Checkout:
 
     @property
     def said(self) -> Path:
-        """The output of the command that was started last."""
+        """Return the output of the command that was started last."""
         return self.folder / ".dvc" / "said.txt"
 
     def git(self, *arguments: str) -> None:

@@ -29,7 +29,7 @@ def write_frame(root: Path, split: str, stem: str, image: np.ndarray, label_ids:
 
 
 def random_frame(seed: int, size_px: tuple[int, int] = (8, 16)) -> tuple[np.ndarray, np.ndarray]:
-    """Noise: image uint8 (H, W, 3) and label ids uint8 (H, W), all ids of the official table among them if it fits."""
+    """Return noise: an image uint8 (H, W, 3) and label ids uint8 (H, W), all official ids among them if they fit."""
     rng = np.random.default_rng(seed)
     label_ids = rng.permutation(np.arange(size_px[0] * size_px[1]) % 34).astype(np.uint8).reshape(size_px)
     return rng.integers(0, 256, (*size_px, 3), np.uint8), label_ids

@@ -81,7 +81,7 @@ FIXED = {
 
 
 def sweep_params(**changed: dict) -> Params:
-    """The tiny profile with three runs; `changed` is what differs, by section."""
+    """Return the tiny profile with three runs; `changed` is what differs, by section."""
     raw = load_params(PROFILE).model_dump()
     for sections in (FIXED, changed):
         for section, values in sections.items():

@@ -37,13 +37,13 @@ class Content:
         return [run for run in self.runs.values() if run["info"]["lifecycle_stage"] == "active"]
 
     def listed(self, folder: str) -> dict:
-        """The files right below `folder`, as the server of artifacts lists them."""
+        """Return the files right below `folder`, as the server of artifacts lists them."""
         paths = [path for path in self.artifacts if path.rpartition("/")[0] == folder]
         files = [{"path": path.rpartition("/")[2], "is_dir": False} for path in sorted(paths)]
         return {"files": files}
 
     def answer(self, call: str, given: dict) -> dict | None:
-        """The answer to `call`; None where what it asks for is not there."""
+        """Return the answer to `call`; None where what it requests is not there."""
         return getattr(self, re.sub(r"\W", "_", call))(given)
 
     def experiments_get_by_name(self, given: dict) -> dict | None:
@@ -81,7 +81,7 @@ class Content:
         return {"runs": [run for run in reversed(self.active()) if tag in run["data"]["tags"]]}
 
     def to_write(self, run_id: str) -> dict:
-        """The run; as MLflow does, refuse one that was deleted."""
+        """Return the run; as MLflow does, refuse one that was deleted."""
         run = self.runs[run_id]
         if run["info"]["lifecycle_stage"] != "active":
             raise RefusedError(f"The run {run_id} must be in the 'active' state. Current state is deleted.")
@@ -235,12 +235,12 @@ class FakeServer(http.server.ThreadingHTTPServer):
         return bool(self.fault) and self.content.requests > self.last_good
 
     def handle_error(self, *_: object) -> None:
-        """A client that has given up is no news."""
+        """Do nothing: a client that has given up is no news."""
 
 
 @contextlib.contextmanager
 def serving(content: Content, fault: str = "", good_requests: int = 0) -> Iterator[str]:
-    """The address of a server on loopback; behind it nobody listens any more."""
+    """Yield the address of a server on loopback; afterwards nobody listens there."""
     server = FakeServer(content, fault, good_requests)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()

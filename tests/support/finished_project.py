@@ -69,7 +69,7 @@ class Project:
         return call(self.folder, name, *arguments, **options)
 
     def snapshot(self) -> dict[str, tuple[int, str]]:
-        """Size and hash of every file that stages write or read."""
+        """Return size and hash of every file that stages write or read."""
         files = [path for top in KEPT for path in self.path(top).rglob("*") if path.is_file()]
         return {str(path.relative_to(self.folder)): (path.stat().st_size, _hash(path)) for path in files}
 

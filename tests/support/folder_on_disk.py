@@ -21,7 +21,7 @@ CLASS_OF_ID = {0: 255, 1: 0, 2: 1, 9: 1, 40: 2, 255: 255}
 
 
 def settings(root: Path | str, **changed) -> SimpleNamespace:
-    """A `data` section that reads the folder `root`."""
+    """Return a `data` section that reads the folder `root`."""
     return SimpleNamespace(
         **{"source": "folder", "root": str(root), "size_px": None, "holdout_fraction": 0.4, "holdout_by": "groups"}
         | {"unlabelled": None, "unseen_groups": ()}
@@ -39,7 +39,7 @@ def describe(root: Path, **changed) -> None:
 
 
 def pixels(seed: int, size_px: tuple[int, int] = (6, 10)) -> tuple[np.ndarray, np.ndarray]:
-    """Noise: an image uint8 (H, W, 3) and label ids uint8 (H, W), each of IDS among them."""
+    """Return noise: an image uint8 (H, W, 3) and label ids uint8 (H, W), each of IDS among them."""
     rng = np.random.default_rng(seed)
     label_ids = rng.permutation(IDS[np.arange(size_px[0] * size_px[1]) % len(IDS)]).reshape(size_px)
     return rng.integers(0, 256, (*size_px, 3), np.uint8), label_ids
@@ -62,5 +62,5 @@ def write_frames(root: Path, train: tuple[str, ...], val: tuple[str, ...], size_
 
 
 def classes_of(label_ids: np.ndarray) -> np.ndarray:
-    """Classes uint8 of label ids, by the table above, pixel by pixel."""
+    """Return classes uint8 of label ids, by the table above, pixel by pixel."""
     return np.vectorize(CLASS_OF_ID.get, otypes=[np.uint8])(label_ids)

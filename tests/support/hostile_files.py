@@ -22,23 +22,23 @@ class RunsCode:
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
-    """A PNG chunk, its checksum right."""
+    """Return a PNG chunk, its checksum right."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def header(width_px: int, height_px: int, kind: int, interlaced: bool = False) -> bytes:
-    """The chunk that a PNG of 8 bits begins with."""
+    """Return the chunk that a PNG of 8 bits begins with."""
     return chunk(b"IHDR", struct.pack(">IIBBBBB", width_px, height_px, 8, kind, 0, 0, interlaced))
 
 
 @functools.cache
 def zeros_compressed(count: int) -> bytes:
-    """`count` zeros as a zlib stream, made without holding them."""
+    """Return `count` zeros as a zlib stream, made without holding them."""
     compressor, piece = zlib.compressobj(9), bytes(2**20)
     parts = [compressor.compress(piece) for _ in range(count // 2**20)]
     return b"".join([*parts, compressor.compress(bytes(count % 2**20)), compressor.flush()])
 
 
 def png_of(stream: bytes, width_px: int, height_px: int, kind: int, *extra: bytes) -> bytes:
-    """A PNG that states a size, with `stream` as its pixels, of any inflated size, and `extra` chunks before."""
+    """Return a PNG that states a size, with `stream` as its pixels, of any inflated size, and `extra` chunks before."""
     return b"".join((MAGIC, header(width_px, height_px, kind), *extra, chunk(b"IDAT", stream), chunk(b"IEND", b"")))

@@ -19,14 +19,14 @@ ARCH, CLASSES, OPSET, TRACED_PX = "deeplabv3_mobilenet_lite", 19, 18, (64, 96)
 
 
 def smooth_frame(size_px: tuple[int, int], seed: int = 0) -> np.ndarray:
-    """Smooth noise uint8 (H, W, 3): neighbouring pixels are alike, as in a photograph."""
+    """Return smooth noise uint8 (H, W, 3): neighbouring pixels are alike, as in a photograph."""
     cells = (1, 3, size_px[0] // 8 + 2, size_px[1] // 8 + 2)
     coarse = torch.from_numpy(np.random.default_rng(seed).uniform(0, 255, cells))
     return upsample(coarse, size_px)[0].permute(1, 2, 0).numpy().astype(np.uint8)
 
 
 def random_net(classes: int = CLASSES, seed: int = 0) -> torch.nn.Module:
-    """A random net whose batch norms have seen inputs, and to which all classes are about equally likely."""
+    """Return a random net whose batch norms have seen inputs, and to which all classes are about equally likely."""
     torch.manual_seed(seed)
     net = build(ARCH, classes).train()
     with torch.no_grad():

@@ -99,7 +99,7 @@ class BareBatchNorms(nn.Sequential):
 
 
 def uneven_split() -> Split:
-    """Frames with unequal numbers of void pixels, so that ranks count unequal numbers of valid ones."""
+    """Return frames with unequal numbers of void pixels, so that ranks count unequal numbers of valid ones."""
     split = make_split()
     for frame, labels in enumerate(split.labels):
         labels[: 4 * frame] = IGNORE
@@ -115,7 +115,7 @@ def perturbed(net: nn.Module) -> nn.Module:
 
 
 def taught(**settings) -> dict:
-    """Arguments of a job that learns from stored logits."""
+    """Return arguments of a job that learns from stored logits."""
     return distilled(**settings) | {"cached": LogitsOfATeacher(CropwiseTeacher(seed=9), make_split())}
 
 

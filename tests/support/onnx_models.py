@@ -13,12 +13,12 @@ TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "uint8": 
 
 
 def weights(classes: int, seed: int = 0) -> np.ndarray:
-    """Float32 (C, 3, 4, 4)."""
+    """Return weights float32 (C, 3, 4, 4)."""
     return np.random.default_rng(seed).normal(0, 0.2, (classes, 3, CELL_PX, CELL_PX)).astype(np.float32)
 
 
 def cell_logits(pixels_BHW3: np.ndarray, weights_C344: np.ndarray) -> np.ndarray:
-    """The logits (B, C, H / 4, W / 4) that the model gives, by plain sums in float64."""
+    """Return the logits (B, C, H / 4, W / 4) that the model gives, by plain sums in float64."""
     batch, height, width, _ = pixels_BHW3.shape
     cells = pixels_BHW3.astype(np.float64).reshape(batch, height // CELL_PX, CELL_PX, width // CELL_PX, CELL_PX, 3)
     return np.einsum("bhywxc,kcyx->bkhw", cells, weights_C344.astype(np.float64))
@@ -31,7 +31,7 @@ def model(
     outputs: tuple[str, ...] = ("out",),
     kind: str = "logits",
 ) -> onnx.ModelProto:
-    """The model with an input `x` of `shape`; further outputs are the input's own planes, in front of the last one.
+    """Return the model with an input `x` of `shape`; further outputs are planes of the input, before the last one.
 
     `kind` "classes" gives the class of each cell instead of logits, "probabilities" their softmax.
     """
