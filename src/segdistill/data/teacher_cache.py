@@ -183,11 +183,11 @@ class Manifest:
             str(found.get("dtype")),
             found["teacher_sha256"],
             arrays,
-            found.get("limit_views_to"),
-            found.get("mirrored") is True,
-            found.get("mirror_error"),
-            found.get("cross_fit"),
-            found.get("features"),
+            limit_views_to=found.get("limit_views_to"),
+            mirrored=found.get("mirrored") is True,
+            mirror_error=found.get("mirror_error"),
+            cross_fit=found.get("cross_fit"),
+            features=found.get("features"),
         )
 
 

@@ -99,7 +99,7 @@ def _train_and_write(
                 live_teacher = OnStoredGrid(compute.place(teacher), views.stride).eval()
             distillation = Distillation(settings, compute, live_teacher, projection)
         batch_cache = cache if distillation else None
-        training = Training(f"{phase}/{run}", net, settings, views, start, batch_cache, distillation)
+        training = Training(f"{phase}/{run}", net, settings, views, start, cache=batch_cache, distillation=distillation)
         curve, checkpointer = run_training(training, params, data)
         if projection is not None:  # it is of use to the training alone
             del net.feature_projection

@@ -187,8 +187,16 @@ def _contents(
     stored = None
     if params.limit_views_to is not None:
         stored = np.tile(views_drawn_by(spec, params.limit_views_to), 1 + mirrored)
-    windows = view_windows(spec, stored, mirrored)
-    return Contents(kind, windows, spec.crop_px, params.batch_size, stored, mirrored, mirror_error, projection)
+    return Contents(
+        kind,
+        view_windows(spec, stored, mirrored),
+        spec.crop_px,
+        params.batch_size,
+        stored=stored,
+        mirrored=mirrored,
+        mirror_error=mirror_error,
+        projection=projection,
+    )
 
 
 def measure_mirror_error(teacher: LogitsOf, split: Split, spec: ViewSpec) -> dict[str, float]:

@@ -88,7 +88,7 @@ def run_training(training: Training, params: Params, data: PreparedData) -> tupl
         settings.batch_size,
         settings.flip_probability,
         settings.jitter,
-        training.frames,
+        drawn_from=training.frames,
     )
     stored = features = None
     if training.cache is not None:
@@ -99,10 +99,17 @@ def run_training(training: Training, params: Params, data: PreparedData) -> tupl
     mixer = None
     if settings.mix != "none":
         mixer = Mixer(settings.mix, settings.mix_probability, settings.seed, phase, views.stride)
-    pinned = compute.device.type == "cuda"
-    threads = loader_threads(compute)
     crops = CropLoader(
-        data.train, batches, views.origins(), views.crop_px, stored, pinned, views.sizes(), mixer, features, threads
+        data.train,
+        batches,
+        views.origins(),
+        views.crop_px,
+        stored,
+        pinned=compute.device.type == "cuda",
+        sizes=views.sizes(),
+        mixer=mixer,
+        features=features,
+        threads=loader_threads(compute),
     )
 
     # The key of the checkpoint covers all that the result depends on, the code itself too: its version does not change
@@ -133,7 +140,17 @@ def run_training(training: Training, params: Params, data: PreparedData) -> tupl
         if settings.class_weights == "inverse_log":
             frequency_C = torch.tensor(data.class_frequency("train"), dtype=torch.float32)
             weights = inverse_log_weights(frequency_C).to(compute.device)
-        job = Job(name, training.net, crops, settings, compute, training.distillation, evaluator, forward, weights)
+        job = Job(
+            name,
+            training.net,
+            crops,
+            settings,
+            compute,
+            training.distillation,
+            holdout_mean_iou=evaluator,
+            forward=forward,
+            class_weights=weights,
+        )
         curve = train(job, checkpointer)
         held.pop_all()  # the caller releases the lock after writing the outputs
     return curve, checkpointer
