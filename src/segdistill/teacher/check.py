@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -48,27 +48,7 @@ def check_teacher(params: Params, models: Path = MODELS, metrics: Path = METRICS
     for run in params.runs:  # a backbone that timm cannot build, too, is found before the teacher's training
         if (settings := params.distill_settings(run)).backbone is not None:
             build_of_params(f"runs.{run}", settings.network, len(data.table), settings.output_stride)
-    curve: list[dict] = []
-    checkpointers: list[Checkpointer] = []  # of the trainings: the teacher's own, then those of its folds
-    folds: list[TorchMember] = []
-    if teacher.checkpoints:
-        members = [_given_member(params, data.table, file) for file in teacher.checkpoints]
-        for file in teacher.checkpoints:
-            warn_if_unseen("teacher.checkpoint", file, CHECKPOINTS)
-    else:
-        groups = data.frame_groups["train"]
-        labelled = len(groups) - data.unlabelled_frames
-        # No teacher sees the frames without labels, which come last; the one of all others gives their logits.
-        fold_of_frame = np.full(len(groups), WHOLE)
-        fold_of_frame[:labelled] = fold_of_frames(groups[:labelled], teacher.cross_fit or 1)
-        # Each keeps its checkpoint until all are written: after a kill no finished training runs again.
-        member, curve, checkpointer = _train(params, data)
-        members, checkpointers = [member], [checkpointer]
-        for fold in range(fold_of_frame.max() + 1 if teacher.cross_fit else 0):
-            others = np.flatnonzero(fold_of_frame[:labelled] != fold)
-            member, _, checkpointer = _train(params, data, f"{FOLD_TRAININGS}/{fold}", others)
-            folds.append(member)
-            checkpointers.append(checkpointer)
+    made = _members_given(params, data) if teacher.checkpoints else _members_trained(params, data)
 
     shown = evenly_spaced(len(val), params.evaluation.images)
     class_maps: dict[int, np.ndarray] = {}
@@ -84,9 +64,9 @@ def check_teacher(params: Params, models: Path = MODELS, metrics: Path = METRICS
 
     with ranks.written_by_first(atomic_directory(models / "teacher")) as folder:
         if ranks.is_first():
-            write_members(folder, members, len(data.table), teacher)
-            if folds:
-                write_folds(folder, folds, fold_of_frame, len(data.table), teacher)
+            write_members(folder, made.members, len(data.table), teacher)
+            if made.folds:
+                write_folds(folder, made.folds, made.fold_of_frame, len(data.table), teacher)
         ranks.wait()
         # Opened from disk, so that what is scored is what `teacher-logits` opens.
         opened = open_teacher(folder, compute.in_float32())
@@ -100,12 +80,13 @@ def check_teacher(params: Params, models: Path = MODELS, metrics: Path = METRICS
     if not ranks.is_first():
         return
 
-    write_curve(metrics / "teacher_curve.csv", curve)
+    write_curve(metrics / "teacher_curve.csv", made.curve)
 
     def save_given(folder: Path) -> None:
         HoldoutEvaluator(params, data, teacher, folder).save_given(opened.predict)
 
-    keep_images(checkpointers[0].folder if checkpointers else None, metrics / "teacher_images", save_given)
+    checkpoint = made.checkpointers[0].folder if made.checkpointers else None
+    keep_images(checkpoint, metrics / "teacher_images", save_given)
     images = {}
     for index in shown:
         images[f"{index:05d}_image"] = np.asarray(val.images[index])
@@ -124,11 +105,56 @@ def check_teacher(params: Params, models: Path = MODELS, metrics: Path = METRICS
         "val_groups_in_train": len({*val_groups} & {*data.frame_groups["train"], *data.frame_groups["holdout"]}),
         "unseen_groups": len(set(data.frame_groups.get("unseen", ()))),
     }
-    if folds:
-        facts["cross_fit"] = {"folds": len(folds), "frames": np.bincount(fold_of_frame[:labelled]).tolist()}
+    if made.folds:
+        in_a_fold = made.fold_of_frame[made.fold_of_frame != WHOLE]
+        facts["cross_fit"] = {"folds": len(made.folds), "frames": np.bincount(in_a_fold).tolist()}
     write_json(metrics / "teacher.json", on_disk | facts | on_unseen)
-    for checkpointer in checkpointers:
+    for checkpointer in made.checkpointers:
         checkpointer.clear()
+
+
+class _Made(NamedTuple):
+    """The networks of a teacher, and what their trainings left.
+
+    Attributes:
+        members: of the teacher itself.
+        curve: of its training; empty without one.
+        folds: of a cross-fitted teacher, the teacher of each fold.
+        fold_of_frame: the fold of each train frame, int (N,).
+        checkpointers: of the trainings, the teacher's own, then those of its folds.
+    """
+
+    members: Sequence[TorchMember | Path]
+    curve: Sequence[dict] = ()
+    folds: Sequence[TorchMember] = ()
+    fold_of_frame: np.ndarray = np.empty(0, int)
+    checkpointers: Sequence[Checkpointer] = ()
+
+
+def _members_given(params: Params, data: PreparedData) -> _Made:
+    """Return the files of `teacher.checkpoint` as members."""
+    members = [_given_member(params, data.table, file) for file in params.teacher.checkpoints]
+    for file in params.teacher.checkpoints:
+        warn_if_unseen("teacher.checkpoint", file, CHECKPOINTS)
+    return _Made(members)
+
+
+def _members_trained(params: Params, data: PreparedData) -> _Made:
+    """Train the teacher, and that of each fold on the frames of the others."""
+    groups, cross_fit = data.frame_groups["train"], params.teacher.cross_fit
+    labelled = len(groups) - data.unlabelled_frames
+    # No teacher sees the frames without labels, which come last; the one of all others gives their logits.
+    fold_of_frame = np.full(len(groups), WHOLE)
+    fold_of_frame[:labelled] = fold_of_frames(groups[:labelled], cross_fit or 1)
+    # Each keeps its checkpoint until all are written: after a kill no finished training runs again.
+    member, curve, checkpointer = _train(params, data)
+    folds, checkpointers = [], [checkpointer]
+    for fold in range(fold_of_frame.max() + 1 if cross_fit else 0):
+        others = np.flatnonzero(fold_of_frame[:labelled] != fold)
+        of_fold, _, checkpointer = _train(params, data, f"{FOLD_TRAININGS}/{fold}", others)
+        folds.append(of_fold)
+        checkpointers.append(checkpointer)
+    return _Made([member], curve, folds, fold_of_frame, checkpointers)
 
 
 def _given_member(params: Params, table: ClassTable, file: str) -> TorchMember | Path:
