@@ -163,7 +163,7 @@ def test_every_text_stands_out(page) -> None:
         assert in_page(page, CONTRAST) == [], theme
 
 
-def test_another_matrix_is_shown_when_asked_for(page) -> None:
+def test_another_matrix_can_be_chosen(page) -> None:
     from selenium.webdriver.common.keys import Keys
 
     shown = "document.getElementById('confusion').data.map(trace => trace.visible)"

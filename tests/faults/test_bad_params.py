@@ -37,7 +37,7 @@ CASES = {
         ["runs.taught.lr: found 0", "should be greater than 0"],
     ),
     "lr negative": ({"teacher__lr": -0.1}, "teacher_check", ["teacher.lr: found -0.1", "should be greater than 0"]),
-    "crop beyond the frame asked for": (
+    "crop beyond the resized frame": (
         {"distill__crop_px": [32, 96]},
         "teacher_logits --kind views",
         ["distill.crop_px: found [32, 96]", "at most the frame, data.size_px [32, 64]"],

@@ -11,7 +11,7 @@ Each holds `manifest.json` (its inputs) and `val_classes.npz` (the teacher's cla
 agreement). The logits are in shards of the frames, logits-00000.npy and so on (see `data.shards`). Next to them:
 
     scale       uint8 only: float16 (N, K, h, 2, C), or (N, h, 2, C): offset and step of each class in each row
-    features, features_scale    views only, where they are asked for: the teacher's features of the same views,
+    features, features_scale    views only, with feature_channels: the teacher's features of the same views,
                 projected to D channels and scaled to a mean square of 1; uint8 (N, K, s, t, D), one cell per 16 pixels,
                 with a scale like that of the logits, float16 (N, K, s, 2, D)
     rows.npy    where only some views are stored: int32 (N, K), the place of each in the arrays, which are then

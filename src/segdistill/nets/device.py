@@ -57,7 +57,7 @@ def resolve_device(device: str, precision: str, threads: int) -> Compute:
     """Resolve the params section `compute` on this machine and set the threads.
 
     Raises:
-        UserError: CUDA is asked for and not there.
+        UserError: compute.device is cuda, and there is no CUDA device.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("compute.device: found cuda; this machine has no CUDA device, allowed are auto and cpu")

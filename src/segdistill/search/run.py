@@ -55,7 +55,7 @@ class Options:
 
 
 def search(arguments: list[str], options: Options) -> None:
-    """Run trials until the study has as many as asked for, and print the best of them.
+    """Run trials until the study has `options.trials`, and print the best of them.
 
     Raises:
         UserError: arguments or params that are not allowed, a shared stage that failed, or trials that all failed.

@@ -77,9 +77,9 @@ def completed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def ask(line: str) -> list[str]:
-        asked = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
-        asked["_SEGDISTILL_COMPLETE"] = "complete_bash"
-        return CliRunner().invoke(app, [], prog_name="segdistill", env=asked).output.split()
+        variables = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
+        variables["_SEGDISTILL_COMPLETE"] = "complete_bash"
+        return CliRunner().invoke(app, [], prog_name="segdistill", env=variables).output.split()
 
     return ask
 

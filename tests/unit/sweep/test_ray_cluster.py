@@ -102,7 +102,7 @@ def nodes(*resources: dict) -> list[dict]:
 
 
 @pytest.mark.parametrize(
-    ("machines", "asked", "share"),
+    ("machines", "wanted", "share"),
     [
         ([{"CPU": 8.0}, {"CPU": 16.0}], (None, None), (8, 0)),
         ([{"CPU": 64.0, "GPU": 8.0}, {"CPU": 16.0, "GPU": 1.0}], (None, None), (8, 1)),
@@ -113,11 +113,11 @@ def nodes(*resources: dict) -> list[dict]:
         ([{}, {"CPU": 2.0}], (None, None), (2, 0)),  # a head that runs nothing
     ],
 )
-def test_machines_are_shared_out(machines, asked, share):
-    assert _share(nodes(*machines), *asked) == {"num_cpus": share[0], "num_gpus": share[1]}
+def test_machines_are_shared_out(machines, wanted, share):
+    assert _share(nodes(*machines), *wanted) == {"num_cpus": share[0], "num_gpus": share[1]}
 
 
-@pytest.mark.parametrize("asked", [(9, None), (None, 1), (1, 1)])
-def test_more_than_any_machine_has_is_refused(asked):
+@pytest.mark.parametrize("wanted", [(9, None), (None, 1), (1, 1)])
+def test_more_than_any_machine_has_is_refused(wanted):
     with pytest.raises(UserError, match="no machine of the cluster has as many, the largest has 8 CPUs and 0 GPUs"):
-        _share(nodes({"CPU": 8.0}), *asked)
+        _share(nodes({"CPU": 8.0}), *wanted)

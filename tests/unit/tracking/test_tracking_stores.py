@@ -1,4 +1,4 @@
-"""A store that cannot be used costs one line, and no more time than was asked for."""
+"""A store that cannot be used costs one line, and no more time than it is given."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_passwords_are_not_shown(text, shown):
     assert without_passwords(text) == shown
 
 
-def test_the_lock_is_waited_for_no_longer_than_asked(home):
+def test_the_lock_is_waited_for_no_longer_than_the_limit(home):
     store = find_store(None)
     with locked(store, 1), pytest.raises(TimeoutError), locked(store, 0.2):
         pass
