@@ -456,10 +456,14 @@ class Params(Section):
 
     def student(self, name: str) -> RunParams:
         """Return the entry of a student: that of its run, with its own seed."""
-        if name in self.runs:
-            return self.runs[name]
-        run, _, seed = name.rpartition("-")
-        return self.runs[run].model_copy(update={"seed": int(seed)})
+        run = self.run_of(name)
+        if run == name:
+            return self.runs[run]
+        return self.runs[run].model_copy(update={"seed": int(name.removeprefix(f"{run}-"))})
+
+    def run_of(self, name: str) -> str:
+        """Return the run that a student is or repeats."""
+        return name if name in self.runs else name.rpartition("-")[0]
 
     def distill_settings(self, run: str) -> StudentSettings:
         """Return the settings of the first steps of `run`, which may be any student."""

@@ -50,7 +50,7 @@ def sweep(params: Params, address: str, cpus: int | None, gpus: int | None) -> N
 
         def run_changed(changed: dict[str, list[str]], signals: list[int]) -> list[str]:
             # Also what earlier sweeps made without a remote: a changed export reads weights that did not change.
-            before = [stage for run in changed for stage in student_stages(params)[_run_of(params, run)]]
+            before = [stage for run in changed for stage in student_stages(params)[params.run_of(run)]]
             stages = [stage for stage in (*shared_stages(params), *dict.fromkeys(before)) if stage in locked()]
             run_alone(["push", "--quiet", *stages], "dvc push failed", signals)
             print(
@@ -61,11 +61,6 @@ def sweep(params: Params, address: str, cpus: int | None, gpus: int | None) -> N
             return _run_on(ray, share, changed, signals)
 
         in_order(params, run_changed, ["repro", "--pull"])
-
-
-def _run_of(params: Params, student: str) -> str:
-    """Return the run that `student` is or repeats."""
-    return student if student in params.runs else student.rpartition("-")[0]
 
 
 def _not_ready(params: Params, address: str) -> Iterator[str]:
