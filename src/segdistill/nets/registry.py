@@ -112,8 +112,8 @@ def check_logits(net: nn.Module, network: str, classes: int) -> None:
             f"logits [1, {classes}, height, width], a class in each channel"
         )
     if both is not None:
-        is_pair = isinstance(both, tuple) and len(both) == 2 and isinstance(both[1], Tensor)
-        if not (is_pair and torch.equal(both[1], found)):
+        logits = both[1] if isinstance(both, tuple) and len(both) == 2 else None
+        if not (isinstance(logits, Tensor) and torch.equal(logits, found)):
             raise UserError(
                 f"{file}: needed of features_and_logits are the features, then the logits that forward returns"
             )
