@@ -7,9 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from dvc.repo import Repo
 
 from support.checkout import Checkout
-from support.finished_project import CONTROL, FRAMES, RUNS, STUDENT, TRAINING
+from support.finished_project import CONTROL, RUNS, STUDENT
 from support.stage_calls import call_dvc, call_stage
 from support.tiny_city import ARCH, tinier_params
 
@@ -89,26 +90,22 @@ VALUES = {
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Checkout:
-    """A clone in which every stage has run on a few frames, and DVC knows it.
+    """A clone in which DVC takes every stage for finished.
 
-    Stages run in forks of this process, so that torch is loaded once; `dvc commit` then records what they wrote.
+    Its outputs have made-up bytes: what an edit reruns depends on dvc.yaml, params.yaml and the code alone.
     """
     checkout = Checkout(tmp_path_factory.mktemp("clone") / "project")
-    params = tinier_params(
-        data={"synthetic": FRAMES}, benchmark={"frames": 1, "warmup_frames": 1}, runs=RUNS, seeds=(1,)
-    )
-    checkout.params = params.model_dump(mode="json", exclude_none=False)
+    checkout.params = tinier_params(runs=RUNS, seeds=(1,)).model_dump(mode="json", exclude_none=False)
     checkout.save_params()
     checkout.commit("tiny params")
-    for call in [
-        *TRAINING,
-        *(f"export_onnx --run {run}" for run in RUNS),
-        *(f"repeat --run {run} --seed 1" for run in RUNS),
-        *("benchmark", "report"),
-    ]:
-        stage, *arguments = call.split()
-        done = call_stage(checkout.folder, stage, *arguments)
-        assert done.exit_code == 0, f"{call}: {done.err}"
+    with Repo(str(checkout.folder)) as repo:
+        # The outputs first: a dep that is not there yet is a file in one of them.
+        named = [Path(one.fs_path) for one in (*repo.index.outs, *repo.index.deps)]
+    for path in named:
+        if not path.exists():
+            file = path if path.suffix else path / "made-up.txt"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"{path.name}\n")
     done = call_dvc(checkout.folder, "commit", "--force", "--quiet")
     assert done.exit_code == 0, done.err
     assert changed_stages(checkout) == []
@@ -184,10 +181,7 @@ def test_seeds_may_list_the_seed_that_runs_have(finished):
             assert done.exit_code == 0, done.err
         written = [path.name for folder in own_seed_folders(finished) for path in folder.iterdir()]
         assert written == ["same_as.json"] * 2 * len(RUNS)
-        assert call_stage(finished.folder, "report").exit_code == 0
-        assert list(finished.metrics("summary.json")["runs"]) == [f"{run}{n}" for run in RUNS for n in ("", "-1")]
     finally:
         file.write_bytes(before)
         for folder in own_seed_folders(finished):
             shutil.rmtree(folder)
-        assert call_stage(finished.folder, "report").exit_code == 0
