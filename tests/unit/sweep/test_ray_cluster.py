@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -15,14 +16,22 @@ from segdistill.core.errors import UserError
 from segdistill.sweep.cluster import _share
 
 
+@pytest.fixture(scope="module")
+def committed(tmp_path_factory):
+    """A committed project with a remote, made once: two calls of dvc take a second."""
+    folder = tmp_path_factory.mktemp("committed")
+    made = sleeping_project(folder / "project", ["vanilla", "one"], seconds=0)
+    (made / "src").mkdir()
+    (made / "src/code.py").write_text("")
+    commit_and_connect(made, folder / "store")
+    return made
+
+
 @pytest.fixture
-def project(tmp_path, monkeypatch):
-    """A committed project with a remote."""
-    folder = sleeping_project(tmp_path / "project", ["vanilla", "one"], seconds=0)
+def project(committed, tmp_path, monkeypatch):
+    """A copy of the committed project, to be changed."""
+    folder = shutil.copytree(committed, tmp_path / "project")
     monkeypatch.chdir(folder)
-    (folder / "src").mkdir()
-    (folder / "src/code.py").write_text("")
-    commit_and_connect(folder, tmp_path / "store")
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
     return folder

@@ -40,14 +40,25 @@ def clone_of(home: Path, folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def home(tmp_path):
-    """A project with a remote, whose shared stages have run and were pushed."""
-    project = sleeping_project(tmp_path / "home", RUNS, seconds=0)
-    commit_and_connect(project, tmp_path / "store")
+@pytest.fixture(scope="module")
+def pushed(tmp_path_factory):
+    """A folder with a project, home, whose shared stages have run and were pushed to a remote, store."""
+    folder = tmp_path_factory.mktemp("pushed")
+    project = sleeping_project(folder / "home", RUNS, seconds=0)
+    commit_and_connect(project, folder / "store")
     done(project, "dvc", "repro", "teacher-logits")
     done(project, "dvc", "push")
-    return project
+    return folder
+
+
+@pytest.fixture
+def home(pushed, tmp_path):
+    """A copy of the project, with a copy of its remote."""
+    for name in ("home", "store"):
+        shutil.copytree(pushed / name, tmp_path / name)
+    config = tmp_path / "home/.dvc/config.local"
+    config.write_text(config.read_text().replace(str(pushed), str(tmp_path)))
+    return tmp_path / "home"
 
 
 @pytest.mark.slow
