@@ -1,12 +1,8 @@
-"""What one process and several ranks have to compute alike; as a script, a rank that writes what it found.
-
-torchrun --nproc-per-node 2 tests/support/on_ranks.py FOLDER
-"""
+"""What one process and several ranks have to compute alike, and a rank that writes what it found."""
 
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -244,18 +240,14 @@ def trained(root: Path, case: str, **hook) -> tuple[dict[str, Tensor], list[dict
 
 
 def main(folder: Path) -> None:
-    found = {
-        "inputs": {case: inputs(case) for case in CASES},
-        "gradients": {case: first_gradients(case) for case in CASES},
-        "losses": {case: first_losses(case) for case in CASES},
-        "trained": trained(folder / "scratch", "adamw with average"),
-        "continued": trained(folder / "stopped", "plain"),
-        "evaluations": {size: evaluation(size) for size in (1, 2, 5)},
-    }
-    torch.save(found, folder / f"rank{ranks.rank()}.pt")
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
+    """Compute everything on this rank, whose environment is that of torchrun, and write it to `folder`."""
     with on_devices(ComputeParams(device="cpu", precision="float32", threads=1)):
-        main(Path(sys.argv[1]))
+        found = {
+            "inputs": {case: inputs(case) for case in CASES},
+            "gradients": {case: first_gradients(case) for case in CASES},
+            "losses": {case: first_losses(case) for case in CASES},
+            "trained": trained(folder / "scratch", "adamw with average"),
+            "continued": trained(folder / "stopped", "plain"),
+            "evaluations": {size: evaluation(size) for size in (1, 2, 5)},
+        }
+        torch.save(found, folder / f"rank{ranks.rank()}.pt")

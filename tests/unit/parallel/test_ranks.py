@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,20 +14,34 @@ from support.tiny_training import KilledError, at, killed
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 STOPPED_AFTER = 4  # steps of the training that ranks continue
+LIMIT_S = 240
 
 
 @pytest.fixture(scope="module", params=[2, 4], ids=lambda count: f"{count} ranks")
-def found(request, tmp_path_factory) -> list[dict]:
-    """What each rank found."""
+def found(request, tmp_path_factory, one_thread) -> list[dict]:
+    """What each rank found. The ranks are forks: each process of torchrun would import torch again."""
     folder = tmp_path_factory.mktemp("ranks")
     with pytest.raises(KilledError):
         on_ranks.trained(folder / "stopped", "plain", hook=at(STOPPED_AFTER + 1, killed))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={request.param}"]
-    command = [*torchrun, on_ranks.__file__, str(folder)]
-    # pytest's own search path does not reach other processes.
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
-    assert done.returncode == 0, done.stderr
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    # What torchrun has in the environment of its ranks.
+    common = {"TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_USE_AGENT_STORE": "True", "GLOO_SOCKET_IFNAME": "lo"}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    common |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(request.param))
+
+    def be_rank(rank: int) -> None:
+        os.environ |= common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        on_ranks.main(folder)
+
+    processes = [
+        multiprocessing.get_context("fork").Process(target=be_rank, args=[rank], daemon=True)
+        for rank in range(request.param)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=LIMIT_S)
+    assert [process.exitcode for process in processes] == [0] * request.param
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(request.param)]
 
 
