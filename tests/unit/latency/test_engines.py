@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 
 import numpy as np
 import onnx
@@ -88,14 +89,14 @@ def test_params_name_the_engines_that_are_timed(files, named, expected):
     assert all(row["end_to_end_p50_ms"] > 0 for row in rows["net"].values())
 
 
-def test_int8_files_with_layers_in_float_are_timed_as_networks_of_their_own(tmp_path):
+def test_int8_files_with_layers_in_float_are_timed_as_networks_of_their_own(files, tmp_path):
     names = {}
     for run, layers in {"plain": [], "one": ["/a"], "other": ["/b"], "same": ["/a"]}.items():
-        made = ModelFiles(tmp_path / "runs" / run)
-        model = onnx.load(made.int8)
-        header = OnnxPredictor(made.int8, 1).header.with_history(float_layers=layers or None)
+        int8 = shutil.copytree(files.int8.parent, tmp_path / "runs" / run) / files.int8.name
+        model = onnx.load(int8)
+        header = OnnxPredictor(int8, 1).header.with_history(float_layers=layers or None)
         onnx.helper.set_model_props(model, {KEY: header.text()})
-        onnx.save(model, made.int8)
+        onnx.save(model, int8)
         names[run] = _network(tmp_path, run)
     assert names["plain"] == "deeplabv3_mobilenet_lite_os16"
     assert names["one"].startswith("deeplabv3_mobilenet_lite_os16_float1_")
