@@ -187,6 +187,7 @@ def four_processes(storage: str, folders: list[Path]) -> list[str]:
     return sorted(line for out, _ in outputs for line in out.splitlines())
 
 
+@pytest.mark.slow
 def test_four_processes_share_a_study_without_gaps_and_without_doubles(tmp_path):
     assert four_processes(STORAGE, [tmp_path] * 4) == [f"s-{number:03d} True" for number in range(24)]
     assert study_of().counts() == {"finished": 24, "pruned": 0, "failed": 0, "running": 0}

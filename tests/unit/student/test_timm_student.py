@@ -15,7 +15,7 @@ from segdistill.student.run import distill, finetune
 from segdistill.tracking.rows import rows_on_disk
 from support.tiny_city import build_city, tinier_params
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 TEACHER, STUDENT = "deeplabv3plus_timm:mobilenetv3_small_050", "lraspp_timm:mobilenetv3_small_050"
 
 

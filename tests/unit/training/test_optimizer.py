@@ -277,6 +277,7 @@ print(" ".join(sys.modules))
 """
 
 
+@pytest.mark.slow
 def test_training_loads_neither_torchs_compiler_nor_torchvision(tmp_path):
     """Each takes about as long to import as torch itself, and a sweep has a process for every phase of every run."""
     tests = Path(__file__).parents[2]
