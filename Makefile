@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 
-.PHONY: help lock repro ui test bench lint pull-request clean
+.PHONY: help lock repro ui test quick bench lint pull-request clean
 
 help:  ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -43,8 +43,12 @@ ui: .venv/.installed  ## open the MLflow UI on http://127.0.0.1:5000
 	segdistill ui
 
 # Files side by side, the long ones first; each process on one thread, as most tests are.
+PYTEST := OMP_NUM_THREADS=1 pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 test: .venv/.installed  ## run all tests
-	OMP_NUM_THREADS=1 pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
+
+quick: .venv/.installed  ## run all tests but those marked slow
+	$(PYTEST) -m "not slow"
 
 # Install the peers that we benchmark against, without changing pinned versions.
 .venv/.peers: .venv/.installed
@@ -53,7 +57,7 @@ test: .venv/.installed  ## run all tests
 
 # Install what several machines need, for its tests, without changing pinned versions.
 .venv/.cluster: .venv/.installed
-	$(UV_PIP) install --quiet --python $(BIN)/python --constraint requirements.lock --requirements pyproject.toml \
+	$(UV_PIP) install --quiet --python $(BIN)/python --compile-bytecode --constraint requirements.lock --requirements pyproject.toml \
 		--extra cluster --extra s3 --extra postgres --extra search --group cluster
 	@touch $@
 
