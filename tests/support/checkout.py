@@ -13,15 +13,20 @@ from pathlib import Path
 
 import yaml
 
+from support.preloaded import python_folder
+
 ROOT = Path(__file__).resolve().parents[2]
 RUNNING = re.compile(r"Running stage '([\w@-]+)'")
 
 
 class Checkout:
-    """A copy of the repository with its own git and DVC, and params scaled down to a few steps."""
+    """A copy of the repository with its own git and DVC, and params scaled down to a few steps.
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    preloaded: DVC runs stages in a python that has torch loaded. It is for tests that stop no stage.
+    """
+
+    def __init__(self, folder: Path, preloaded: bool = False):
+        self.folder, self.preloaded = folder, preloaded
         listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
         for name in subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0"):
             if name and (ROOT / name).is_file():
@@ -45,14 +50,17 @@ class Checkout:
 
     def environment(self, git: bool = False) -> dict[str, str]:
         """Return an environment that finds the package of the copy and no settings of the user."""
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        first = [str(python_folder())] if self.preloaded else []
+        path = os.pathsep.join([*first, str(Path(sys.executable).parent), os.environ["PATH"]])
         extra = {"PATH": path, "PYTHONPATH": str(self.folder / "src"), "DVC_NO_ANALYTICS": "true"}
         # DVC runs stages through this shell. With dash a further process is between DVC and its stage.
         extra["SHELL"] = "/bin/sh"
         if git:
             # Headers of weights name the revision: two copies of one tree are one commit only at one date.
             extra |= dict.fromkeys(("GIT_AUTHOR_DATE", "GIT_COMMITTER_DATE"), "2026-01-01T00:00:00Z")
-        return {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"} | extra
+        # With bytecode, as for a user: else each process compiles the package again.
+        removed = ("MLFLOW_TRACKING_URI", "PYTHONDONTWRITEBYTECODE")
+        return {k: v for k, v in os.environ.items() if k not in removed} | extra
 
     def call(self, *command: str) -> subprocess.CompletedProcess:
         """Run a command in the copy to its end."""

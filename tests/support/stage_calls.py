@@ -13,7 +13,6 @@ import resource
 import runpy
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import IO, NamedTuple
 import torch
 
 from segdistill.cli import app
+from support.preloaded import exit_code_of, take_streams
 
 ROOT = Path(__file__).resolve().parents[2]
 # What the stages import, loaded here once and not in every fork.
@@ -109,7 +109,7 @@ def _be_the_call(
     exit_code = 1
     try:
         gc.freeze()  # else the collector would touch, and so copy, every page of the parent
-        _take_streams(*streams)
+        take_streams([os.open(os.devnull, os.O_RDONLY), *(stream.fileno() for stream in streams)])
         os.chdir(folder)
         os.environ.pop("MLFLOW_TRACKING_URI", None)
         os.environ.update(environment)
@@ -119,40 +119,11 @@ def _be_the_call(
         if headroom_bytes:
             most = _address_space_bytes() + headroom_bytes
             resource.setrlimit(resource.RLIMIT_AS, (most, most))
-        exit_code = _exit_code_of(work)
+        exit_code = exit_code_of(work)
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
         os._exit(exit_code)
-
-
-def _take_streams(out: IO, err: IO) -> None:
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for number, descriptor in enumerate((nothing, out.fileno(), err.fileno())):
-        os.dup2(descriptor, number)
-    sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
-    sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
-    sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
-
-
-def _exit_code_of(work: Callable) -> int:
-    """Return the exit code of an interpreter that runs `work`."""
-    try:
-        work()
-    except SystemExit as end:
-        if end.code is None or isinstance(end.code, int):
-            return end.code or 0
-        print(end.code, file=sys.stderr)
-        return 1
-    except BaseException:  # noqa: BLE001 - what it does with the others too
-        sys.excepthook(*sys.exc_info())
-        return 1
-    threads = [
-        thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()
-    ]
-    for thread in threads:
-        thread.join()
-    return 0
 
 
 def _address_space_bytes() -> int:
