@@ -22,7 +22,7 @@ TRIALS = ["quick-000", "quick-001"]
 
 
 def test_search_on_the_tiny_city_is_scored_on_the_holdout_and_repeated_by_repro(tmp_path):
-    checkout = Checkout(tmp_path)
+    checkout = Checkout(tmp_path, preloaded=True)
     light = checkout.params["runs"]["light"]
     control = light | {"alpha": 0.0, "teacher": "none"}
     checkout.params["runs"] = {"vanilla": control, "light": light}

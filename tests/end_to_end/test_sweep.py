@@ -14,16 +14,17 @@ from support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 LIMIT_S = 300
-STUDENTS = ["vanilla", "a03-lr01", "vanilla-1", "a03-lr01-1"]
+STUDENTS = ["vanilla", "a03-lr01", "a03-lr01-1"]
 MEASURING = {"benchmark", "report"}  # whose metrics are times
 SWEEP = (sys.executable, "-m", "segdistill", "sweep", "--jobs", "2")
 
 
-def checkout_of_repeated_runs(folder: Path) -> Checkout:
-    """Return a copy with two runs, each with two seeds."""
-    made = Checkout(folder)
+def checkout_of_repeated_runs(folder: Path, preloaded: bool = False) -> Checkout:
+    """Return a copy with two runs, one of which has two seeds."""
+    made = Checkout(folder, preloaded)
     del made.params["runs"]["light"]
     made.params["seeds"] = [1]
+    made.params["runs"]["vanilla"]["seed"] = 1  # so it is not repeated
     # Enough steps that every interruption meets a training.
     made.params["distill"] |= {
         "steps": 40,
@@ -67,7 +68,8 @@ def runs(process: psutil.Process) -> bool:
 
 
 def test_interrupted_sweep_gives_the_bytes_of_serial_repro(tmp_path):
-    checkout, serial = (checkout_of_repeated_runs(tmp_path / name) for name in ("sweep", "serial"))
+    checkout = checkout_of_repeated_runs(tmp_path / "sweep")
+    serial = checkout_of_repeated_runs(tmp_path / "serial", preloaded=True)
 
     # Ctrl-C in a terminal reaches the sweep alone: each run is in a process group of its own.
     sweep = StartedSweep(checkout)
@@ -86,14 +88,15 @@ def test_interrupted_sweep_gives_the_bytes_of_serial_repro(tmp_path):
     done = checkout.call(*SWEEP)
     assert done.returncode == 0, done.stdout + done.stderr
     assert logs(checkout).count("continues after step") == 2
-    # The runs first: a repetition reads the result of its run.
+    # The runs first: the repetition reads the result of its run.
     started = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("started")]
     assert started == STUDENTS
-    assert done.stdout.count("(2 of 2)") == 2
+    assert "(2 of 2)" in done.stdout
+    assert "(1 of 1)" in done.stdout
     for student in STUDENTS:
         assert f"mIoU {checkout.metrics(f'runs/{student}/finetune.json')['mean_iou']:.2%}" in done.stdout
     assert set(checkout.metrics("summary.json")["runs"]) == set(STUDENTS)
-    assert checkout.call(*SWEEP).stdout.startswith("nothing to do: 4 runs")
+    assert checkout.call(*SWEEP).stdout.startswith("nothing to do: 3 runs")
     assert checkout.dvc("repro") == []
 
     names = serial.params["runs"]
