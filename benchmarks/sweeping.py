@@ -58,14 +58,26 @@ def sleeping_project(folder: Path, runs: list[str], seconds: float) -> Path:
         "steplr-finetune": stage(f"{metrics}/finetune.json", f"{models}/distilled.safetensors", **own),
         "export-onnx": stage(f"{models}/student.onnx", f"{metrics}/finetune.json", **own),
     }
-    repetition = stage(f"{metrics}/finetune.json", "metrics/runs/${item.run}/finetune.json")
+    # Each also reads what the same stage of its run wrote.
+    of_repetition = {
+        "distill-repeat": stage(f"{models}/distilled.safetensors", "models/runs/${item.run}/distilled.safetensors"),
+        "steplr-finetune-repeat": stage(
+            f"{metrics}/finetune.json", f"{models}/distilled.safetensors", "metrics/runs/${item.run}/finetune.json"
+        ),
+        "export-onnx-repeat": stage(
+            f"{models}/student.onnx",
+            f"{metrics}/finetune.json",
+            "models/runs/${item.run}/student.onnx",
+            params=["export"],
+        ),
+    }
     logits = stage("data/teacher_logits/${item}", "models/teacher")
     stages = {
         "prepare": stage("data/prepared", params=["seed"]),
         "teacher-check": stage("models/teacher", "data/prepared"),
         "teacher-logits": {"foreach": "${teacher_logits.kinds}", "do": logits},
         **{name: {"foreach": "${runs}", "do": body} for name, body in of_run.items()},
-        "repeat": {"matrix": {"run": "${runs}", "seed": "${seeds}"}} | repetition,
+        **{name: {"matrix": {"run": "${runs}", "seed": "${seeds}"}} | body for name, body in of_repetition.items()},
         "benchmark": stage("metrics/benchmark.json", "models/runs"),
         "report": stage("reports/index.html", "metrics/runs", "metrics/benchmark.json"),
     }

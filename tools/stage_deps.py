@@ -42,7 +42,7 @@ EXEMPT_IN = {
     },
     "report": {"training": "it only removes the checkpoints of runs that params.yaml no longer has"},
 }
-# The network that a stage runs, as params name it. A repetition depends on the result of its run instead, see dvc.yaml.
+# The network that a stage runs, as params name it. A repetition depends on the results of its run instead (dvc.yaml).
 NETWORK_OF = {
     "teacher-check": "${teacher.arch}",
     "teacher-logits": "${teacher.arch}",
@@ -98,7 +98,7 @@ def import_closure(*paths: Path) -> list[str]:
 def code_deps(stage: str, script: str) -> list[str]:
     """Return the paths of code that `stage`, which runs `script`, depends on."""
     networks = sorted((SOURCE / "segdistill" / "networks").glob("*.py")) if stage in NETWORK_OF else []
-    exempt = {f"{PACKAGE}/{name}" for name in (*EXEMPT, *EXEMPT_IN.get(stage, ()))}
+    exempt = {f"{PACKAGE}/{name}" for name in (*EXEMPT, *EXEMPT_IN.get(stage.removesuffix("-repeat"), ()))}
     names = {
         file
         for file in import_closure(ROOT / script, *networks)

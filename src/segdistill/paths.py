@@ -16,7 +16,17 @@ VAL_CLASSES = "val_classes.npz"  # in TEACHER and TEACHER_LOGITS/KIND: the teach
 # In run_models(RUN).
 DISTILLED, FINETUNED = "distilled.safetensors", "finetuned.safetensors"
 STUDENT_ONNX = {"float32": "student.onnx", "int8": "student.int8.onnx"}
-SAME_AS = "same_as.json"  # all that a repetition of a run with its own seed has
+# What each stage of a student writes, in run_models(RUN) and in run_metrics(RUN).
+STUDENT_MODELS = {
+    "distill": (DISTILLED,),
+    "steplr-finetune": (FINETUNED,),
+    "export-onnx": tuple(STUDENT_ONNX.values()),
+}
+STUDENT_METRICS = {
+    "distill": ("distill.json", "distill_curve.csv", "distill_images"),
+    "steplr-finetune": ("finetune.json", "finetune_curve.csv", "finetune_images", "images", "val"),
+    "export-onnx": ("export.json",),
+}
 REPORT = Path("reports/index.html")
 BENCHMARK = METRICS / "benchmark.json"
 # Unfinished trainings and teacher logits; ignored by git and DVC. On a folder that machines share, each continues what
@@ -33,3 +43,9 @@ def run_models(run: str, models: Path = MODELS) -> Path:
 def run_metrics(run: str, metrics: Path = METRICS) -> Path:
     """Return the folder of the metrics, curves and images of `run`."""
     return metrics / "runs" / run
+
+
+def student_outputs(stage: str, run: str) -> list[Path]:
+    """Return the files and folders that `stage` writes of `run`."""
+    models, metrics = run_models(run), run_metrics(run)
+    return [*(models / name for name in STUDENT_MODELS[stage]), *(metrics / name for name in STUDENT_METRICS[stage])]

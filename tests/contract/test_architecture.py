@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from segdistill.params.model import Params
+from segdistill.params.stages import REPEAT
 from support.scripts_as_modules import load_script
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +23,7 @@ PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stag
 
 # Modules and packages of segdistill, from the bottom up: each may import those before it.
 LAYERS = [
-    *("__init__", "core", "params", "paths", "formats", "parallel", "data", "nets", "networks", "scoring", "training"),
+    *("__init__", "core", "paths", "params", "formats", "parallel", "data", "nets", "networks", "scoring", "training"),
     *("teacher", "teacher_logits", "student", "export", "latency", "prepare"),
     *("results", "report", "tracking", "compare", "predict", "sweep", "search", "cli", "__main__"),
 ]
@@ -50,7 +51,6 @@ SECTION_OF = {
     "teacher-check": "teacher",  # what is checked
     "steplr-finetune": "finetune",  # also a key of a run, where the short word is typed
     "export-onnx": "export",  # as finetune
-    "repeat": "runs",  # what is repeated; the whole list of seeds would rerun all repetitions
 }
 
 stage_deps = load_script(ROOT / "tools" / "stage_deps.py")
@@ -192,21 +192,26 @@ def params_of(stage: dict) -> list[str]:
     return stage.get("do", stage)["params"]
 
 
+def repeated(name: str) -> str:
+    """The stage whose file and section a stage has: `distill-repeat` is `distill` with other seeds."""
+    return name.removesuffix(REPEAT)
+
+
 @pytest.mark.parametrize("name", PIPELINE)
 def test_stage_runs_the_file_of_its_name(name):
     assert commands(PIPELINE[name]).removeprefix("exec ").split()[:2] == [
         "python",
-        f"stages/{name.replace('-', '_')}.py",
+        f"stages/{repeated(name).replace('-', '_')}.py",
     ]
 
 
 def test_every_stage_file_has_a_stage():
-    assert {path.stem for path in STAGES} == {name.replace("-", "_") for name in PIPELINE}
+    assert {path.stem for path in STAGES} == {repeated(name).replace("-", "_") for name in PIPELINE}
 
 
 @pytest.mark.parametrize("name", PIPELINE)
 def test_stage_reads_the_section_of_its_name(name):
-    section = SECTION_OF.get(name, name.replace("-", "_"))
+    section = SECTION_OF.get(repeated(name), repeated(name).replace("-", "_"))
     assert section in Params.model_fields
     assert section in {param.split(".")[0] for param in params_of(PIPELINE[name])}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from dvc.repo import Repo
 
+from segdistill.params.stages import OF_A_RUN
 from support.checkout import Checkout
 from support.finished_project import CONTROL, RUNS, STUDENT
 from support.stage_calls import call_dvc, call_stage
@@ -16,11 +17,14 @@ from support.tiny_city import ARCH, tinier_params
 
 pytestmark = pytest.mark.slow
 SOURCE = "src/segdistill"
+STAGE_FILES = [stage.replace("-", "_") for stage in OF_A_RUN]
+# Of each run and of its repetition with seed 1.
 DISTILL, FINETUNE, EXPORT = (
-    [f"{stage}@{run}" for run in RUNS] for stage in ("distill", "steplr-finetune", "export-onnx")
+    [name for run in RUNS for name in (f"{stage}@{run}", f"{stage}-repeat@{run}-1")]
+    for stage in ("distill", "steplr-finetune", "export-onnx")
 )
-REPEAT = [f"repeat@{run}-1" for run in RUNS]
-STUDENTS, TEACHER, LOGITS = DISTILL + FINETUNE + REPEAT, ["teacher-check"], ["teacher-logits@views"]
+OF_STUDENT = [name for name in DISTILL + FINETUNE + EXPORT if STUDENT in name]
+STUDENTS, TEACHER, LOGITS = DISTILL + FINETUNE, ["teacher-check"], ["teacher-logits@views"]
 # By edit: the files that get a further line, and the stages that have to rerun.
 EDITS = {
     "a distillation loss": (["student/distillation.py"], STUDENTS),
@@ -34,9 +38,9 @@ EDITS = {
     "building the cache": (["teacher_logits/build.py"], LOGITS),
     "ONNX export": (
         ["export/run.py", "export/onnx_file.py", "export/argmax_graph.py", "export/wrapper.py"],
-        EXPORT + REPEAT,
+        EXPORT,
     ),
-    "quantisation": (["export/quantize.py"], EXPORT + REPEAT),
+    "quantisation": (["export/quantize.py"], EXPORT),
     "latency": (["latency/run.py", "latency/engines.py", "latency/timing.py"], ["benchmark"]),
     "the report": (["report/__init__.py"], ["report"]),
     "the results": (["results/summary.py", "results/champion.py"], ["report"]),
@@ -51,7 +55,7 @@ EDITS = {
         [],
     ),
     "a network that no run names": (["networks/deeplabv3_resnet101.py"], []),
-    # Of repetitions DVC knows the run that they repeat: they follow when its result is another one.
+    # Repetitions depend on the results of their run instead, and follow when these change.
     "the network of one run": (
         [f"networks/{RUNS[STUDENT]['student']}.py"],
         [f"{stage}@{STUDENT}" for stage in ("distill", "steplr-finetune", "export-onnx")],
@@ -64,26 +68,21 @@ EDITS = {
 }
 # By path in params.yaml: another value, and the stages that read it.
 VALUES = {
-    f"runs.{STUDENT}.alpha": (
-        0.6,
-        [
-            *(f"{s}@{STUDENT}" for s in ("distill", "steplr-finetune", "export-onnx")),
-            f"repeat@{STUDENT}-1",
-            "benchmark",
-        ],
-    ),
+    f"runs.{STUDENT}.alpha": (0.6, [*OF_STUDENT, "benchmark"]),
+    f"runs.{STUDENT}.lr": (0.02, [*OF_STUDENT, "benchmark"]),
+    f"runs.{STUDENT}.seed": (3, [*OF_STUDENT, "benchmark"]),
     "distill.temperature": (2.0, STUDENTS + EXPORT),
     "distill.scale_range": ([1.0, 2.0], LOGITS + STUDENTS + EXPORT),
-    "finetune.steps": (1, FINETUNE + REPEAT),
+    "finetune.steps": (1, FINETUNE),
     "teacher.steps": (3, TEACHER),
     "teacher_logits.dtype": ("uint8", LOGITS),
     "teacher_logits.mirrored": (True, LOGITS),
     "teacher_logits.feature_channels": (16, LOGITS),
-    "export.opset": (19, [*EXPORT, *REPEAT, "benchmark"]),
+    "export.opset": (19, [*EXPORT, "benchmark"]),
     "benchmark.frames": (2, ["benchmark"]),
     "tracking.experiment": ("other", []),
     # A new seed leaves the repetitions that are there as they are.
-    "seeds": ([1, 2], [*(f"repeat@{run}-2" for run in RUNS), "benchmark"]),
+    "seeds": ([1, 2], [*(f"{stage}-repeat@{run}-2" for stage in OF_A_RUN for run in RUNS), "benchmark"]),
     "seed": (1, ["prepare", *TEACHER, *LOGITS, *STUDENTS, *EXPORT]),
 }
 
@@ -164,24 +163,52 @@ def test_another_number_of_devices_reruns_nothing(finished):
         file.write_bytes(before)
 
 
+# What the run's stage wrote anew, and which stage of its repetition follows: it names no network's file and no logits.
+RESULTS = {
+    "a network or logits that train another student": ("models", "distilled.safetensors", "distill"),
+    "a network that predicts otherwise with the same weights": ("metrics", "distill.json", "distill"),
+    "a finetuned student": ("models", "finetuned.safetensors", "steplr-finetune"),
+    "a graph of the same student": ("models", "student.onnx", "export-onnx"),
+}
+
+
+@pytest.mark.parametrize("case", RESULTS)
+def test_repetitions_follow_what_their_run_wrote(finished, case):
+    top, name, stage = RESULTS[case]
+    file = finished.folder / top / "runs" / STUDENT / name
+    before = file.read_bytes()
+    file.unlink()
+    file.write_bytes(before + b" ")
+    try:
+        repetitions = [name for name in changed_stages(finished) if "-repeat@" in name]
+        assert repetitions == [f"{stage}-repeat@{STUDENT}-1"]
+    finally:
+        file.write_bytes(before)
+
+
 def own_seed_folders(checkout: Checkout) -> list[Path]:
     return [folder for top in ("models", "metrics") for folder in (checkout.folder / top / "runs").glob("*-0")]
 
 
 def test_seeds_may_list_the_seed_that_runs_have(finished):
-    """`seeds: [0, 1]` with `seed: 0` asks for no training that is not there: the stage of seed 0 trains nothing."""
+    """`seeds: [0, 1]` with `seed: 0` asks for no training that is not there: the stages of seed 0 copy the run."""
     file: Path = finished.folder / "params.yaml"
     before = file.read_bytes()
     file.write_text(json.dumps(finished.params | {"seeds": [0, 1]}), encoding="utf-8")
     try:
-        own = [f"repeat@{run}-0" for run in RUNS]
+        own = [f"{stage}-repeat@{run}-0" for stage in OF_A_RUN for run in RUNS]
         assert changed_stages(finished) == sorted([*own, "benchmark", "report"])
-        for run in RUNS:
-            done = call_stage(finished.folder, "repeat", "--run", run, "--seed", "0")
+        for stage in STAGE_FILES:
+            done = call_stage(finished.folder, stage, "--run", f"{STUDENT}-0")
             assert done.exit_code == 0, done.err
-        written = [path.name for folder in own_seed_folders(finished) for path in folder.iterdir()]
-        assert written == ["same_as.json"] * 2 * len(RUNS)
+            assert f"{STUDENT}-0: copied from {STUDENT}, which has this seed" in done.err
+        for copy in own_seed_folders(finished):
+            assert contents(copy) == contents(copy.with_name(STUDENT))
     finally:
         file.write_bytes(before)
         for folder in own_seed_folders(finished):
             shutil.rmtree(folder)
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

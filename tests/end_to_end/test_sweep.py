@@ -100,5 +100,5 @@ def test_interrupted_sweep_gives_the_bytes_of_serial_repro(tmp_path):
     assert checkout.dvc("repro") == []
 
     names = serial.params["runs"]
-    serial.dvc("repro", *(f"export-onnx@{run}" for run in names), *(f"repeat@{run}-1" for run in names))
+    serial.dvc("repro", *(f"export-onnx@{run}" for run in names), *(f"export-onnx-repeat@{run}-1" for run in names))
     assert serial.lock() == {name: entry for name, entry in checkout.lock().items() if name not in MEASURING}

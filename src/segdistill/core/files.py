@@ -111,6 +111,24 @@ def _runs(pid: int) -> bool:
     return True
 
 
+def copy_whole(source: Path, target: Path) -> None:
+    """Copy a file, or a folder with all that is in it, atomically.
+
+    A copy may be written to, where `source` may be a read-only link into DVC's cache.
+    """
+    if source.is_dir():
+        with atomic_directory(target) as temporary:
+            for path in sorted(source.rglob("*")):
+                copy = temporary / path.relative_to(source)
+                if path.is_dir():
+                    copy.mkdir()
+                else:
+                    shutil.copyfile(path, copy)
+    else:
+        with atomic_file(target) as temporary:
+            shutil.copyfile(source, temporary)
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
     with atomic_file(path) as temporary:

@@ -16,7 +16,6 @@ from segdistill.export.onnx_file import OnnxPredictor
 from segdistill.nets.device import TorchPredictor, resolve_device
 from segdistill.nets.weights import load_net
 from segdistill.params.archs import MIN_PX
-from segdistill.paths import SAME_AS
 from segdistill.scoring.evaluate import classes_of
 
 
@@ -78,7 +77,7 @@ def model_path(given: str, models: Path) -> Path:
     for file in files:
         if file.is_file():
             return file
-    folders = [path for path in (models / "runs").glob("*") if path.is_dir() and not (path / SAME_AS).exists()]
+    folders = [path for path in (models / "runs").glob("*") if path.is_dir()]
     runs = sorted(path.name for path in folders)
     trained = f"runs there: {', '.join(runs)}" if runs else "no run is trained there"
     raise UserError(f"--model: found {given!r}; no such file, and no such run in {models / 'runs'} ({trained})")

@@ -39,27 +39,23 @@ from segdistill.training.holdout import HoldoutEvaluator, keep_images
 from segdistill.training.job import Training, init_fingerprint, initial_net, run_training, warn_if_unseen
 
 
-def distill(params: Params, run: str, keep_checkpoint: bool = False) -> Checkpointer | None:
-    """Train the student of `run` for its first steps; write models/runs/RUN/distilled.safetensors and its metrics.
-
-    With `keep_checkpoint` the last checkpoint stays until the caller clears it: where it is found again, training ends
-    at once.
-    """
+def distill(params: Params, run: str) -> None:
+    """Train the student of `run` for its first steps; write models/runs/RUN/distilled.safetensors and its metrics."""
     settings, data = params.distill_settings(run), PreparedData.open()
     data.check_crop("distill", settings.crop_px, settings.scale_range)
     net = initial_net(settings.network, len(data.table), settings, settings.seed, f"runs.{run}.init")
     start = init_fingerprint(settings.init)
     if start != settings.init:
         warn_if_unseen(f"runs.{run}.init", settings.init, INITIAL_WEIGHTS)
-    return _train_and_write(params, run, "distill", settings, data, net, start, keep_checkpoint)
+    _train_and_write(params, run, "distill", settings, data, net, start)
 
 
-def finetune(params: Params, run: str, keep_checkpoint: bool = False) -> Checkpointer | None:
+def finetune(params: Params, run: str) -> None:
     """Train the distilled student of `run` further; write models/runs/RUN/finetuned.safetensors and its metrics."""
     settings, data = params.finetune_settings(run), PreparedData.open()
     distilled = run_models(run) / DISTILLED
     net, _ = load_net(distilled, Header.of_net(settings.network, len(data.table), settings.output_stride))
-    return _train_and_write(params, run, "finetune", settings, data, net, file_sha256(distilled), keep_checkpoint)
+    _train_and_write(params, run, "finetune", settings, data, net, file_sha256(distilled))
 
 
 def _train_and_write(
@@ -70,8 +66,7 @@ def _train_and_write(
     data: PreparedData,
     net: nn.Module,
     start: str,
-    keep_checkpoint: bool,
-) -> Checkpointer | None:
+) -> None:
     """Train one phase of a run, evaluate it on val, and write its weights, curve, metrics and images."""
     is_last, metrics, compute = phase == "finetune", run_metrics(run), device_of(params.compute)
     logits = params.teacher_logits
@@ -127,7 +122,7 @@ def _train_and_write(
     on_unseen, unseen_recorder = score_unseen(predictor, data, batch_size, loss) if is_last else ({}, None)
     if not ranks.is_first():
         ranks.wait()  # until the first rank has written what all may read next
-        return checkpointer
+        return
     header = Header.of_net(settings.network, data.table, settings.output_stride).with_history(
         params=settings.model_dump(mode="json"),
         seed=settings.seed,
@@ -149,12 +144,9 @@ def _train_and_write(
         "training_precision": compute.precision if settings.steps else None,
     }
     write_json(metrics / f"{phase}.json", metrics_on_disk(evaluation.metrics, data.table.names) | facts | on_unseen)
-    if checkpointer and keep_checkpoint:
-        checkpointer.release()
-    elif checkpointer:
+    if checkpointer:
         checkpointer.clear()
     ranks.wait()
-    return checkpointer
 
 
 def _feature_projection(net: nn.Module, cache: TeacherCache, settings: StudentSettings, run: str) -> nn.Module:

@@ -50,8 +50,10 @@ def sweep(params: Params, address: str, cpus: int | None, gpus: int | None) -> N
 
         def run_changed(changed: dict[str, list[str]], signals: list[int]) -> list[str]:
             # Also what earlier sweeps made without a remote: a changed export reads weights that did not change.
-            before = [stage for run in changed for stage in student_stages(params)[params.run_of(run)]]
-            stages = [stage for stage in (*shared_stages(params), *dict.fromkeys(before)) if stage in locked()]
+            # A repetition reads what its run wrote.
+            read = dict.fromkeys(name for student in changed for name in (params.run_of(student), student))
+            before = [stage for student in read for stage in student_stages(params)[student]]
+            stages = [stage for stage in (*shared_stages(params), *before) if stage in locked()]
             run_alone(["push", "--quiet", *stages], "dvc push failed", signals)
             print(
                 f"{len(changed)} of {len(params.students())} runs changed; each gets {share['num_cpus']} CPUs and "

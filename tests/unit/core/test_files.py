@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from segdistill.core.files import atomic_directory, atomic_file, read_json, write_json, write_text
+from segdistill.core.files import atomic_directory, atomic_file, copy_whole, read_json, write_json, write_text
 
 
 class BrokenError(Exception):
@@ -192,3 +192,15 @@ def test_nan_is_refused_and_keeps_the_old_file(tmp_path, value):
         write_json(tmp_path / "a.json", {"mean_iou": value})
     assert read_json(tmp_path / "a.json") == {"mean_iou": 0.5}
     assert names(tmp_path) == ["a.json"]
+
+
+def test_copy_is_whole_or_not_there(tmp_path):
+    (tmp_path / "folder/inner").mkdir(parents=True)
+    (tmp_path / "folder/inner/file").write_text("content")
+    copy_whole(tmp_path / "folder", tmp_path / "new/copy")
+    assert (tmp_path / "new/copy/inner/file").read_text() == "content"
+    (tmp_path / "folder/lost").symlink_to(tmp_path / "nowhere")
+    for missing in ("folder", "none"):
+        with pytest.raises(FileNotFoundError, match="lost|none"):
+            copy_whole(tmp_path / missing, tmp_path / "failed")
+    assert [path.name for path in tmp_path.iterdir() if "failed" in path.name] == []

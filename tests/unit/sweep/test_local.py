@@ -44,6 +44,10 @@ def stages_of(*runs: str) -> set[str]:
     return {f"{stage}@{run}" for run in runs for stage in ("distill", "steplr-finetune", "export-onnx")}
 
 
+def repetitions_of(run: str, *seeds: int) -> set[str]:
+    return {stage.replace("@", "-repeat@") + f"-{seed}" for stage in stages_of(run) for seed in seeds}
+
+
 SHARED, LAST = {"prepare", "teacher-check", "teacher-logits@views"}, {"benchmark", "report"}
 
 
@@ -111,13 +115,13 @@ def test_repetitions_follow_their_run_and_not_one_that_failed(tmp_path):
         "vanilla-1",
     ]
     assert "1 of 3 runs failed; benchmark and report wait for them; their logs:\n  - one: " in err
-    assert locked_stages(project) == SHARED | stages_of("vanilla") | {"repeat@vanilla-1"}
+    assert locked_stages(project) == SHARED | stages_of("vanilla") | repetitions_of("vanilla", 1)
 
     set_lr(project, "one", 0.01)
     code, out, err = sweep(project, "--jobs", "2")
     assert code == 0, out + err
     assert [line.split()[1] for line in out.splitlines() if line.startswith("started")] == ["one", "one-1"]
-    repeats = {f"repeat@{run}-{seed}" for run in RUNS[:2] for seed in (0, 1)}
+    repeats = {stage for run in RUNS[:2] for stage in repetitions_of(run, 0, 1)}
     assert locked_stages(project) == SHARED | stages_of(*RUNS[:2]) | repeats | LAST
 
 
