@@ -20,7 +20,7 @@ from segdistill.core.errors import UserError
 from segdistill.core.provenance import THREADS_VARIABLE
 from segdistill.params.model import Params
 from segdistill.params.read import known_run
-from segdistill.params.stages import shared_stages, student_stages
+from segdistill.params.stages import TRAININGS, shared_stages, student_stages
 from segdistill.sweep.processes import DVC, PARENT_VARIABLE, POLL_S, dvc_environment, run_alone
 from segdistill.training.checkpoint import stop_requests
 
@@ -45,15 +45,40 @@ def work(params: Params, run: str) -> dict[str, dict]:
             f"its {LOCK} here"
         )
     with stop_requests() as signals:
+        if changed := changed_inputs(stages, locked()):
+            run_alone(["pull", *changed], f"{run}: dvc pull failed", signals, sys.stderr)
         kind = params.student(run).teacher
-        if run not in params.runs and kind != "none":
-            # A repetition reads the logits, and names the result of its run in their place.
+        if run not in params.runs and kind != "none" and _will_run(stages[: len(TRAININGS)]):
+            # A repetition reads the logits, and names the results of its run in their place.
             run_alone(["repro", "--pull", "--single-item", f"teacher-logits@{kind}"], run, signals, sys.stderr)
         command = ["repro", "--pull", "--single-item", *stages]
         run_alone(command, f"{run}: a stage failed", signals, sys.stderr)
         # The run cache lets a plain `dvc repro --pull` at home restore these stages, without their entries.
         run_alone(["push", "--run-cache", *stages], f"{run}: dvc push failed", signals, sys.stderr)
     return {stage: locked()[stage] for stage in stages}
+
+
+def changed_inputs(stages: list[str], lock: dict[str, dict]) -> list[str]:
+    """Return what `stages` read that was written anew since they ran, by the entries of dvc.lock.
+
+    DVC takes an input that is not there for unchanged, and would restore the outputs of before.
+    """
+    written = {out["path"]: out.get("md5") for entry in lock.values() for out in entry.get("outs", ())}
+    changed = []
+    for dep in (dep for stage in stages for dep in lock.get(stage, {}).get("deps", ())):
+        path = dep["path"]
+        inside = any(folder in written for folder in map(str, Path(path).parents))  # of a folder that is written whole
+        if inside or written.get(path, dep.get("md5")) != dep.get("md5"):
+            changed.append(path)
+    return list(dict.fromkeys(changed))
+
+
+def _will_run(stages: list[str]) -> bool:
+    """Return whether DVC will run one of `stages`, and not only pull what it wrote."""
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        return any(stage.changed(allow_missing=True) for name in stages for stage in repo.stage.collect(name))
 
 
 def default_remote() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import yaml
 
 from benchmarks.sweeping import FAILING, commit_and_connect, environment, sleeping_project
 from segdistill.sweep import cluster
-from segdistill.sweep.worker import run_in_clone
+from segdistill.sweep.worker import changed_inputs, run_in_clone
 
 RUNS = ["vanilla", "one"]
 STAGES = ["distill@one", "steplr-finetune@one", "export-onnx@one"]
@@ -130,3 +131,63 @@ def test_failed_stage_is_not_pushed(home, tmp_path):
     assert (failed.returncode, failed.stdout) == (1, "")
     assert "error: one: a stage failed; its message is above" in failed.stderr
     assert not list((tmp_path / "store").rglob("runs"))
+
+
+def set_params(home: Path, section: str, **changed: object) -> None:
+    params = yaml.safe_load((home / "params.yaml").read_text())
+    params[section] |= changed
+    (home / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+def ran(clone: Path, student: str) -> list[str]:
+    """Do the work of a student and return the stages that ran."""
+    worked = call(clone, "segdistill", "work", student)
+    assert worked.returncode == 0, worked.stderr
+    return re.findall(r"Running stage '(.+)'", worked.stderr)
+
+
+@pytest.mark.slow
+def test_work_runs_again_what_other_stages_wrote_anew(home, tmp_path):
+    """A clone has neither logits nor weights, and DVC takes files that are not there for unchanged ones."""
+    text = (home / "dvc.yaml").read_text()
+    for out, command in {
+        "data/teacher_logits/${item}": "echo ${teacher.steps}",
+        "models/runs/${key}/distilled.safetensors": "cat data/teacher_logits/views",
+    }.items():
+        assert f"echo '{{}}' > {out}" in text
+        text = text.replace(f"echo '{{}}' > {out}", f"{command} > {out}")
+    (home / "dvc.yaml").write_text(text)
+    params = yaml.safe_load((home / "params.yaml").read_text())
+    (home / "params.yaml").write_text(yaml.safe_dump(params | {"seeds": [1]}, sort_keys=False))
+    done(home, "git", "-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "-qam", "other logits")
+    done(home, "dvc", "repro")
+    done(home, "dvc", "push")
+
+    # Another opset: nothing trains, and the logits stay where they are.
+    set_params(home, "export", opset=19)
+    clone = clone_of(home, tmp_path / "exported")
+    assert ran(clone, "one-1") == ["export-onnx-repeat@one-1"]
+    assert not (clone / "data").exists()
+
+    # Other logits: the run trains again and so does its repetition, each in a clone of its own.
+    set_params(home, "teacher", steps=7)
+    done(home, "dvc", "repro", "teacher-logits")
+    done(home, "dvc", "push")
+    clone = clone_of(home, tmp_path / "trained")
+    assert ran(clone, "one")[0] == "distill@one"
+    shutil.copy(clone / "dvc.lock", home / "dvc.lock")
+    assert ran(clone_of(home, tmp_path / "repeated"), "one-1")[0] == "distill-repeat@one-1"
+
+
+def test_changed_inputs_are_those_that_their_stages_wrote_anew():
+    def entry(deps: dict, outs: dict) -> dict:
+        named = {"deps": deps, "outs": outs}
+        return {key: [{"path": path, "md5": md5} for path, md5 in files.items()] for key, files in named.items()}
+
+    lock = {
+        "prepare": entry({}, {"data": "1"}),
+        "teacher": entry({"data": "1"}, {"models/teacher": "2.dir", "logits": "3"}),
+        "distill": entry({"data": "1", "logits": "0", "src": "5"}, {"weights": "4"}),
+        "export": entry({"weights": "4", "models/teacher/val.npz": "6", "logits": "0"}, {}),
+    }
+    assert changed_inputs(["distill", "export", "new"], lock) == ["logits", "models/teacher/val.npz"]
