@@ -37,7 +37,7 @@ def export_run(params: Params, run: str, models: Path = MODELS, metrics: Path = 
     write_float32(files["float32"], net, header, export.opset, data.val.size_px)
     compute = device_of(params.compute).in_float32()._replace(device=torch.device("cpu"))
     quantisation = write_int8_within(
-        files["int8"], files["float32"], net, header, data.holdout, export, compute.threads
+        files["int8"], files["float32"], net, header, data.train, data.holdout, export, compute.threads
     )
     torch_predictor = TorchPredictor(net, compute)
 

@@ -64,7 +64,7 @@ class DataParams(Section):
         "folder: one with classes.yaml (own-data.md). Folders inside it may not be links"
     )
     size_px: SizePx | None = Field(description="[height, width] to resize to; null keeps the size of the files")
-    holdout_fraction: Fraction = Field(description="share of train frames held out for choices and calibration")
+    holdout_fraction: Fraction = Field(description="share of train frames held out for choices")
     holdout_by: Literal["groups", "frames"] = Field(
         default="groups",
         description="groups: whole cities or drives are held out; frames: the last frames of one, which resemble those "
@@ -301,7 +301,7 @@ class FinetuneParams(Section):
 
 class ExportParams(Section):
     opset: Annotated[int, Field(ge=18, le=23)] = Field(description="of the ONNX files")
-    calibration_images: Count = Field(description="holdout frames that set the ranges of the int8 file")
+    calibration_images: Count = Field(description="train frames that set the ranges of the int8 file")
     max_int8_loss: NotNegative | None = Field(
         default=0.5,
         description="points of holdout mIoU that int8 may lose against float32 before further ways to quantise are "

@@ -45,16 +45,18 @@ class Net(nn.Module):
 
 
 class Case(NamedTuple):
-    """A network, its float32 file, and frames with the classes that the file names."""
+    """A network, its float32 file, and frames with the classes that the file names, which also calibrate."""
 
     net: nn.Module
     float32: object
     holdout: Split
     path: object
+    train: Split | None = None
 
     def written(self, max_int8_loss: float | None, calibration_images: int = 4) -> dict:
         export = ExportParams(opset=18, calibration_images=calibration_images, max_int8_loss=max_int8_loss)
-        return write_int8_within(self.path, self.float32, self.net, HEADER, self.holdout, export, 1)
+        train = self.holdout if self.train is None else self.train
+        return write_int8_within(self.path, self.float32, self.net, HEADER, train, self.holdout, export, 1)
 
 
 @pytest.fixture
@@ -123,6 +125,15 @@ def test_first_try_within_the_bound_is_the_plain_file(make_case):
     plain = case.path.with_name("plain.onnx")
     write_int8(plain, case.net, HEADER, 18, case.holdout.images[[1, 3, 5, 7]])
     assert case.path.read_bytes() == plain.read_bytes()
+
+
+def test_ranges_are_those_of_train_frames(make_case):
+    case = make_case(centred(), frames())
+    darker = Split(case.holdout.images // 4, case.holdout.labels, case.holdout.names)
+    case._replace(train=darker).written(100.0)
+    of_train = case.path.with_name("train.onnx")
+    write_int8(of_train, case.net, HEADER, 18, darker.images[[1, 3, 5, 7]])
+    assert case.path.read_bytes() == of_train.read_bytes()
 
 
 def test_without_a_bound_nothing_is_measured(make_case):
