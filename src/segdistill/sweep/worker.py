@@ -75,9 +75,9 @@ def changed_inputs(stages: list[str], lock: dict[str, dict]) -> list[str]:
 
 def _will_run(stages: list[str]) -> bool:
     """Return whether DVC will run one of `stages`, and not only pull what it wrote."""
-    from dvc.repo import Repo
+    from dvc.repo import Repo, lock_repo
 
-    with Repo() as repo:
+    with Repo() as repo, lock_repo(repo):
         return any(stage.changed(allow_missing=True) for name in stages for stage in repo.stage.collect(name))
 
 
