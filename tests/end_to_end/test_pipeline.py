@@ -145,7 +145,7 @@ def test_the_commands_of_the_documents_work(done, name):
 
 
 def test_a_change_is_shown_beside_its_base(done):
-    """What CI writes into a pull request; the workspace holds an experiment of the documents."""
+    """Run what CI writes into a pull request; the workspace holds an experiment of the documents."""
     before, rows = done.call("git", "status", "--porcelain").stdout, len(done.mlflow_rows())
     called = done.call(sys.executable, "tools/pull_request.py", "--base", "HEAD")
     assert called.returncode == 0, called.stdout + called.stderr

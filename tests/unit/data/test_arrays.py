@@ -24,7 +24,7 @@ def saved(folder: Path, *shape: int) -> tuple[Path, np.ndarray]:
 
 
 def resident_kb(path: Path) -> int:
-    """How much of the file is in this process's memory."""
+    """Return how much of the file is in this process's memory."""
     text = Path("/proc/self/smaps").read_text()
     entry = re.search(rf"{re.escape(str(path))}\n(?:.*\n)*?Rss: +(\d+) kB", text)
     assert entry, f"{path} is not mapped"

@@ -62,7 +62,7 @@ def views_of(opened) -> np.ndarray:
 
 @torch.inference_mode()
 def backbone_output(images_BHW3: np.ndarray) -> np.ndarray:
-    """What the backbone of the teacher gives, float64 (B, s, t, F)."""
+    """Return what the backbone of the teacher gives, float64 (B, s, t, F)."""
     torch.manual_seed(0)
     net = build(ARCH, CLASSES).eval()
     return net.backbone(normalize(torch.from_numpy(images_BHW3)))[1].permute(0, 2, 3, 1).double().numpy()

@@ -52,7 +52,7 @@ def output_and_gradients(out, x, weight):
 
 
 def is_padded_or_dilated_by_torch(grad_fn):
-    """Whether the graph that ends in `grad_fn` holds a convolution of torch that pads."""
+    """Return whether the graph that ends in `grad_fn` holds a convolution of torch that pads."""
     if grad_fn is None:
         return False
     if any(getattr(grad_fn, "_saved_padding", ())):

@@ -41,7 +41,7 @@ def frames_csv(kind: str) -> list[dict]:
 
 
 def stored(kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """What is stored, float32 (N, M, h, w, C), and the label in the middle of each cell, by slicing (N, M, h, w)."""
+    """Return what is stored, float32 (N, M, h, w, C), and the label in each cell's middle, by slicing (N, M, h, w)."""
     params, data = params_of(), PreparedData.open()
     stride = params.teacher_logits.stride
     logits = np.load(f"data/teacher_logits/{kind}/logits-00000.npy")

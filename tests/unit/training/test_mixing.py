@@ -39,7 +39,7 @@ def labels_of(batch=BATCH, size_px=(32, 48), seed=0) -> np.ndarray:
 
 
 def pasted(mixer: Mixer, step: int, labels: np.ndarray) -> np.ndarray:
-    """Which pixels each crop gets from the next one."""
+    """Return which pixels each crop gets from the next one."""
     return mixer.paste(step, np.zeros((*labels.shape, 3), np.uint8), labels.copy()).pasted.numpy()
 
 
