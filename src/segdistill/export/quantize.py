@@ -57,6 +57,7 @@ class Quantizer:
             self.model = load_model_with_shape_infer(simplified)
             self._calibrator = create_calibrator(simplified, QUANTISED, augmented_model_path=str(observed))
         self.ranges: Ranges = {}
+        self._rounded: dict[str, onnx.TensorProto] = {}
 
     def calibrate(self, images: np.ndarray) -> None:
         """Widen the ranges to those of `images` uint8 (N, H, W, 3), run one at a time."""
@@ -94,7 +95,7 @@ class Quantizer:
         only = list(only)
         model = copy.deepcopy(self.model)
         names = only or [node.name for node in model.graph.node]
-        round_weights(model.graph, set(names) - excluded)
+        round_weights(model.graph, set(names) - excluded, self._rounded)
         with _without_advice():
             quantizer = QDQQuantizer(
                 model,

@@ -19,15 +19,20 @@ from onnx import numpy_helper
 MAX_WEIGHT = 64  # in steps: of weights of 7 bits, see `quantize`
 
 
-def round_weights(graph: onnx.GraphProto, names: Collection[str]) -> None:
-    """Move the weights of the convolutions `names` to the steps of int8, in place; the quantiser leaves them there."""
+def round_weights(graph: onnx.GraphProto, names: Collection[str], rounded: dict[str, onnx.TensorProto]) -> None:
+    """Move the weights of the convolutions `names` to the steps of int8, in place; the quantiser leaves them there.
+
+    Args:
+        rounded: what earlier calls rounded of this network, by name of the convolution; gets what this one rounds.
+    """
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Conv" and node.name in names and node.input[1] in constants:
-            weights_OIhw = numpy_helper.to_array(constants[node.input[1]])
-            rounded = numpy_helper.from_array(keep_sums(weights_OIhw), f"{node.name}.rounded_weight")
-            graph.initializer.append(rounded)
-            node.input[1] = rounded.name
+            if node.name not in rounded:
+                weights_OIhw = numpy_helper.to_array(constants[node.input[1]])
+                rounded[node.name] = numpy_helper.from_array(keep_sums(weights_OIhw), f"{node.name}.rounded_weight")
+            graph.initializer.append(rounded[node.name])
+            node.input[1] = rounded[node.name].name
     read = {name for node in graph.node for name in node.input}
     for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
         graph.initializer.remove(tensor)

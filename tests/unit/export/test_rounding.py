@@ -10,6 +10,7 @@ from onnx import numpy_helper
 from torch import nn
 from torch.nn import functional as F
 
+from segdistill.export import rounding
 from segdistill.export.onnx_file import quantizer_of
 from segdistill.export.rounding import MAX_WEIGHT, keep_sums
 
@@ -112,6 +113,23 @@ def test_file_has_the_rounded_weights(quantizer):
     for node in (first, second):
         expected = keep_sums(constant(quantizer.model.graph, node.input[1]))
         np.testing.assert_allclose(found[node.name], expected, atol=1e-6)
+
+
+def test_weights_are_rounded_once_for_all_gates(quantizer, monkeypatch):
+    first, second, _ = convolutions(quantizer.model.graph)
+    shapes = []
+
+    def counted(weights_OIhw):
+        shapes.append(weights_OIhw.shape)
+        return keep_sums(weights_OIhw)
+
+    monkeypatch.setattr(rounding, "keep_sums", counted)
+    gates = [{}, {"float_nodes": [first]}, {"only": [second]}, {}]
+    models = [quantizer.quantised(**gate).SerializeToString() for gate in gates]
+    assert len(shapes) == 2
+    for gate, model in zip(gates, models, strict=True):
+        quantizer._rounded.clear()
+        assert quantizer.quantised(**gate).SerializeToString() == model
 
 
 def test_layers_in_float_keep_their_weights(quantizer):
