@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +10,6 @@ from segdistill.core.files import read_json
 from segdistill.core.log import logger
 from segdistill.params.model import Params
 from segdistill.paths import METRICS, run_metrics
-
-PLACES = {"val": (), "the unseen drives": ("unseen",)}  # and where a metrics file has their mIoU
 
 
 class Weaker(NamedTuple):
@@ -43,24 +40,19 @@ def weaker_than_controls(params: Params, metrics: Path, teacher_sha256: str, dat
     teacher = _metrics_of(metrics / "teacher.json", data_fingerprint)
     if teacher.get("weights_sha256") != teacher_sha256:  # of another teacher than that of the logits
         return []
+    controls = {}
+    for name in params.students():
+        if params.student(name).teacher == "none":
+            finetuned, distilled = (run_metrics(name, metrics) / file for file in ("finetune.json", "distill.json"))
+            last = _metrics_of(finetuned, data_fingerprint) or _metrics_of(distilled, data_fingerprint)
+            controls[name] = _mean_ious(last)
     found = []
-    for place, path in PLACES.items():
-        scores = {name: _mean_iou(own, path) for name, own in _controls(params, metrics, data_fingerprint)}
-        known = {name: score for name, score in scores.items() if score is not None}
-        of_teacher, strongest = _mean_iou(teacher, path), max(known, key=lambda name: known[name], default=None)
+    for place, of_teacher in _mean_ious(teacher).items():
+        known = {name: score for name, own in controls.items() if (score := own[place]) is not None}
+        strongest = max(known, key=lambda name: known[name], default=None)
         if of_teacher is not None and strongest is not None and known[strongest] >= of_teacher:
             found.append(Weaker(strongest, place, known[strongest], of_teacher))
     return found
-
-
-def _controls(params: Params, metrics: Path, data_fingerprint: str) -> Iterator[tuple[str, dict]]:
-    """Yield each control that was trained, with its last metrics."""
-    for name in params.students():
-        if params.student(name).teacher == "none":
-            folder = run_metrics(name, metrics)
-            files = (_metrics_of(folder / file, data_fingerprint) for file in ("finetune.json", "distill.json"))
-            if own := next(filter(None, files), None):
-                yield name, own
 
 
 def _metrics_of(path: Path, data_fingerprint: str) -> dict[str, Any]:
@@ -72,8 +64,6 @@ def _metrics_of(path: Path, data_fingerprint: str) -> dict[str, Any]:
     return found if found.get("data_fingerprint") == data_fingerprint else {}
 
 
-def _mean_iou(metrics: dict[str, Any], path: tuple[str, ...]) -> float | None:
-    found: Any = metrics
-    for key in (*path, "mean_iou"):
-        found = found.get(key) if isinstance(found, dict) else None
-    return found if isinstance(found, float) else None
+def _mean_ious(metrics: dict[str, Any]) -> dict[str, float | None]:
+    """Return the mIoU by place; None where a metrics file has none."""
+    return {"val": metrics.get("mean_iou"), "the unseen drives": metrics.get("unseen", {}).get("mean_iou")}

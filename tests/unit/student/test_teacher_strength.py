@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from segdistill.core.files import read_json, write_json
+from segdistill.student import teacher_strength
 from segdistill.student.run import distill
 from segdistill.student.teacher_strength import Weaker, weaker_than_controls
 from support.tiny_city import tinier_params
@@ -62,6 +63,20 @@ def test_metrics_of_another_teacher_or_damaged_ones_say_nothing(tmp_path):
     assert not weaker_than_controls(params, tmp_path, "other", "d")
     (tmp_path / "runs" / "vanilla" / "distill.json").write_text("{")
     assert not weaker_than_controls(params, tmp_path, "t", "d")
+
+
+def test_each_file_of_a_control_is_read_once(tmp_path, monkeypatch):
+    metrics_of(tmp_path, {"vanilla/finetune.json": {"mean_iou": 0.45, "unseen": {"mean_iou": 0.36}}})
+    paths = []
+
+    def counted(path):
+        paths.append(path)
+        return read_json(path)
+
+    monkeypatch.setattr(teacher_strength, "read_json", counted)
+    found = weaker_than_controls(params_of(), tmp_path, "t", "d")
+    assert [one.place for one in found] == ["val", "the unseen drives"]
+    assert len(paths) == len(set(paths))
 
 
 def test_the_warning_comes_before_the_training_and_changes_no_result(city, tmp_path, monkeypatch, capsys):
