@@ -1,4 +1,4 @@
-"""Export a finetuned student as float32 and int8 ONNX files, and compare each with torch on val."""
+"""Export a finetuned student as float32 and int8 ONNX files, and score each on val, int8 on the unseen drives too."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from segdistill.core.files import write_json
 from segdistill.core.provenance import file_sha256
-from segdistill.data.prepared import PreparedData
+from segdistill.data.prepared import PreparedData, Split
 from segdistill.export.gates import write_int8_within
 from segdistill.export.onnx_file import OnnxPredictor, write_float32
 from segdistill.formats.header import Header
@@ -23,9 +23,10 @@ from segdistill.scoring.record import ClassMapArchive, metrics_on_disk
 
 
 def export_run(params: Params, run: str, models: Path = MODELS, metrics: Path = METRICS) -> None:
-    """Write student.onnx and student.int8.onnx of `run`, and their metrics on val to metrics/runs/RUN/export.json.
+    """Write student.onnx and student.int8.onnx of `run`, and their metrics to metrics/runs/RUN/export.json.
 
-    What is chosen about the int8 file is chosen on the holdout, never on val, which the metrics are about.
+    The metrics are on val, those of int8 on the unseen drives too. What is chosen about the int8 file is chosen on the
+    holdout, never on these.
     """
     data, export, folder = PreparedData.open(), params.export_params(run), run_models(run, models)
     settings, weights = params.distill_settings(run), folder / FINETUNED
@@ -41,10 +42,14 @@ def export_run(params: Params, run: str, models: Path = MODELS, metrics: Path = 
     )
     torch_predictor = TorchPredictor(net, compute)
 
-    def score(predictor: TorchPredictor | _ComparedWithTorch) -> dict:
+    def score(
+        predictor: TorchPredictor | OnnxPredictor | _ComparedWithTorch,
+        split: Split,
+        teacher_classes: ClassMapArchive | None = None,
+    ) -> dict:
         evaluation = evaluate(
             predictor,
-            data.val,
+            split,
             len(data.table),
             params.evaluation.batch_size,
             loss=LabelLoss.of(settings),
@@ -52,10 +57,14 @@ def export_run(params: Params, run: str, models: Path = MODELS, metrics: Path = 
         )
         return metrics_on_disk(evaluation.metrics, data.table.names)
 
-    rows = {"torch": score(torch_predictor)}
+    rows = {"torch": score(torch_predictor, data.val, teacher_classes)}
     for precision, file in files.items():
         compared = _ComparedWithTorch(OnnxPredictor(file, compute.threads), torch_predictor)
-        rows[precision] = score(compared) | compared.metrics() | {"bytes": file.stat().st_size}
+        scores = score(compared, data.val, teacher_classes)
+        rows[precision] = scores | compared.metrics() | {"bytes": file.stat().st_size}
+    if data.unseen is not None:
+        # float32 names the classes of torch, which finetune.json has the metrics of. int8 names its own.
+        rows["int8"]["unseen"] = score(OnnxPredictor(files["int8"], compute.threads), data.unseen)
     write_json(run_metrics(run, metrics) / "export.json", rows | {"quantisation": quantisation})
 
 

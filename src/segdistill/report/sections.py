@@ -11,7 +11,16 @@ import yaml
 from segdistill.core.provenance import git_revision
 from segdistill.params.model import DistillParams, TeacherParams
 from segdistill.report.charts import Matrix
-from segdistill.report.words import both_as, file_like, finetuning_lost, signed, spaced, teacher_times, with_interval
+from segdistill.report.words import (
+    both_as,
+    file_like,
+    finetuning_lost,
+    on_unseen,
+    signed,
+    spaced,
+    teacher_times,
+    with_interval,
+)
 from segdistill.results.row import CONTROL, GAIN, MISSING, TEACHER, UNSEEN_GAIN, Metric
 from segdistill.results.summary import Summary
 
@@ -181,6 +190,7 @@ def tiles(summary: Summary) -> list[Tile]:
             against += ", which has another recipe"
         else:
             against += "; one seed cannot tell this from chance" if gain is None or gain.low is None else ""
+    against = "; ".join(filter(None, [against, on_unseen(champion, row)]))
     found = [Tile(f"val mIoU, {champion.precision} ONNX", f"{champion.score:.1%}", against)]
 
     if champion.p50_ms is not None:

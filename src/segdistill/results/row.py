@@ -179,6 +179,14 @@ class Row:
         "export.int8.mean_iou",
         better=max,
     )
+    int8_unseen_mean_iou: float | None = metric(
+        "mIoU int8 unseen",
+        ".2%",
+        "mIoU of the int8 ONNX file on the drives that are in no other split",
+        "export.int8.unseen.mean_iou",
+        better=max,
+        optional=True,
+    )
     float32_mb: float | None = metric(
         "MB float32",
         ".2f",

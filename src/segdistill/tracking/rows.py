@@ -22,7 +22,13 @@ CURVE = "curve"
 COLOUR_TAG, NOTE_TAG = "mlflow.runColor", "mlflow.note.content"
 _STEP_IMAGE = re.compile(r"(\d+)_step_(\d+)\.png")
 # The group of MLflow's metrics by the source of a declared one; those of a latency are named after the engine.
-_GROUPS = {"finished": "val", "distill": "distilled", "export.float32": "onnx_float32", "export.int8": "onnx_int8"}
+_GROUPS = {
+    "finished": "val",
+    "distill": "distilled",
+    "export.float32": "onnx_float32",
+    "export.int8": "onnx_int8",
+    "export.int8.unseen": "onnx_int8/unseen",
+}
 # Other units and sums of the latencies that are logged: MLflow draws a chart of every metric.
 _NOT_LOGGED = ("s_per_image", "torch_total_ms", "onnx_total_ms")
 

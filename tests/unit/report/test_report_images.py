@@ -144,6 +144,8 @@ def test_tiles_compare_each_number_with_another(summary: Summary) -> None:
             "which has 72.0%, not quantized; the same class on 90% of pixels",
         ),
     ]
+    scored = of_rows([replace(row, int8_unseen_mean_iou=0.4) for row in summary.rows], {})
+    assert tiles(scored)[0].against.endswith("; one seed cannot tell this from chance; mIoU 40.0% on the unseen drives")
     blank = {"onnx_int8_p50_ms": None, "onnx_float32_p50_ms": None}
     untimed = tiles(of_rows([replace(row, **blank) for row in summary.rows], {}))
     assert not any(tile.number.endswith("ms") for tile in untimed)

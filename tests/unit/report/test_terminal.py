@@ -60,6 +60,10 @@ def test_unseen_drives_have_columns_where_there_are_any(sweep: Summary) -> None:
     found = of_rows(rows, sweep.benchmark)
     assert "| mIoU unseen | Δ unseen |" in markdown(found)
     assert "| Δ unseen | 95% interval |" in markdown(found, group=True)
+    assert "mIoU int8 unseen" not in markdown(found), "export.json of an earlier build has no such metric"
+    scored = of_rows([replace(row, int8_unseen_mean_iou=0.29) for row in rows], sweep.benchmark)
+    assert "| mIoU int8 | mIoU int8 unseen |" in markdown(scored)
+    assert "| 29.00% |" in markdown(scored)
     assert names(markdown(found, sort="unseen_gain_over_vanilla", group=True))[0] == "up"
 
 

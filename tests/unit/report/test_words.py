@@ -95,6 +95,16 @@ def test_one_unseen_drive_is_named_as_one() -> None:
     assert "The claim rests on one unseen drive, so this says nothing about other places" in text
 
 
+def test_file_to_ship_has_its_own_mean_iou_on_the_unseen_drives() -> None:
+    rows = [one("vanilla", 0.5, 0.5, role="control"), one("a03", 0.6, 0.6, int8_unseen_mean_iou=0.382)]
+    expected = "models/runs/a03/student.int8.onnx: val mIoU 60.0%, mIoU 38.2% on the unseen drives, 5.0 ms per image"
+    assert expected in text_of(of_rows(rows, {}))
+    assert "unseen" not in text_of(of_rows([rows[0], replace(rows[1], int8_unseen_mean_iou=None)], {}))
+    as_float32 = replace(rows[1], onnx_int8_p50_ms=20.0, unseen_mean_iou=0.39)
+    text = text_of(of_rows([rows[0], as_float32], {}))
+    assert "student.onnx: val mIoU 60.0%, 10.0 ms per image" in text
+
+
 def test_intervals_name_the_stretches_that_they_cover() -> None:
     gain = Gain(0.02, seeds=3, groups=10, low=0.01, high=0.03)
     one = covered(gain, 1, "All val frames are of one drive", "drives")

@@ -139,6 +139,19 @@ def test_summary_files_are_flat_and_complete(metrics: Path) -> None:
     assert before == ((metrics / "summary.csv").read_bytes(), (metrics / "summary.json").read_bytes())
 
 
+def test_int8_file_has_its_own_mean_iou_on_the_unseen_drives(metrics: Path) -> None:
+    file = metrics / "runs" / "a03" / "export.json"
+    exported = json.loads(file.read_text())
+    exported["int8"]["unseen"] = {"mean_iou": 0.38}
+    file.write_text(json.dumps(exported))
+    summary = summarise(sweep_params(), metrics)
+    write_summary(summary, metrics)
+    assert {row.run: row.int8_unseen_mean_iou for row in summary.runs} == {"vanilla": None, "a03": 0.38, "light": None}
+    written = json.loads((metrics / "summary.json").read_text())["runs"]
+    assert written["a03"]["int8_unseen_mean_iou"] == 0.38
+    assert "int8_unseen_mean_iou" not in written["vanilla"]
+
+
 def test_optional_columns_appear_where_a_model_has_them(metrics: Path) -> None:
     timed = BENCHMARK["networks"]["small_os16"] | {"openvino_int8": BENCHMARK["networks"]["small_os16"]["onnx_int8"]}
     networks = BENCHMARK["networks"] | {"small_os16": timed}

@@ -17,6 +17,7 @@ from segdistill.core.errors import UserError
 from segdistill.core.files import read_json
 from segdistill.core.provenance import file_sha256
 from segdistill.data.prepared import PreparedData
+from segdistill.export.onnx_file import OnnxPredictor
 from segdistill.export.run import export_run
 from segdistill.nets.device import TorchPredictor, device_of
 from segdistill.nets.weights import load_net
@@ -186,6 +187,16 @@ def test_finished_models_are_scored_on_unseen_drives_too(tmp_path, monkeypatch):
     assert "unseen" not in read_json("metrics/runs/vanilla/distill.json")
     assert read_json("metrics/teacher.json")["unseen_groups"] == 1
 
+    export_run(params, "vanilla")
+    exported = read_json("metrics/runs/vanilla/export.json")
+    file = OnnxPredictor("models/runs/vanilla/student.int8.onnx", 1)
+    expected = evaluate(file, data.unseen, len(data.table), 1).metrics
+    found = exported["int8"]["unseen"]
+    assert found.keys() == read_json("metrics/runs/vanilla/finetune.json")["unseen"].keys()
+    assert (found["mean_iou"], found["overall_acc"]) == pytest.approx((expected["mean_iou"], expected["overall_acc"]))
+    assert found["mean_iou"] != exported["int8"]["mean_iou"]
+    assert not {"torch", "float32"} & {name for name, row in exported.items() if "unseen" in row}
+
 
 def test_finetune_continues_from_the_distilled_student(here):
     distill(params_of(), "views")
@@ -230,6 +241,7 @@ def test_export_scores_every_file_and_its_agreement_with_the_teacher(here, preci
     for kind, name in (("float32", "student.onnx"), ("int8", "student.int8.onnx")):
         assert rows[kind]["bytes"] == Path(f"models/runs/vanilla/{name}").stat().st_size
         assert 0 <= rows[kind]["teacher_agreement"] <= 1
+    assert "unseen" not in rows["int8"]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from urllib.parse import parse_qs
 
 import pytest
 
+from segdistill.core.files import read_json
 from segdistill.params.read import load_params
 from segdistill.tracking.mlflow import track
 from segdistill.tracking.rows import row_of, rows_on_disk
@@ -195,6 +196,17 @@ def test_runs_that_the_sweep_has_lost_are_no_longer_current(home):
     assert runs_in()["a03-lr01"][0].data.metrics["val/mean_iou"] == 0.3, "it is old, and there"
     track(write_params(RUNS), Path("metrics"))
     assert current() == {"teacher", *RUNS}
+
+
+def test_metrics_on_the_unseen_drives_have_names_of_their_own(home):
+    write(Path("metrics/runs/vanilla/finetune.json"), METRICS | {"unseen": {"mean_iou": 0.25}})
+    exported = read_json("metrics/runs/vanilla/export.json")
+    exported["int8"]["unseen"] = {"mean_iou": 0.24}
+    write(Path("metrics/runs/vanilla/export.json"), exported)
+    track(load_params(), Path("metrics"))
+    metrics = runs_in()["vanilla"][0].data.metrics
+    assert (metrics["unseen/mean_iou"], metrics["onnx_int8/unseen/mean_iou"]) == (0.25, 0.24)
+    assert (metrics["val/mean_iou"], metrics["onnx_int8/mean_iou"]) == (0.3, 0.29)
 
 
 def test_metrics_are_as_long_as_a_column_is_wide_and_counts_are_whole(home):
