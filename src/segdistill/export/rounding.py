@@ -29,8 +29,8 @@ def round_weights(graph: onnx.GraphProto, names: Collection[str], rounded: dict[
     for node in graph.node:
         if node.op_type == "Conv" and node.name in names and node.input[1] in constants:
             if node.name not in rounded:
-                weights_OIhw = numpy_helper.to_array(constants[node.input[1]])
-                rounded[node.name] = numpy_helper.from_array(keep_sums(weights_OIhw), f"{node.name}.rounded_weight")
+                weights = numpy_helper.to_array(constants[node.input[1]])
+                rounded[node.name] = numpy_helper.from_array(keep_sums(weights), f"{node.name}.rounded_weight")
             graph.initializer.append(rounded[node.name])
             node.input[1] = rounded[node.name].name
     read = {name for node in graph.node for name in node.input}
@@ -38,14 +38,18 @@ def round_weights(graph: onnx.GraphProto, names: Collection[str], rounded: dict[
         graph.initializer.remove(tensor)
 
 
-def keep_sums(weights_OIhw: np.ndarray) -> np.ndarray:
+def keep_sums(weights: np.ndarray) -> np.ndarray:
     """Return the weights rounded to one of the two steps around each, so that their errors add up to little.
 
     The scale is symmetric, one per output channel: the largest weight is MAX_WEIGHT steps, and stays.
+
+    Args:
+        weights: float32 (O, I, ...), of a convolution of any number of dimensions.
     """
-    largest = np.abs(weights_OIhw).max(axis=(1, 2, 3))[:, None, None]
-    step_O11 = np.where(largest > 0, largest, 1).astype(np.float64) / MAX_WEIGHT
-    exact_OIK = weights_OIhw.reshape(*weights_OIhw.shape[:2], -1) / step_O11
+    weights_OIK = weights.reshape(*weights.shape[:2], -1)
+    largest_O11 = np.abs(weights_OIK).max(axis=(1, 2), keepdims=True)
+    step_O11 = np.where(largest_O11 > 0, largest_O11, 1).astype(np.float64) / MAX_WEIGHT
+    exact_OIK = weights_OIK / step_O11
     steps_OIK = np.round(exact_OIK)
     # A sum of errors takes as many weights the other way as it has whole steps: those with the largest errors of its
     # own sign, which gain the least error by it. First in each kernel, then one weight in some kernels of a channel.
@@ -59,9 +63,9 @@ def keep_sums(weights_OIhw: np.ndarray) -> np.ndarray:
     sums_O11 = sums_OI1.sum(1, keepdims=True)
     sign_O11 = np.sign(sums_O11)
     kernels_OI1 = _largest(sums_OI1 * sign_O11, np.abs(sums_O11), axis=1)
-    weights_OIK = _largest(errors_OIK * sign_O11, np.ones_like(sums_OI1), axis=2)
-    steps_OIK -= sign_O11 * (kernels_OI1 & weights_OIK)
-    return (steps_OIK * step_O11).reshape(weights_OIhw.shape).astype(np.float32)
+    is_chosen_OIK = _largest(errors_OIK * sign_O11, np.ones_like(sums_OI1), axis=2)
+    steps_OIK -= sign_O11 * (kernels_OI1 & is_chosen_OIK)
+    return (steps_OIK * step_O11).reshape(weights.shape).astype(np.float32)
 
 
 def _largest(values: np.ndarray, counts: np.ndarray, axis: int) -> np.ndarray:

@@ -141,3 +141,28 @@ def test_layers_in_float_keep_their_weights(quantizer):
         assert set(stored_weights(model)) == {first.name, second.name} - {float_layer.name}
         kept = constant(model.graph, convolutions(model.graph)[float_layer.name].input[1])
         np.testing.assert_array_equal(kept, constant(quantizer.model.graph, float_layer.input[1]))
+
+
+class ChannelAttention(nn.Module):
+    """Weigh the channels by a convolution over them, which has one dimension (ECA)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.last = (
+            nn.Conv2d(3, CHANNELS, 4, 4),
+            nn.Conv1d(1, 1, 3, padding=1),
+            nn.Conv2d(8, 5, 1),
+        )
+
+    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.stem(images_BCHW))
+        return self.last(x * self.conv(x.mean((2, 3))[:, None]).sigmoid().transpose(1, 2)[..., None])
+
+
+def test_a_convolution_of_one_dimension_is_rounded_as_one_of_two():
+    weights = np.random.default_rng(3).normal(size=(16, 8, 3)).astype(np.float32)
+    np.testing.assert_array_equal(keep_sums(weights), keep_sums(weights[:, :, None])[:, :, 0])
+    quantizer = quantizer_of(ChannelAttention().eval(), 18, FRAME_PX)
+    quantizer.calibrate(np.zeros((1, *FRAME_PX, 3), np.uint8))
+    stored = [numpy_helper.to_array(tensor) for tensor in quantizer.quantised().graph.initializer]
+    assert any(one.dtype == np.int8 and one.shape == (1, 1, 3) for one in stored)
