@@ -21,7 +21,7 @@ from segdistill.core.files import atomic_file
 from segdistill.core.log import logger
 from segdistill.formats.header import KEY, Header, read_header
 from segdistill.nets.registry import build_uninitialized, network_module
-from segdistill.params.archs import split_network
+from segdistill.params.archs import network_file, split_network
 
 # Where training scripts put the state dict in what they save, in order of preference: the weights that were trained
 # before their moving average, because the metrics that a script prints are usually those of the former.
@@ -84,6 +84,30 @@ def read_weights(file: str | Path, params_path: str) -> dict[str, Tensor]:
     if not file.is_file():
         raise UserError(f"{params_path}: found {str(file)!r}; no such file")
     return read_state(file) if file.suffix.lower() == ".safetensors" else read_torch_checkpoint(file)
+
+
+def check_rebuilds(net: nn.Module, network: str, classes: int, output_stride: int) -> None:
+    """Raise a UserError where a second network with the weights of `net` is another one than `net`.
+
+    Each stage builds the network anew from its weights file. What the file of a network draws or keeps outside of its
+    state_dict would be other values then, and the metrics those of a network that was never trained.
+    """
+    file, image = network_file(split_network(network)[0]), torch.linspace(-2, 2, 3 * 64 * 64).view(1, 3, 64, 64)
+    needed = "needed is one whose parameters and buffers hold all that it draws (register_buffer, persistent)"
+    try:
+        second = build_uninitialized(network, classes, output_stride)
+        load_state(second, net.state_dict(), source=file)
+        mode = net.training
+        with torch.no_grad():
+            first_logits, second_logits = net.eval()(image), second.eval()(image)
+        net.train(mode)
+    except Exception as error:  # the file may be the user's own, and hold anything
+        cause = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{file}: cannot be built from its weights ({type(error).__name__}: {cause}); {needed}"
+        ) from error
+    if not torch.allclose(first_logits, second_logits, rtol=0, atol=0, equal_nan=True):
+        raise UserError(f"{file}: two networks of the same weights give different logits; {needed}")
 
 
 class _Ignored:

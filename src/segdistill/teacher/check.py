@@ -20,7 +20,7 @@ from segdistill.formats.curve import write_curve
 from segdistill.formats.header import Header, header_if_any
 from segdistill.nets.device import device_of
 from segdistill.nets.registry import build_of_params, build_uninitialized
-from segdistill.nets.weights import check_values, load_state, read_weights
+from segdistill.nets.weights import check_rebuilds, check_values, load_state, read_weights
 from segdistill.parallel import ranks
 from segdistill.params.model import Params, is_onnx
 from segdistill.paths import CHECKPOINTS, METRICS, MODELS, VAL_CLASSES
@@ -175,6 +175,7 @@ def _given_member(params: Params, table: ClassTable, file: str) -> TorchMember |
     net = build_uninitialized(arch, len(table), output_stride)
     load_state(net, state, source=file)
     check_values(state, source=file)
+    check_rebuilds(net, arch, len(table), output_stride)
     return TorchMember(net, _header(params, table, arch, output_stride))
 
 

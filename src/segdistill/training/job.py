@@ -21,7 +21,14 @@ from segdistill.data.sampling import BatchSampler, ViewSpec, generator
 from segdistill.data.teacher_cache import TeacherCache
 from segdistill.nets.device import Compute, device_of
 from segdistill.nets.registry import build_of_params, check_logits
-from segdistill.nets.weights import check_values, imagenet_backbone_state, load_initial, load_state, read_weights
+from segdistill.nets.weights import (
+    check_rebuilds,
+    check_values,
+    imagenet_backbone_state,
+    load_initial,
+    load_state,
+    read_weights,
+)
 from segdistill.parallel import ranks
 from segdistill.params.model import Params, TrainingParams, TrainingSettings
 from segdistill.scoring.label_losses import inverse_log_weights
@@ -169,6 +176,7 @@ def initial_net(arch: str, classes: int, settings: TrainingParams, seed: int, pa
     torch.manual_seed(int(generator(seed, "initial weights").integers(2**63)))
     net = build_of_params(params_path.removesuffix(".init"), arch, classes, settings.output_stride)
     check_logits(net, arch, classes)
+    check_rebuilds(net, arch, classes, settings.output_stride)
     if settings.init == "imagenet":
         try:
             state = imagenet_backbone_state(arch)

@@ -113,6 +113,34 @@ def test_what_is_no_logits_is_refused_before_a_training(add, name, monkeypatch):
         initial_net("mine", 5, settings_of(), 0, "runs.one.init")
 
 
+DRAWN = (
+    "import torch\nfrom torch import nn\nNATIVE_STRIDE = 4\nclass Mine(nn.Module):\n    def __init__(self, classes):\n"
+    "        super().__init__()\n        self.conv = nn.Conv2d(3, classes, 1)\n        {}\n"
+    "    def forward(self, x):\n        return self.conv(x * self.scale)\n"
+    "def build(classes, output_stride):\n    return Mine(classes)\n"
+)
+OUTSIDE = {
+    "a drawn tensor": "self.scale = torch.rand(3, 1, 1)",
+    "a drawn buffer that is not saved": "self.register_buffer('scale', torch.rand(3, 1, 1), persistent=False)",
+    "one drawn in place": "self.register_buffer('scale', torch.ones(3, 1, 1).uniform_(), persistent=False)",
+    "layers without a shape": "self.scale, self.lazy = 1, nn.LazyConv2d(3, 1)",
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_network_that_its_weights_do_not_make_again_is_refused_before_a_training(add, name):
+    add("mine", DRAWN.format(OUTSIDE[name]))
+    with pytest.raises(
+        UserError, match=r"mine\.py: .*; needed is one whose parameters and buffers hold all that it draws"
+    ):
+        initial_net("mine", 5, settings_of(), 0, "runs.one.init")
+
+
+def test_drawn_buffers_that_are_saved_are_allowed(add):
+    add("mine", DRAWN.format("self.register_buffer('scale', torch.rand(3, 1, 1))"))
+    assert initial_net("mine", 5, settings_of(), 0, "runs.one.init").training
+
+
 def test_features_behind_the_logits_are_refused(add):
     method = (
         "    def features_and_logits(self, x):\n        return self.classifier(self.backbone(x)), self.backbone(x)\n"
