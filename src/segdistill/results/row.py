@@ -345,7 +345,10 @@ def setting_columns(settings: Mapping[str, Any], finetune_steps: int) -> dict[st
 
 def row_key(params: Params, run: str, data_fingerprint: str) -> str:
     """Return a hash of everything that `run` was computed from: equal keys are the same experiment."""
-    return settings_hash(run, *_computed_from(params, run, data_fingerprint))
+    computed_from = _computed_from(params, run, data_fingerprint)
+    if params.seed_of(run) != params.seed:  # the global seed draws the views and trains the teacher all the same
+        computed_from.append({"global seed": params.seed})
+    return settings_hash(run, *computed_from)
 
 
 def setting_key(params: Params, run: str, data_fingerprint: str) -> str:
@@ -370,4 +373,7 @@ def _computed_from(params: Params, run: str, data_fingerprint: str) -> list:
     if settings.teacher != "none":
         computed_from += [params.teacher, params.teacher_logits]
     # Without defaults, so that a key that a later version adds changes no row.
-    return [*(section.model_dump(mode="json", exclude_defaults=True) for section in computed_from), data_fingerprint]
+    facts: list = [section.model_dump(mode="json", exclude_defaults=True) for section in computed_from]
+    if settings.teacher == "none":  # a control draws its crops from the same views
+        facts.append(params.teacher_logits.model_dump(mode="json", include={"views", "stride"}))
+    return [*facts, data_fingerprint]

@@ -178,9 +178,19 @@ def test_row_key_changes_with_everything_a_run_depends_on() -> None:
     assert key(teacher_logits={"views": 3}) != key()
     # A default that is written out is no other experiment.
     assert key(distill={"ema_decay": 0.0}) == key() != key(distill={"ema_decay": 0.9})
-    # A control knows no teacher, and no run knows how the models were timed.
-    assert key("vanilla", teacher={"steps": 99}, teacher_logits={"views": 3}) == key("vanilla")
+    # A control knows no teacher but draws its crops from the same views, and no run knows how the models were timed.
+    assert key("vanilla", teacher={"steps": 99}, teacher_logits={"dtype": "float32"}) == key("vanilla")
+    for other in ({"views": 3}, {"stride": 8}):
+        assert key("vanilla", teacher_logits=other) != key("vanilla")
     assert key(benchmark={"frames": 99}) == key()
+
+
+def test_row_key_of_a_repetition_knows_the_global_seed() -> None:
+    params = sweep_params().model_copy(update={"seeds": (1,)})
+    other = params.model_copy(update={"seed": params.seed + 7})
+    for run in ("vanilla-1", "a03-1"):  # it draws the views, and trains the teacher
+        assert row_key(params, run, "d") != row_key(other, run, "d")
+        assert setting_key(params, run, "d") == setting_key(params, params.run_of(run), "d")
 
 
 def test_run_with_both_weights_has_them_in_place_of_alpha(metrics: Path) -> None:
