@@ -163,8 +163,9 @@ def summarise(params: Params, metrics: Path, *, check_stale: bool = True, comple
 
     colors, legend = {}, metrics / "images" / LEGEND
     if legend.is_file():
+        facts = _read(legend)
         try:
-            table = ClassTable.of_facts(read_json(legend))
+            table = ClassTable.of_facts(facts)
         except UserError as error:
             raise UserError(f"{legend}: {error}; dvc repro writes it again") from None
         colors = {class_key(name): color for name, color in zip(table.names, table.colors, strict=True)}
@@ -322,8 +323,8 @@ def _read(path: Path, missing: dict | None = None) -> dict:
         if missing is not None:
             return missing
         raise UserError(f"{path}: no such file; dvc repro writes it") from None
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); dvc repro writes it again") from None
+    except UserError as error:
+        raise UserError(f"{error}; dvc repro writes it again") from None
 
 
 def _record(folder: Path) -> ValRecord | None:

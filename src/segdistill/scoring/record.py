@@ -128,20 +128,28 @@ class ValRecord:
 
         Raises:
             FileNotFoundError: there is none.
+            UserError: a file of it is damaged.
         """
         self._thumbnails = folder / THUMBNAILS
-        header, *rows = _read_csv(folder / CONFUSION)
-        self.class_names = header[1:]
-        self.counts_CC = np.array([[int(cell) for cell in row[1:]] for row in rows], np.int64)
-        frames = _read_csv(folder / FRAMES)[1:]
-        self.frame_names = {int(index): name for index, name, _ in frames}
-        self.mean_iou = {int(index): float(iou) if iou else None for index, _, iou in frames}
-        self.group_counts = _group_counts(folder / GROUPS)
+        try:
+            header, *rows = _read_csv(folder / CONFUSION)
+            classes = len(header) - 1
+            counts = [[int(cell) for cell in row[1:]] for row in rows]
+            self.class_names, self.counts_CC = header[1:], np.array(counts, np.int64).reshape(classes, classes)
+            _, *frames = _read_csv(folder / FRAMES)
+            self.frame_names = {int(index): name for index, name, _ in frames}
+            self.mean_iou = {int(index): float(iou) if iou else None for index, _, iou in frames}
+            self.group_counts = _group_counts(folder / GROUPS, self.counts_CC)
+        except (ValueError, csv.Error) as error:
+            raise UserError(f"{folder}: no readable record of val ({error}); dvc repro writes it again") from None
 
     def image(self, index: int, kind: str) -> bytes:
         """Return the bytes of a thumbnail: PNG of "classes" and "truth", JPEG of "image"."""
-        with zipfile.ZipFile(self._thumbnails) as archive:
-            return archive.read(_image_name(index, kind))
+        try:
+            with zipfile.ZipFile(self._thumbnails) as archive:
+                return archive.read(_image_name(index, kind))
+        except zipfile.BadZipFile as error:
+            raise UserError(f"{self._thumbnails}: no readable zip ({error}); dvc repro writes it again") from None
 
     def classes(self, index: int, kind: str = "classes") -> np.ndarray:
         """Return a class map at the size of its thumbnail, uint8 (h, w)."""
@@ -149,13 +157,19 @@ class ValRecord:
             return np.asarray(image)
 
 
-def _group_counts(path: Path) -> dict[str, np.ndarray]:
+def _group_counts(path: Path, counts_CC: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the counts by group, which add up to those of all frames; none where an earlier version wrote no file."""
     if not path.is_file():
         return {}
     columns: dict[str, list[list[int]]] = {}
     for group, _, *counts in _read_csv(path)[1:]:
         columns.setdefault(group, []).append([int(count) for count in counts])
-    return {group: np.array(counts, np.int64).T for group, counts in columns.items()}
+    found = {group: np.array(counts, np.int64).T for group, counts in columns.items()}
+    # Of fewer groups an interval would be another one.
+    expected_3C = np.stack([counts_CC.diagonal(), counts_CC.sum(1), counts_CC.sum(0)])
+    if not np.array_equal(sum(found.values()), expected_3C):
+        raise ValueError(f"{path.name} does not add up to {CONFUSION}")
+    return found
 
 
 def _image_name(index: int, kind: str) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segdistill.core.errors import UserError
 from segdistill.formats.classes import ClassTable
 from segdistill.formats.thumbnails import WIDTH_PX
 from segdistill.scoring.record import ValRecord, ValRecorder, counted_groups, frame_mean_iou
@@ -95,6 +96,39 @@ def test_large_frames_are_reduced_and_classes_stay_exact(tmp_path: Path) -> None
         assert np.abs(np.asarray(image, int)[10, 10] - (200, 100, 50)).max() < 4
     with Image.open(io.BytesIO(record.image(0, "classes"))) as image:
         assert image.convert("RGB").getpixel((0, 0)) == (128, 64, 128)  # road, as Cityscapes paints it
+
+
+DAMAGED = {
+    "empty": ("confusion.csv", lambda text: ""),
+    "a class less": ("confusion.csv", lambda text: text[: text.rindex("sky")]),
+    "no number": ("confusion.csv", lambda text: text.replace(",0", ",zero")),
+    "no frame": ("frames.csv", lambda text: ""),
+    "half a line": ("frames.csv", lambda text: text + "2"),
+    "a group less": ("groups.csv", lambda text: text[: text.index("second")].rstrip('"')),
+    "no group": ("groups.csv", lambda text: ""),
+    "half a group": ("groups.csv", lambda text: text[: text.rindex("sky")]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_damaged_record_is_named(tmp_path: Path, damage: str) -> None:
+    recorder = recorder_of((8, 16))
+    recorder.add(1, class_map((8, 16), 1), np.eye(3, dtype=np.int64))
+    recorder.write(tmp_path / "val")
+    file, change = DAMAGED[damage]
+    path = tmp_path / "val" / file
+    assert change(path.read_text()) != path.read_text()
+    path.write_text(change(path.read_text()))
+    with pytest.raises(UserError, match=r"val: no readable record of val \(.*\); dvc repro writes it again"):
+        ValRecord(tmp_path / "val")
+
+
+def test_damaged_images_are_named(tmp_path: Path) -> None:
+    recorder_of((8, 16)).write(tmp_path / "val")
+    images = tmp_path / "val" / "thumbnails.zip"
+    images.write_bytes(images.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"thumbnails\.zip: no readable zip"):
+        ValRecord(tmp_path / "val").image(0, "classes")
 
 
 def test_missing_record_is_an_error(tmp_path: Path) -> None:
