@@ -311,7 +311,9 @@ class ExportParams(Section):
 
 class BenchmarkParams(Section):
     frames: Count = Field(description="timed rounds; in each, every network runs one frame on every backend, in turn")
-    size_px: SizePx | None = Field(description="[height, width] of the timed frames; null is the prepared size")
+    size_px: SizePx | None = Field(
+        description=f"[height, width] of the timed frames, from {MIN_PX}; null is the prepared size"
+    )
     warmup_frames: Count = Field(description="rounds before the timed ones that are not counted")
     threads: CountOrZero = Field(description="CPU threads of each model; 0 takes all cores")
     engines: Annotated[tuple[Literal["torch", "onnxruntime", "openvino"], ...], Field(min_length=1)] = Field(

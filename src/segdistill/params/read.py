@@ -153,6 +153,12 @@ def _cross_errors(params: Params) -> Iterator[str]:
         found = getattr(teacher, key)
         if isinstance(found, tuple) and (not found or len(set(found)) < len(found)):
             yield f"teacher.{key}: found {list(found)}; allowed are one or more, each once"
+    smallest_px = [round(side * min(teacher.scales, default=1.0)) for side in params.distill.crop_px]
+    if min(smallest_px) < MIN_PX <= min(params.distill.crop_px):
+        yield (
+            f"teacher.scales: found {list(teacher.scales)}; the teacher would see the crops of distill.crop_px at "
+            f"{smallest_px}, allowed are scales with at least {MIN_PX} pixels a side"
+        )
     if "online" in params.teacher_logits.kinds and not teacher.is_one_net:
         yield (
             f"teacher_logits.kinds: found online with the teacher {teacher.described}; online runs the teacher in "
@@ -178,6 +184,9 @@ def _cross_errors(params: Params) -> Iterator[str]:
             )
         if "views" not in params.teacher_logits.kinds:
             yield f"{found} with teacher_logits.kinds {list(params.teacher_logits.kinds)}; features are of views"
+    timed_px = params.benchmark.size_px
+    if timed_px is not None and min(timed_px) < MIN_PX:
+        yield f"benchmark.size_px: found {list(timed_px)}; at least {MIN_PX} pixels a side"
     if len(set(params.benchmark.engines)) < len(params.benchmark.engines):
         yield f"benchmark.engines: found {list(params.benchmark.engines)}; each engine at most once"
     yield from _network_errors("teacher", "arch", teacher.arch, teacher.backbone, teacher)

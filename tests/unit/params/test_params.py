@@ -203,6 +203,14 @@ ERRORS = {
         tiny_with_run("a: {alpha: 0.3, lr: 0.01, teacher: views, scale_range: [1.0, 2.0]}"),
         ["runs.a.scale_range: unknown key"],
     ),
+    "scales that leave nothing of a crop": (
+        tiny(("  scales: [1.0]", "  scales: [0.25, 1.0]")),
+        ["teacher.scales: found [0.25, 1.0]", "at [16, 16]", "at least 32 pixels a side"],
+    ),
+    "frames to time that are too small": (
+        tiny(("frames: 5, size_px: null", "frames: 5, size_px: [31, 64]")),
+        ["benchmark.size_px: found [31, 64]; at least 32 pixels a side"],
+    ),
     "crop of one side": (tiny(("crop_px: [64, 64]", "crop_px: [64]")), ["teacher.crop_px.1"]),
     "synthetic without size": (tiny(("size_px: [64, 128]", "size_px: null")), ["data.size_px: found null"]),
     "city without labels": (
