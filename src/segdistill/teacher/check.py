@@ -11,6 +11,7 @@ import numpy as np
 
 from segdistill.core.errors import UserError
 from segdistill.core.files import atomic_directory, write_json
+from segdistill.core.log import logger
 from segdistill.core.provenance import git_revision
 from segdistill.data.prepared import PreparedData
 from segdistill.data.sampling import ViewSpec
@@ -22,6 +23,7 @@ from segdistill.nets.device import device_of
 from segdistill.nets.registry import build_of_params, build_uninitialized
 from segdistill.nets.weights import check_rebuilds, check_values, load_state, read_weights
 from segdistill.parallel import ranks
+from segdistill.params.archs import network_file, split_network
 from segdistill.params.model import Params, is_onnx
 from segdistill.paths import CHECKPOINTS, METRICS, MODELS, VAL_CLASSES
 from segdistill.scoring.evaluate import LabelLoss, evaluate, evenly_spaced
@@ -172,6 +174,13 @@ def _given_member(params: Params, table: ClassTable, file: str) -> TorchMember |
     output_stride: int = teacher.output_stride
     if isinstance(teacher.checkpoint, tuple) and header:  # networks of a list may differ; our files name theirs
         arch, output_stride = header.arch, header.output_stride
+    if (own_file := network_file(split_network(arch)[0])) != network_file(teacher.arch):
+        # The stages that run the teacher depend on the file of teacher.arch alone.
+        logger.warning(
+            "teacher.checkpoint: DVC does not see changes to %s, the network of %s; where you edit that file, name it "
+            "in teacher.arch, or force the stage (dvc repro -f -s teacher-check)",
+            *(own_file, file),
+        )
     net = build_uninitialized(arch, len(table), output_stride)
     load_state(net, state, source=file)
     check_values(state, source=file)

@@ -148,3 +148,14 @@ def test_stages_depend_on_the_folders_of_their_weights():
         assert [name for name, stage in stages.items() if folder in stage.get("do", stage)["deps"]] == [only]
         kept = subprocess.run(["git", "ls-files", folder], cwd=ROOT, capture_output=True, text=True, check=True)
         assert kept.stdout.split() == [f"{folder}/README.md"], "the folder is there in every clone"
+
+
+def test_network_of_a_member_that_dvc_does_not_see_is_warned_of(here, capsys):
+    files = []
+    for arch in (ARCH, "lraspp_mobilenet_v3_large"):
+        files.append(f"checkpoints/{arch}.safetensors")
+        save_net(files[-1], build(arch, 19, 16), Header.of_net(arch, 19, 16))
+    check_teacher(tinier_params(teacher={"checkpoint": tuple(files)}))
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert "lraspp_mobilenet_v3_large.py, the network of checkpoints/lraspp_mobilenet_v3_large.safetensors;" in warning
+    assert "DVC does not see changes to" in warning and "teacher.arch" in warning
