@@ -17,13 +17,13 @@ from benchmarks.preparing import soften
 from segdistill.data.prepared import PreparedData
 from segdistill.data.sampling import ViewSpec
 from segdistill.data.teacher_cache import (
-    FEATURE_STRIDE,
     FEATURES,
     FEATURES_SCALE,
     Manifest,
     StoredLogits,
     stored_grid,
 )
+from segdistill.params.archs import FEATURE_STRIDE
 from segdistill.params.model import DataParams, SyntheticParams
 from segdistill.prepare.cityscapes import CLASSES, IMAGE_FOLDER, IMAGE_SUFFIX, LABEL_FOLDER, LABEL_SUFFIX, split_stem
 from segdistill.prepare.run import prepare

@@ -48,12 +48,12 @@ from segdistill.data.arrays import Rows, ShardedArray, open_array
 from segdistill.data.sampling import UNSCALED, BatchIndices, BatchSampler, ViewSpec
 from segdistill.data.shards import shard_file
 from segdistill.data.transforms import crop
+from segdistill.params.archs import FEATURE_STRIDE
 from segdistill.paths import TEACHER, TEACHER_LOGITS, TEACHER_WEIGHTS
 
 MANIFEST = "manifest.json"
 LOGITS, SCALE, FEATURES, FEATURES_SCALE = "logits", "scale", "features", "features_scale"  # in shards
 ROWS = "rows.npy"
-FEATURE_STRIDE = 16  # input pixels per stored feature, each way
 ENSEMBLE = "teacher.json"  # in TEACHER, of a teacher that is more than one torch network
 FOLDS = "folds.json"  # in TEACHER, of a cross-fitted teacher
 _REMEDY = "run: dvc repro teacher-logits"

@@ -22,6 +22,7 @@ NETWORKS = Path(__file__).resolve().parent.parent / "networks"
 # Strides and unpadded convolutions leave nothing of images with a smaller side.
 MIN_PX = 32
 OUTPUT_STRIDES = (8, 16)
+FEATURE_STRIDE = 16  # input pixels per stored feature of the teacher, each way
 BACKBONE_NAME = re.compile(r"[\w.]+")  # one of timm's own models; its prefixes, such as hf-hub:, would download
 
 

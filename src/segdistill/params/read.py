@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 
 from segdistill.core.errors import UserError, passwords_in, raise_all, without_passwords
 from segdistill.core.yaml_file import MAX_SHOWN, read_mapping, shown
-from segdistill.params.archs import MIN_PX, arch_facts, takes_backbone
+from segdistill.params.archs import FEATURE_STRIDE, MIN_PX, arch_facts, takes_backbone
 from segdistill.params.model import (
     WEIGHT_KEYS,
     ExportParams,
@@ -182,6 +182,8 @@ def _cross_errors(params: Params) -> Iterator[str]:
                 f"{found} with the teacher {described}; features are those of one torch network: no list, no ONNX "
                 "file, no flip, no scales, no cross_fit; allowed for others is 0"
             )
+        if any(side % FEATURE_STRIDE for side in crop_px):  # else a flip would move features by a part of a cell
+            yield f"{found} with distill.crop_px {list(crop_px)}; allowed are multiples of {FEATURE_STRIDE}"
         if "views" not in params.teacher_logits.kinds:
             yield f"{found} with teacher_logits.kinds {list(params.teacher_logits.kinds)}; features are of views"
     timed_px = params.benchmark.size_px

@@ -19,10 +19,11 @@ from segdistill.core.errors import UserError
 from segdistill.core.log import logger
 from segdistill.data.prepared import Split
 from segdistill.data.sampling import ViewSpec
-from segdistill.data.teacher_cache import FEATURE_STRIDE, stored_grid
+from segdistill.data.teacher_cache import stored_grid
 from segdistill.nets.device import TorchPredictor
 from segdistill.nets.features import HasFeatures
 from segdistill.nets.resize import upsample
+from segdistill.params.archs import FEATURE_STRIDE
 from segdistill.params.model import TeacherLogitsParams
 from segdistill.teacher.model import Teacher, TrainFrameTeacher
 from segdistill.teacher_logits.windows import evenly_spaced_views, read_crops, view_windows
@@ -60,7 +61,7 @@ def feature_projection(
     """Return the projection of the features that are stored, fitted on some of the views, and log what it keeps.
 
     Raises:
-        UserError: the teacher is not one torch network, or has no features, or too few; or crops are no whole cells.
+        UserError: the teacher is not one torch network, or has no features, or too few.
     """
     predict, found = teacher.predict, f"teacher_logits.feature_channels: found {params.feature_channels}"
     if learned_from.cross_fit:
@@ -69,8 +70,6 @@ def feature_projection(
         raise UserError(f"{found}; {teacher.description} is more than one torch network, and allowed is 0")
     if not isinstance(predict.net, HasFeatures):
         raise UserError(f"{found}; {teacher.description} has no method features_and_logits, and allowed is 0")
-    if any(side % FEATURE_STRIDE for side in spec.crop_px):  # else a flip would move features by a part of a cell
-        raise UserError(f"{found} with distill.crop_px {list(spec.crop_px)}; allowed are multiples of {FEATURE_STRIDE}")
     windows = view_windows(spec, evenly_spaced_views(spec, SAMPLE_VIEWS))
     sample = read_crops(split, windows, spec.crop_px, params.batch_size)
     projection = fit_projection(predict, (images for _, images, _ in sample), params.feature_channels)

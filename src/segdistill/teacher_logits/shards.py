@@ -21,10 +21,11 @@ from segdistill.core.progress import Progress
 from segdistill.data.prepared import Split
 from segdistill.data.sampling import ViewSpec
 from segdistill.data.shards import shards_of
-from segdistill.data.teacher_cache import FEATURE_STRIDE, FEATURES, FEATURES_SCALE, stored_grid
+from segdistill.data.teacher_cache import FEATURES, FEATURES_SCALE, stored_grid
 from segdistill.nets.device import Compute, TorchPredictor
 from segdistill.nets.resize import upsample
 from segdistill.parallel import ranks
+from segdistill.params.archs import FEATURE_STRIDE
 from segdistill.params.model import TeacherLogitsParams
 from segdistill.teacher.model import Teacher, TrainFrameTeacher
 from segdistill.teacher_logits.accuracy import TeacherAccuracy

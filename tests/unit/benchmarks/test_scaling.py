@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks import scaling
-from segdistill.data.teacher_cache import FEATURE_STRIDE, FEATURES, FEATURES_SCALE, stored_grid
+from segdistill.data.teacher_cache import FEATURES, FEATURES_SCALE, stored_grid
+from segdistill.params.archs import FEATURE_STRIDE
 from segdistill.teacher_logits.writer import LogitsWriter
 
 

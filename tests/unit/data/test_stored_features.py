@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -196,13 +195,6 @@ def test_teacher_without_features_is_refused(opened, build_with, monkeypatch):
     monkeypatch.setattr(build_module, "open_teacher", lambda *_: Teacher(object(), 3, 1, "mine, flipped"))
     with pytest.raises(UserError, match=r"feature_channels: found 8; mine, flipped is more than one torch network"):
         build_with()
-
-
-def test_crops_of_no_whole_cells_are_refused(opened, tmp_path):
-    params = logits_params().model_copy(update={"feature_channels": CHANNELS})
-    with pytest.raises(UserError, match=r"with distill\.crop_px \[32, 40\]; allowed are multiples of 16"):
-        build_cache("views", tmp_path / "out", opened.split, replace(opened.spec, crop_px=(32, 40)), params, COMPUTE)
-    assert not (tmp_path / "out").exists()
 
 
 def test_features_that_are_not_finite_are_refused(opened, build_with, monkeypatch):

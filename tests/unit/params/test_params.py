@@ -148,6 +148,13 @@ ERRORS = {
         tiny(("feature_channels: 0", "feature_channels: 64"), ("checkpoint: null", "checkpoint: checkpoints/a.onnx")),
         ["teacher_logits.feature_channels: found 64 with the teacher a.onnx; features are those of one torch network"],
     ),
+    "features of crops of no whole cells": (
+        tiny(
+            ("feature_channels: 0", "feature_channels: 64"),
+            ("  crop_px: [64, 64]\n  method", "  crop_px: [64, 56]\n  method"),
+        ),
+        ["teacher_logits.feature_channels: found 64 with distill.crop_px [64, 56]; allowed are multiples of 16"],
+    ),
     "features without views": (
         tiny(("feature_channels: 0", "feature_channels: 64"), ("kinds: [views]", "kinds: [frame]")),
         ["teacher_logits.feature_channels: found 64 with teacher_logits.kinds ['frame']; features are of views"],
