@@ -54,6 +54,7 @@ def track(
     images every few seconds, until Ctrl-C.
     """
     from segdistill.params.read import load_params
+    from segdistill.results.row import TEACHER
     from segdistill.results.stale import changed_runs
     from segdistill.tracking.mlflow import track as track_all
     from segdistill.tracking.rows import rows_on_disk
@@ -69,7 +70,7 @@ def track(
                 watch()
             return
         # MLflow would keep a row of metrics with settings that they are not of.
-        if changed := changed_runs(params, METRICS, params.students()):
+        if changed := changed_runs(params, METRICS, (TEACHER, *params.students())):
             raise UserError(changed)
         if not rows_on_disk(params, METRICS):
             raise UserError(f"{METRICS}: holds no run of params.yaml; dvc repro writes them")

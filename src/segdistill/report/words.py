@@ -59,7 +59,7 @@ def answer(summary: Summary) -> Answer:
         reasons.append(f"Do not rely on the latencies: {summary.busy}.")
     if champion is not None:
         reasons.append("The pick was made on the val frames, so its mIoU there is slightly too high.")
-    if stale := stale_sentence([row.run for row in summary.runs if row.is_stale]):
+    if stale := stale_sentence([row.run for row in summary.rows if row.is_stale]):
         reasons.append(f"Stale: {stale}.")
     return Answer(headline, tuple(filter(None, reasons)), summary.rule)
 

@@ -10,15 +10,19 @@ from segdistill.core.errors import UserError
 from segdistill.core.files import read_json
 from segdistill.formats.header import read_header
 from segdistill.params.model import Params
-from segdistill.results.row import OPTIONAL, SETTINGS, row_key
+from segdistill.paths import TEACHER_WEIGHTS
+from segdistill.results.row import OPTIONAL, SETTINGS, TEACHER, row_key
+
+FIRST_MEMBER = "0.safetensors"  # in models/teacher, of a teacher that is more than one torch network
 
 
 def changed_runs(params: Params, metrics: Path, runs: Iterable[str]) -> str | None:
     """Return a sentence that names those of `runs` whose settings were changed since their metrics were computed.
 
-    Return None where all are the same or where no record tells.
+    One of `runs` may be the teacher. Return None where all are the same or where no record tells.
     """
-    return stale_sentence([run for run in runs if run in params.students() and computed_with(params, metrics, run)])
+    known = (TEACHER, *params.students())
+    return stale_sentence([run for run in runs if run in known and computed_with(params, metrics, run)])
 
 
 def stale_sentence(runs: list[str]) -> str | None:
@@ -35,7 +39,10 @@ def computed_with(params: Params, metrics: Path, run: str) -> dict[str, Any]:
     metrics are of other data than those of the teacher.
     Two records tell: the headers of the weights in `models/runs` next to `metrics`, which are there when a sweep ended
     before its report, and the summary of the last report, which covers the teacher and the export too.
+    Of the teacher itself its weights in `models/teacher` tell.
     """
+    if run == TEACHER:
+        return _teacher_computed_with(params, metrics)
     folder, models = metrics / "runs" / run, metrics.parent / "models" / "runs" / run
     if not (folder / "finetune.json").is_file():
         return {}
@@ -59,6 +66,21 @@ def computed_with(params: Params, metrics: Path, run: str) -> dict[str, Any]:
         return columns | {"student": columns.pop("arch")}
     except (OSError, ValueError, KeyError, TypeError, UserError):
         return {}
+
+
+def _teacher_computed_with(params: Params, metrics: Path) -> dict[str, Any]:
+    folder = metrics.parent / "models" / "teacher"
+    weights = next((file for file in (folder / TEACHER_WEIGHTS, folder / FIRST_MEMBER) if file.is_file()), None)
+    try:
+        header = None if weights is None else read_header(weights)
+    except UserError:
+        header = None
+    if header is None or header.params is None:  # a given ONNX file has no header
+        return {}
+    is_other_seed = not params.teacher.checkpoints and header.seed != params.seed
+    if is_other_seed or _differs(header.params, params.teacher.model_dump(mode="json")):
+        return header.params | {"seed": header.seed}
+    return {}
 
 
 def _fingerprint(path: Path) -> str:

@@ -140,7 +140,7 @@ def summarise(params: Params, metrics: Path, *, check_stale: bool = True, comple
         )
         unfinished = tuple(run for run in students if run not in trained & exported & set(timed))
         students = tuple(run for run in students if run in trained)
-    teacher = _teacher_row(params, metrics, benchmark)
+    teacher = _teacher_row(params, metrics, benchmark, check_stale)
     rows = [
         teacher,
         *(_run_row(params, metrics, run, benchmark, check_stale, complete=not unfinished) for run in students),
@@ -190,7 +190,7 @@ def rows_on_disk(params: Params, metrics: Path) -> tuple[Row, ...]:
     Values that are not there yet are None.
     """
     benchmark = _read(metrics / "benchmark.json", {})
-    rows = [_teacher_row(params, metrics, benchmark)] if (metrics / "teacher.json").is_file() else []
+    rows = [_teacher_row(params, metrics, benchmark, check_stale=True)] if (metrics / "teacher.json").is_file() else []
     for run in params.students():
         if (metrics / "runs" / run / "distill.json").is_file():
             rows.append(_run_row(params, metrics, run, benchmark, check_stale=True, complete=False))
@@ -264,20 +264,19 @@ def _difference(own: float | None, other: float | None) -> float | None:
     return None if own is None or other is None else own - other
 
 
-def _teacher_row(params: Params, metrics: Path, benchmark: dict) -> Row:
-    teacher = params.teacher
-    # How a given checkpoint was trained is not known.
-    trained: dict[str, Any] = (
-        {} if teacher.checkpoints else {"lr": teacher.lr, "schedule": teacher.schedule, "steps": teacher.steps}
-    )
+def _teacher_row(params: Params, metrics: Path, benchmark: dict, check_stale: bool) -> Row:
+    stale = computed_with(params, metrics, TEACHER) if check_stale else {}
     files = {"finished": _read(metrics / "teacher.json"), "latency": _latencies(benchmark, TEACHER)}
+    settings = params.teacher.model_dump(mode="json") | {"seed": params.seed} | stale
+    # How a given checkpoint was trained is not known.
+    trained = () if settings["checkpoint"] else ("lr", "schedule", "steps", "seed")
     return Row(
         run=TEACHER,
         role=TEACHER,
-        arch=teacher.described,
-        label_loss=teacher.label_loss,
-        seed=None if teacher.checkpoints else params.seed,
-        **trained,
+        arch=files["finished"].get("arch", "") if stale else params.teacher.described,
+        label_loss=settings["label_loss"],
+        computed_with=stale,
+        **{name: settings[name] for name in trained},
         **_measured(files),
     )
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from segdistill.compare.runs import compare_runs
 from segdistill.compare.tables import markdown as compare_markdown
+from segdistill.formats.header import KEY, Header
 from segdistill.params.model import Params
 from segdistill.report.terminal import markdown, print_summary
 from segdistill.results.stale import changed_runs
 from segdistill.results.summary import summarise, write_summary
+from segdistill.tracking.rows import rows_on_disk
 from support.fake_metrics import sweep_params, write_metrics
 
 
@@ -78,3 +82,23 @@ def test_metrics_of_earlier_data_are_stale_until_the_run_is_trained_again(metric
     row = summarise(sweep_params(), metrics).run("a03")
     assert (row.is_stale, row.alpha, row.lr, row.finetune_steps) == (True, 0.3, 0.01, sweep_params().finetune.steps)
     assert "params.yaml or the data was changed" in changed_runs(sweep_params(), metrics, ["a03"])
+
+
+@pytest.mark.parametrize("file", ["teacher.safetensors", "0.safetensors"])
+def test_teacher_of_other_settings_is_stale_and_shows_those_it_was_trained_with(metrics: Path, file: str) -> None:
+    params = sweep_params()
+    folder = metrics.parent / "models" / "teacher"
+    folder.mkdir(parents=True)
+    header = Header.of_net(params.teacher.network, 19, params.teacher.output_stride).with_history(
+        params=params.teacher.model_dump(mode="json", exclude={"min_mean_iou", "cross_fit"}), seed=params.seed
+    )
+    save_file({"weight": np.zeros(1, np.float32)}, folder / file, metadata={KEY: header.text()})
+    assert not summarise(params, metrics).teacher.is_stale
+    assert not summarise(sweep_params(teacher={"min_mean_iou": 0.1}), metrics).teacher.is_stale
+    for changed in (sweep_params(teacher={"lr": 0.5}), params.model_copy(update={"seed": 7})):
+        row = summarise(changed, metrics).teacher
+        assert (row.is_stale, row.lr, row.seed) == (True, params.teacher.lr, params.seed)
+        assert "the metrics of teacher, " in markdown(summarise(changed, metrics))
+        assert "of teacher were computed" in changed_runs(changed, metrics, ["teacher", "no such run"])
+        assert [row.run for row in rows_on_disk(changed, metrics)].count("teacher") == 0
+    assert not summarise(sweep_params(teacher={"lr": 0.5}), metrics, check_stale=False).teacher.is_stale
