@@ -20,7 +20,7 @@ from segdistill.formats.classes import ClassTable
 from segdistill.formats.curve import write_curve
 from segdistill.formats.header import Header, header_if_any
 from segdistill.nets.device import device_of
-from segdistill.nets.registry import build_of_params, build_uninitialized
+from segdistill.nets.registry import build_uninitialized
 from segdistill.nets.weights import check_rebuilds, check_values, load_state, read_weights
 from segdistill.parallel import ranks
 from segdistill.params.archs import network_file, split_network
@@ -32,7 +32,7 @@ from segdistill.scoring.unseen import score_unseen
 from segdistill.teacher.model import WHOLE, TorchMember, open_teacher, write_folds, write_members
 from segdistill.training.checkpoint import FOLD_TRAININGS, Checkpointer
 from segdistill.training.holdout import HoldoutEvaluator, keep_images
-from segdistill.training.job import Training, init_fingerprint, initial_net, run_training, warn_if_unseen
+from segdistill.training.job import Training, built_net, init_fingerprint, initial_net, run_training, warn_if_unseen
 
 # Places per frame from which the teacher's own crops are drawn; nothing is stored for them.
 CROPS_PER_FRAME = 1024
@@ -43,13 +43,17 @@ def check_teacher(params: Params, models: Path = MODELS, metrics: Path = METRICS
 
     Raises:
         UserError: a checkpoint does not fit or gives logits that are not finite, or val mIoU is under
-            `teacher.min_mean_iou`. Nothing was replaced by then.
+            `teacher.min_mean_iou`, or the network of a student cannot be. Nothing was replaced by then.
     """
     data, teacher, compute = PreparedData.open(), params.teacher, device_of(params.compute)
     val, _ = data.val, data.unseen  # opened before a training: after hours of it a damaged file would be found too late
-    for run in params.runs:  # a backbone that timm cannot build, too, is found before the teacher's training
-        if (settings := params.distill_settings(run)).backbone is not None:
-            build_of_params(f"runs.{run}", settings.network, len(data.table), settings.output_stride)
+    students = {run: params.distill_settings(run) for run in params.runs}
+    run_of_network = {(settings.network, settings.output_stride): run for run, settings in students.items()}
+    for (
+        network,
+        output_stride,
+    ), run in run_of_network.items():  # one that cannot be, too, is found before the training
+        built_net(network, len(data.table), output_stride, f"runs.{run}")
     made = _members_given(params, data) if teacher.checkpoints else _members_trained(params, data)
 
     shown = evenly_spaced(len(val), params.evaluation.images)

@@ -174,9 +174,7 @@ def initial_net(arch: str, classes: int, settings: TrainingParams, seed: int, pa
     `params_path` is the path that a message about `init` names.
     """
     torch.manual_seed(int(generator(seed, "initial weights").integers(2**63)))
-    net = build_of_params(params_path.removesuffix(".init"), arch, classes, settings.output_stride)
-    check_logits(net, arch, classes)
-    check_rebuilds(net, arch, classes, settings.output_stride)
+    net = built_net(arch, classes, settings.output_stride, params_path.removesuffix(".init"))
     if settings.init == "imagenet":
         try:
             state = imagenet_backbone_state(arch)
@@ -187,6 +185,18 @@ def initial_net(arch: str, classes: int, settings: TrainingParams, seed: int, pa
         state = read_weights(settings.init, params_path)
         check_values(state, source=settings.init)
         load_initial(net, arch, state, source=settings.init)
+    return net
+
+
+def built_net(network: str, classes: int, output_stride: int, params_path: str) -> nn.Module:
+    """Return a new network, whose file may be the user's own.
+
+    Raises:
+        UserError: it cannot be built, gives no logits of so many classes, or its weights do not make it again.
+    """
+    net = build_of_params(params_path, network, classes, output_stride)
+    check_logits(net, network, classes)
+    check_rebuilds(net, network, classes, output_stride)
     return net
 
 

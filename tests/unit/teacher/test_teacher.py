@@ -64,6 +64,15 @@ def test_given_teacher_is_stored_unchanged(here, form):
     assert 0 <= read_json("metrics/teacher.json")["mean_iou"] <= 1
 
 
+def test_network_of_a_student_that_cannot_be_is_found_before_the_training(here, monkeypatch):
+    other = "lraspp_mobilenet_v3_large"
+    monkeypatch.setattr(f"segdistill.networks.{other}.build", lambda classes, _: torch.nn.Conv2d(3, classes + 1, 1))
+    runs = {"vanilla": {"alpha": 0.0, "lr": 0.01, "teacher": "none", "student": other}}
+    with pytest.raises(UserError, match=rf"{other}\.py: .*needed are logits"):
+        check_teacher(tinier_params(runs=runs))
+    assert not Path("scratch").exists()
+
+
 def test_class_maps_of_val_are_those_of_the_teacher(here):
     torch.save(seeded_net().state_dict(), here / "best.pth")
     check_teacher(tiny_params(checkpoint="best.pth"))
