@@ -204,8 +204,9 @@ def _check_classes(file: str, header: Header | None, table: ClassTable) -> None:
 def _header(params: Params, table: ClassTable, arch: str, output_stride: int) -> Header:
     teacher = params.teacher
     return Header.of_net(arch, table, output_stride).with_history(
-        # A lower min_mean_iou must not change the teacher's file, nor do further teachers.
-        params=teacher.model_dump(mode="json", exclude={"min_mean_iou", "cross_fit"}),
+        # A lower min_mean_iou must not change the teacher's file, nor do further teachers, nor how often a training is
+        # saved: the logits would be computed again, and all students trained.
+        params=teacher.model_dump(mode="json", exclude={"min_mean_iou", "cross_fit", "checkpoint_every_steps"}),
         seed=params.seed,
         step=0 if teacher.checkpoints else teacher.steps,
         # A given teacher does not come from this code: with a revision in it, any commit would change the file, and

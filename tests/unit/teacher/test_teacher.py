@@ -64,6 +64,13 @@ def test_given_teacher_is_stored_unchanged(here, form):
     assert 0 <= read_json("metrics/teacher.json")["mean_iou"] <= 1
 
 
+def test_keys_that_change_no_weight_change_no_byte_of_the_teacher(here):
+    check_teacher(tiny_params())
+    before = Path("models/teacher/teacher.safetensors").read_bytes()
+    check_teacher(tiny_params(checkpoint_every_steps=1, min_mean_iou=1e-6))
+    assert Path("models/teacher/teacher.safetensors").read_bytes() == before
+
+
 def test_network_of_a_student_that_cannot_be_is_found_before_the_training(here, monkeypatch):
     other = "lraspp_mobilenet_v3_large"
     monkeypatch.setattr(f"segdistill.networks.{other}.build", lambda classes, _: torch.nn.Conv2d(3, classes + 1, 1))
