@@ -18,6 +18,7 @@ Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Scale = Annotated[float, Field(ge=0.1, le=10)]
+Temperature = Annotated[float, Field(gt=0, le=10_000)]  # above, float32 has no digits left for the KL
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 SizePx = tuple[Count, Count]
@@ -276,7 +277,7 @@ class TeacherLogitsParams(Section):
 class DistillParams(TrainingParams):
     crop_px: SizePx = Field(description=f"[height, width] of the crop views, from {MIN_PX}, by teacher_logits.stride")
     method: Literal["kl", "channel_kl", "sigmoid_kl"] = Field(description="distillation loss")
-    temperature: Positive = Field(description="T of the distillation loss")
+    temperature: Temperature = Field(description="T of the distillation loss")
     kl_resolution: Literal["stride", "full"] = Field(description="compare on the stored grid, or upsampled to the crop")
     distill_where: Literal["all", "right", "label_probability"] = Field(
         default="all",

@@ -306,6 +306,10 @@ ERRORS = {
         tiny_with_run("a: {alpha: 0.3, lr: 0.01, teacher: views, steps: 0}"),
         ["runs.a.steps: found 0"],
     ),
+    "temperature at which the loss has no digits": (
+        tiny_with_run("a: {alpha: 0.3, lr: 0.01, teacher: views, temperature: 1e5}"),
+        ["runs.a.temperature: found 100000.0", "10000"],
+    ),
     "run's stride that cannot be": (
         tiny_with_run(
             "a: {alpha: 0.3, lr: 0.01, teacher: views, student: lraspp_mobilenet_v3_large, output_stride: 8}"
