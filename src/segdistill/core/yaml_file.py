@@ -53,7 +53,10 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?\d+\.?\d*[eE][-+]?\d+|[-+]?(\d+\.\d*|\.\d+)|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
+    # All of the value, because PyYAML only matches its start: 1e3-cosine and 2.5d are text.
+    re.compile(
+        r"([-+]?[0-9]+\.?[0-9]*[eE][-+]?[0-9]+|[-+]?([0-9]+\.[0-9]*|\.[0-9]+)|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+    ),
     list("-+0123456789."),
 )
 

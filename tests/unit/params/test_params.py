@@ -440,6 +440,15 @@ def test_value_is_read_as_dvc_reads_it_or_refused(text):
     assert isinstance(ours, UserError) or (ours, type(ours)) == (dvcs, type(dvcs)) or ours != ours
 
 
+@pytest.mark.parametrize("text", ["1e3-cosine", "5e-4-cosine", "2.5d", "1.5.2", ".5x", "1e\u0663"])
+def test_text_that_starts_as_a_number_is_text(text):
+    assert readings(text) == [text, text]
+
+
+def test_run_may_be_named_after_its_learning_rate(load):
+    assert "5e-4-cosine" in load(tiny(("  light:", "  5e-4-cosine:"))).runs
+
+
 @pytest.mark.parametrize("name", ["12", "on", "1e3", "2024-05-01", "null"])
 def test_run_may_have_any_name_in_quotes(load, name):
     assert name in load(tiny(("  light:", f"  '{name}':"))).runs
