@@ -7,6 +7,7 @@ file that fits in part (`load_initial`). No file can run code: `torch.load` read
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,8 @@ AVERAGES = ("model_ema", "state_dict_ema", "ema")
 # What wrappers put before every name: DataParallel, torch.compile, Lightning modules and the like.
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 AUXILIARY_HEAD = "aux_classifier."  # of torchvision's segmentation networks; only its own training uses it
-# Class weights of losses, which scripts that descend from HRNet's save with the network, under `model.`.
-LOSSES = ("loss.", "sem_loss.", "bd_loss.")
+# Class weights of losses, which scripts that descend from HRNet's, and Lightning modules, save with the network.
+LOSSES = ("loss.", "loss_fn.", "criterion.", "sem_loss.", "bd_loss.")
 LAST_LAYERS = ("classifier.", "final_layer.", "seghead_")  # where names of layers that give logits start
 SHOWN = 5  # keys named in full
 
@@ -112,7 +113,7 @@ def check_rebuilds(net: nn.Module, network: str, classes: int, output_stride: in
 
 
 class _Ignored:
-    """Replaces numpy values that a checkpoint also has (best scores), so that reading it runs no code of numpy."""
+    """Replaces values that a checkpoint also has (best scores, arguments of its script); none of their code runs."""
 
     def __init__(self, *args: object) -> None:
         pass
@@ -127,6 +128,8 @@ _IGNORED_GLOBALS: list[Any] = [
         "numpy.dtype",
         "numpy.ndarray",
         *(f"{core}.multiarray.{name}" for core in ("numpy.core", "numpy._core") for name in ("scalar", "_reconstruct")),
+        *("argparse.Namespace", "types.SimpleNamespace"),
+        *(f"{module}.{name}Path" for module in ("pathlib", "pathlib._local") for name in ("Posix", "Windows")),
     )
 ]
 
@@ -141,14 +144,16 @@ def read_torch_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a checkpoint saved with torch.save")
     try:
-        with torch.serialization.safe_globals(_IGNORED_GLOBALS):
+        with torch.serialization.safe_globals(_IGNORED_GLOBALS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a TorchScript archive, which the error names too
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file surfaces as nearly any type: EOFError, KeyError, RuntimeError, ...
         lines = str(error).strip().splitlines()
         gist = lines[0].split(". ")[0] if lines else "no reason given"  # long advice follows
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        cause = f"it holds a Python object of {found[1]}" if found else f"{type(error).__name__}: {gist}"
         raise UserError(
-            f"{path}: not a checkpoint that can be read safely; expected tensors saved with torch.save "
-            f"({type(error).__name__}: {gist})"
+            f"{path}: not a checkpoint that can be read safely; expected tensors saved with torch.save ({cause})"
         ) from error
     return _state_dict(content, str(path))
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
+from argparse import Namespace
 from collections import OrderedDict
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import numpy as np
@@ -108,12 +111,13 @@ def test_auxiliary_head_is_left_out_with_a_line(capsys):
     assert "tv.pth: leaves out the auxiliary head (8 weights)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("losses", [("loss.criterion", "sem_loss.criterion"), ("criterion",), ("loss_fn",)])
 @pytest.mark.parametrize("prefixes", [("", ""), ("model.", ""), ("module.model.", "module.")])
-def test_checkpoint_of_a_script_that_saves_its_losses_too(state, prefixes):
-    """As the public training of DDRNet and PIDNet saves it: `model.` before each name, and the weights of classes."""
+def test_checkpoint_of_a_script_that_saves_its_losses_too(state, prefixes, losses):
+    """As the public training of DDRNet and PIDNet and Lightning modules save it: with the weights of classes."""
     of_net, of_loss = prefixes
     saved = {f"{of_net}{key}": value for key, value in state.items()}
-    saved |= {f"{of_loss}{name}.criterion.weight": torch.ones(19) for name in ("loss", "sem_loss")}
+    saved |= {f"{of_loss}{name}.weight": torch.ones(19) for name in losses}
     net = Tiny()
     load_state(net, {"state_dict": saved}, source="public.pt")
     assert_same_state(net.state_dict(), state)
@@ -250,6 +254,31 @@ def test_numpy_scalars_of_numpy_1_are_read(tmp_path, state):
     assert b"numpy._core.multiarray" in content
     path.write_bytes(content.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"))
     assert_same_state(read_torch_checkpoint(path), state)
+
+
+@pytest.mark.parametrize("arguments", [Namespace, SimpleNamespace])
+def test_checkpoint_with_the_arguments_of_its_script(tmp_path, state, arguments):
+    """As torchvision's references/segmentation/train.py saves it."""
+    path = tmp_path / "model_9.pth"
+    torch.save({"model": state, "epoch": 9, "args": arguments(lr=0.01, output_dir=Path("runs"), amp=False)}, path)
+    assert_same_state(read_torch_checkpoint(path), state)
+
+
+def test_object_that_a_checkpoint_may_not_hold_is_named(tmp_path, state):
+    path = tmp_path / "model.pth"
+    torch.save({"model": state, "optimizer": torch.optim.SGD(Tiny().parameters())}, path)
+    with pytest.raises(UserError, match=r"model\.pth: .* \(it holds a Python object of torch\.optim\.sgd\.SGD\)$"):
+        read_torch_checkpoint(path)
+
+
+def test_torchscript_archive_is_refused_without_a_warning(tmp_path, recwarn):
+    path = tmp_path / "net.pt"
+    with zipfile.ZipFile(path, "w") as archive:  # what torch takes for one, as torch.jit is slow to import
+        for name in ("constants.pkl", "data.pkl", "version"):
+            archive.writestr(f"net/{name}", b"3\n")
+    with pytest.raises(UserError, match=r"net\.pt: .*TorchScript"):
+        read_torch_checkpoint(path)
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("how", ["zip", "legacy", "bare pickle"])
