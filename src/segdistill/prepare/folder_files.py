@@ -138,15 +138,18 @@ def list_pairs(root: Path, layout: Layout, split: str) -> tuple[list[Pair], list
     for key in sorted(wanted):
         name = "_".join(key)
         # By default the group is the first folder that a star matches, or else each frame for itself.
-        match = re.search(layout.group, name) if layout.group else None
+        group: str | None = key[0]
+        if layout.group:
+            match = re.search(layout.group, name)
+            group = match[min(1, match.re.groups)] if match else None  # None too where parentheses match nothing
         if key not in labels:
             errors.append(f"{root / images[key]}: image without a label")
         elif key not in images:
             errors.append(f"{root / labels[key]}: label without an image")
-        elif layout.group and match is None:
+        elif group is None:
             errors.append(f"{root / images[key]}: group {layout.group!r} does not match its name '{name}'")
         else:
-            pairs.append(Pair(name, match[min(1, match.re.groups)] if match else key[0], images[key], labels[key]))
+            pairs.append(Pair(name, group, images[key], labels[key]))
     if not pairs and not errors:
         errors.append(f"{root}: no file there is named like images: {layout.images.replace(_SPLIT, split_name)}")
     pairs.sort()
@@ -198,11 +201,16 @@ def _listed_frames(
     """
     try:
         lines = (root / file).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        errors.append(f"{root / file}: {getattr(error, 'strerror', None) or error}; list: names it")
+    except OSError as error:
+        errors.append(f"{root / file}: {error.strerror or error}; list: names it")
+        return set()
+    except UnicodeDecodeError as error:
+        errors.append(f"{root / file}: not UTF-8 text ({error.reason} at byte {error.start}); list: names it")
         return set()
     key_of = {"_".join(key): key for key in images}
-    image_of, label_of = ({path: key for key, path in files.items()} for files in (images, labels))
+    image_of, label_of = (
+        {unicodedata.normalize("NFC", path): key for key, path in files.items()} for files in (images, labels)
+    )
 
     def frame_of(text: str, of_path: dict[str, Key]) -> Key | None:
         text = text.removeprefix("./")
@@ -214,17 +222,24 @@ def _listed_frames(
         stem = text.removesuffix(Path(text).suffix) if Path(text).suffix.lower() in SUFFIXES else text
         return key_of.get(stem)
 
-    wanted = set()
+    wanted, wrong = set(), []
     for number, line in enumerate(lines, 1):
         text = unicodedata.normalize("NFC", line.strip())
         key = frame_of(text, image_of)
-        if key is None and len(columns := re.split(r"[\s,;]+", text)) == 2:
-            key = frame_of(columns[0], image_of)
-            if key is not None and frame_of(columns[1], label_of) != key:
-                errors.append(f"{root / file}:{number}: '{columns[1]}' is not the label of '{columns[0]}'")
+        # Names may have spaces and commas, so that each of these may be where the second column starts.
+        columns = [(text[: gap.start()], text[gap.end() :]) for gap in re.finditer(r"[\s,;]+", text)]
+        of_images = [(frame, image, label) for image, label in columns if (frame := frame_of(image, image_of))]
+        if key is None and of_images:
+            key = next((frame for frame, _, label in of_images if frame_of(label, label_of) == frame), None)
+            if key is None:
+                _, image, label = of_images[0]
+                wrong.append(f"{root / file}:{number}: '{label}' is not the label of '{image}'")
                 continue
         if key is not None:
             wanted.add(key)
         elif text and not text.startswith("#"):
-            errors.append(f"{root / file}:{number}: no image is named '{text}'")
+            wrong.append(f"{root / file}:{number}: no image is named '{text}'")
+    if not wanted and not wrong:
+        wrong.append(f"{root / file}: names no frame; list: names it")
+    errors += wrong
     return wanted

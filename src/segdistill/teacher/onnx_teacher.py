@@ -140,6 +140,14 @@ class OnnxTeacher:
                     self.name,
                     self._output,
                 )
+            elif logits.min() >= 0 and logits.max() <= 1:
+                logger.warning(
+                    "teacher.checkpoint: %s: output %s is between 0 and 1, as after Sigmoid; students learn from the "
+                    "softmax of these values, which is nearly the same for all classes: export the file without its "
+                    "last activation",
+                    self.name,
+                    self._output,
+                )
         if self._gives_probabilities:
             # Softmax of the logarithm gives the same probabilities again. One that was rounded to 0 counts as the
             # smallest number of the file's precision.

@@ -200,6 +200,8 @@ def test_group_is_what_the_expression_captures(root):
     assert [frame.city for frame in open_folder(str(root)).list_frames("train")[0]] == ["v1", "v1", "v2"]
     write_frames(root, ("plain",), ())
     assert "images/train/plain.png: group '^([^_]+)_' does not match its name 'plain'" in errors_of(root)
+    describe(root, group="^(?:plain|(v[0-9]))")  # matches, but its parentheses match nothing
+    assert "images/train/plain.png: group '^(?:plain|(v[0-9]))' does not match its name 'plain'" in errors_of(root)
 
 
 def test_lists_choose_the_frames_of_splits(root):
@@ -259,6 +261,37 @@ def test_list_with_the_label_of_another_frame_is_refused(root):
     found = errors_of(root)
     assert "train.txt:1: 'SegmentationClass/0.png' is not the label of 'JPEGImages/1.png'" in found
     assert "train.txt:2: '-1' is not the label of '1'" in found
+
+
+def test_names_in_a_list_may_have_spaces_and_any_form_of_a_letter(root):
+    describe(root, images="JPEGImages/*.png", labels="SegmentationClass/*.png", list="{split}.txt")
+    for number, name in enumerate(("first frame", "cafe\u0301, rear", "2")):
+        image, label_ids = pixels(number)
+        write_image(root / "JPEGImages" / f"{name}.png", image)
+        write_image(root / "SegmentationClass" / f"{name}.png", label_ids)
+    lines = [
+        "JPEGImages/first frame.png SegmentationClass/first frame.png",
+        "/srv/JPEGImages/caf\u00e9, rear.png, /srv/SegmentationClass/cafe\u0301, rear.png",
+    ]
+    (root / "train.txt").write_text("\n".join(lines), encoding="utf-8")
+    (root / "val.txt").write_text("2\n")
+    assert names(root, "train") == ["caf\u00e9, rear", "first frame"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"", "names no frame; list: names it"), (b"# later\n\n", "names no frame"), (b"\xff\xfe0\0", "not UTF-8 text")],
+)
+def test_list_that_names_nothing_is_refused(root, content, said):
+    describe(root, images="JPEGImages/*.png", labels="SegmentationClass/*.png", list="{split}.txt")
+    for number in range(2):
+        image, label_ids = pixels(number)
+        write_image(root / "JPEGImages" / f"{number}.png", image)
+        write_image(root / "SegmentationClass" / f"{number}.png", label_ids)
+    (root / "train.txt").write_text("0\n1\n")
+    (root / "val.txt").write_bytes(content)
+    found = errors_of(root)
+    assert f"(1):\n  - val.txt: {said}" in found
 
 
 def write_drives(root: Path, lengths: dict[str, int], **described) -> None:

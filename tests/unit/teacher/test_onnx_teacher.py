@@ -96,12 +96,20 @@ def test_probabilities_rounded_to_zero_give_finite_logits(tmp_path):
     assert torch.equal(found.argmax(1), torch.from_numpy(cell_logits((IMAGES / 255 - MEAN) / STD, WEIGHTS)).argmax(1))
 
 
-def test_logits_between_0_and_1_stay_logits(tmp_path, capsys):
+def test_logits_between_0_and_1_stay_logits_with_a_warning(tmp_path, capsys):
     small = np.abs(WEIGHTS) / 2000
     found = opened(write_model(tmp_path / "t.onnx", small, dtype="uint8")).logits(IMAGES)
     np.testing.assert_allclose(found, cell_logits(IMAGES, small), rtol=1e-3)
     assert found.min() >= 0 and found.max() <= 1
-    assert "probabilities" not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "t.onnx: output out is between 0 and 1, as after Sigmoid" in said
+    assert "probabilities" not in said
+
+
+def test_logits_of_both_signs_are_taken_without_a_line(tmp_path, capsys):
+    found = opened(write_model(tmp_path / "t.onnx", WEIGHTS)).logits(IMAGES)
+    assert found.min() < 0
+    assert capsys.readouterr().err == ""
 
 
 REFUSED = {
