@@ -16,6 +16,8 @@ from segdistill.prepare.images import MAX_FILE_BYTES
 # without compression reach about 200:1, a zip bomb 1000:1, the most that deflate can. Members below a MiB are no
 # danger, and the PNG of a single colour is compressed well a second time.
 MAX_RATIO, SMALL_BYTES = 500, 2**20
+_ENCRYPTED = 1  # the bit in the flags of a member
+_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
 
 
 def linked_folders(root: Path, names: Iterable[str]) -> Iterator[str]:
@@ -78,8 +80,8 @@ class ZipTree:
     """`leftImg8bit/` or `gtFine/` inside its official zip, read in place.
 
     Raises:
-        UserError: the file is no zip, a member would be outside the archive's own folder, two members have one name, or
-            it would decompress to more than a zip of PNGs can hold.
+        UserError: the file is no zip, a member would be outside the archive's own folder, two members have one name,
+            zipfile cannot unpack them, or it would decompress to more than a zip of PNGs can hold.
     """
 
     def __init__(self, path: Path, top: str):
@@ -94,10 +96,20 @@ class ZipTree:
         raise_all(
             (f"{path}: {printable(name)}" for name in outside), "zip members with an absolute path or '..' are refused"
         )
-        doubled = [name for name, times in Counter(self.archive.namelist()).items() if times > 1]
+        # Some programs write ./leftImg8bit/..., which is the same place.
+        names = [(PurePosixPath(name).as_posix(), name) for name in self.archive.namelist() if not name.endswith("/")]
+        self._members = dict(names)
+        doubled = [name for name, times in Counter(name for name, _ in names).items() if times > 1]
         raise_all(
             (f"{path}: {printable(name)}" for name in doubled), "zips with several members of one name are refused"
         )
+        if any(member.flag_bits & _ENCRYPTED for member in members):
+            raise UserError(f"{path}: has encrypted members; allowed are zips without a password")
+        methods = sorted({member.compress_type for member in members} - _METHODS)
+        if methods:
+            # Windows packs large files by method 9, Deflate64.
+            found = " and ".join("Deflate64" if method == 9 else f"method {method}" for method in methods)
+            raise UserError(f"{path}: compressed by {found}, which Python does not read; pack it again with Deflate")
         bombs = []
         for member in members:  # zipfile reads no more of a member than the archive states
             allowed = min(max(MAX_RATIO * member.compress_size, SMALL_BYTES), MAX_FILE_BYTES)
@@ -118,17 +130,17 @@ class ZipTree:
 
     def files(self, split: str) -> tuple[list[str], list[str]]:
         """Return sorted `<split>/<city>/<file>` names, and no errors."""
-        members = (PurePosixPath(name).parts for name in self.archive.namelist() if not name.endswith("/"))
+        members = (PurePosixPath(name).parts for name in self._members)
         names = ("/".join(parts[1:]) for parts in members if len(parts) == 4 and parts[:2] == (self.top, split))
         return sorted(names), []
 
     def example(self, split: str) -> str | None:
         """Return one member where those of `split` should be, or elsewhere when the top folder is another one."""
-        files = [name for name in self.archive.namelist() if not name.endswith("/")]
+        files = list(self._members)
         within = [name for name in files if name.startswith(f"{self.top}/")] or files
         within = [name for name in within if name.startswith(f"{self.top}/{split}/")] if within is not files else files
         return next((printable(name) for name in within), None)
 
     def read(self, name: str) -> bytes:
-        with self.archive.open(f"{self.top}/{name}") as member:
+        with self.archive.open(self._members[f"{self.top}/{name}"]) as member:
             return member.read(MAX_FILE_BYTES + 1)

@@ -152,6 +152,46 @@ def test_linked_folder_is_refused(root, out, tmp_path, link):
     prepare(settings(tmp_path / "link"), 0, out)
 
 
+def rewritten(path: Path, rename=lambda name: name, flags: int = 0, method: int | None = None) -> None:
+    """Write a zip again with other names of its members, and what their headers say changed."""
+    with zipfile.ZipFile(path) as archive:
+        members = [(name, archive.read(name)) for name in archive.namelist() if not name.endswith("/")]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members:
+            member = zipfile.ZipInfo("x")
+            member.filename = rename(name)
+            archive.writestr(member, content)
+        for member in archive.infolist():  # the directory of members is written at the end
+            member.flag_bits |= flags
+            member.compress_type = member.compress_type if method is None else method
+
+
+def test_zip_whose_members_start_with_a_dot_gives_the_same_bytes(root, out, tmp_path):
+    write_city(root, TRAIN, VAL)
+    zip_city(root, tmp_path / "zips")
+    for name in (cityscapes.IMAGE_ZIP, cityscapes.LABEL_ZIP):
+        rewritten(tmp_path / "zips" / name, lambda name: f"./{name}")
+    prepare(settings(root), 0, out)
+    prepare(settings(tmp_path / "zips"), 0, tmp_path / "from_zips")
+    assert stored_bytes(out) == stored_bytes(tmp_path / "from_zips")
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ({"flags": 1}, "has encrypted members; allowed are zips without a password"),
+        ({"method": 9}, "compressed by Deflate64, which Python does not read; pack it again with Deflate"),
+        ({"method": 98}, "compressed by method 98, which"),
+    ],
+)
+def test_zip_that_cannot_be_unpacked_is_one_error(root, out, tmp_path, header, said):
+    write_city(root, TRAIN, VAL)
+    zip_city(root, tmp_path / "zips")
+    rewritten(tmp_path / "zips" / cityscapes.IMAGE_ZIP, **header)
+    with pytest.raises(UserError, match=rf"\(1\):\n  - .*{cityscapes.IMAGE_ZIP}: {said}"):
+        prepare(settings(tmp_path / "zips"), 0, out)
+
+
 PLACES = {
     "another folder on top": (lambda name: f"cityscapes/{name}", "cityscapes/leftImg8bit/train/aachen/aachen_000000"),
     "no folder on top": (lambda name: name.split("/", 1)[1], "train/aachen/aachen_000000"),
@@ -165,13 +205,7 @@ def test_zip_with_files_elsewhere_says_what_was_found_where(root, out, tmp_path,
     write_city(root, TRAIN, VAL)
     zip_city(root, tmp_path / "zips")
     path = tmp_path / "zips" / cityscapes.IMAGE_ZIP
-    with zipfile.ZipFile(path) as archive:
-        members = [(name, archive.read(name)) for name in archive.namelist() if not name.endswith("/")]
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in members:
-            member = zipfile.ZipInfo("x")
-            member.filename = rename(name)
-            archive.writestr(member, content)
+    rewritten(path, rename)
     with pytest.raises(UserError) as refused:
         prepare(settings(tmp_path / "zips"), 0, out)
     for split in ("train", "val"):
