@@ -130,10 +130,12 @@ def list_pairs(root: Path, layout: Layout, split: str) -> tuple[list[Pair], list
         _matching_files(root, key, getattr(layout, key).replace(_SPLIT, split_name), errors)
         for key in ("images", "labels")
     )
-    wanted = images.keys() | labels
+    wanted, read = images.keys() | labels, []
     if layout.list is not None:
-        wanted = _listed_frames(root, layout.list.replace(_SPLIT, split_name), images, labels, errors)
-    errors += linked_folders(root, [files[key] for key in wanted for files in (images, labels) if key in files])
+        read = [layout.list.replace(_SPLIT, split_name)]
+        wanted = _listed_frames(root, read[0], images, labels, errors)
+    read += [files[key] for key in wanted for files in (images, labels) if key in files]
+    errors += linked_folders(root, read)
     pairs = []
     for key in sorted(wanted):
         name = "_".join(key)
@@ -167,7 +169,11 @@ def _matching_files(root: Path, key: str, pattern: str, errors: list[str]) -> di
     unread: dict[str, list[Path]] = {}
     for path in sorted(root.glob("*".join(map(glob.escape, pieces)))):
         file, suffix = path.relative_to(root).as_posix(), path.suffix.lower()
-        if any(part.startswith(".") for part in PurePosixPath(file).parts) or not path.is_file():
+        if any(part.startswith(".") for part in PurePosixPath(file).parts):
+            continue
+        if not path.is_file():
+            if path.is_symlink() and not path.exists():
+                errors.append(f"{path}: a link that leads nowhere")
             continue
         if not pieces[-1] and suffix not in _suffixes(key):
             if suffix in (*OTHER_SUFFIXES, *SUFFIXES):

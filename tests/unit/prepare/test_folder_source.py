@@ -294,6 +294,30 @@ def test_list_that_names_nothing_is_refused(root, content, said):
     assert f"(1):\n  - val.txt: {said}" in found
 
 
+def test_list_in_a_linked_folder_is_refused(root, tmp_path):
+    describe(root, images="images/*", labels="labels/*", list="sets/{split}.txt")
+    for number in range(2):
+        image, label_ids = pixels(number)
+        write_image(root / "images" / f"{number}.png", image)
+        write_image(root / "labels" / f"{number}.png", label_ids)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "train.txt").write_text("0\n")
+    (tmp_path / "elsewhere" / "val.txt").write_text("1\n")
+    (root / "sets").symlink_to(tmp_path / "elsewhere")
+    assert "  - sets: a link to a folder, in which DVC sees no changes" in errors_of(root)
+
+
+def test_frame_whose_files_are_links_to_nowhere_is_not_left_out(root, tmp_path):
+    write_frames(root, ("0", "1", "2"), ("3",))
+    for kind in ("images", "labels"):
+        path = root / kind / "train" / "1.png"
+        path.unlink()
+        path.symlink_to(tmp_path / "gone.png")
+    found = errors_of(root)
+    for kind in ("images", "labels"):
+        assert f"{kind}/train/1.png: a link that leads nowhere" in found
+
+
 def write_drives(root: Path, lengths: dict[str, int], **described) -> None:
     """Write frames of several drives, such as a_0, into images/ and labels/."""
     describe(root, group="^([^_]+)_", **described)
