@@ -276,9 +276,14 @@ class Experiment:
                 self.client.log_artifact(run.info.run_id, str(path), "images")
 
     def _upsert_files(self, row: Row, run: Run) -> None:
-        content = settings_hash([(folder, path.name, file_sha256(path)) for folder, path in row.files])
-        if not row.files or run.data.tags.get(FILES_TAG) == content:
+        if not row.files:
             return
+        content = settings_hash([(folder, path.name, file_sha256(path)) for folder, path in row.files])
+        # The tag alone does not say that they are still there: a user may have deleted the artifacts.
+        if run.data.tags.get(FILES_TAG) == content:
+            there = {file.path for file in self.client.list_artifacts(run.info.run_id)}
+            if there >= {folder for folder, _ in row.files}:
+                return
         for folder, path in row.files:
             self.client.log_artifact(run.info.run_id, str(path), folder)
         self.client.set_tag(run.info.run_id, FILES_TAG, content)
@@ -304,6 +309,7 @@ def open_experiment(store: Store, name: str) -> Experiment:
     """
     configure_mlflow()
     try:
+        check_reachable(store)
         with locked(store, wait_s=60):
             return with_retries(lambda: Experiment(store, name))
     except Exception as error:

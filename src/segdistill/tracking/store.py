@@ -72,6 +72,8 @@ def cause(error: Exception, store: Store) -> str:
             f"{store.sqlite.name} was made by another version of MLflow; move it away and run segdistill track to make "
             f"it again, or, if that version was older, run: mlflow db upgrade {store.uri}"
         )
+    if "filesystem tracking backend" in text:  # what MLflow takes any text without a scheme for
+        return "MLflow no longer writes to plain folders; allowed is sqlite:///FILE, or a server as http://HOST:PORT"
     if "error code 401" in text:
         return (
             "the server asks for a user: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD name none that it knows"
@@ -100,12 +102,15 @@ def configure_mlflow(timeout_s: int = 5) -> None:
 
 
 def check_reachable(store: Store) -> None:
-    """Raise OSError at once where nobody listens: MLflow would retry, and a database driver wait for minutes.
+    """Raise OSError at once where nobody listens, or where a SQLite file cannot be written or is a folder.
 
-    Raises ValueError for a store in memory, which would end with this process.
+    MLflow would retry for minutes, and so would a database driver. Raises ValueError for a store in memory, which would
+    end with this process.
     """
     if store.uri.startswith("sqlite:") and store.sqlite is None:
         raise ValueError("a database in memory ends with the command; allowed is sqlite:///FILE")
+    if store.sqlite and store.sqlite.exists():
+        store.sqlite.open("r+b").close()
     parts = urlsplit(store.uri)
     port = parts.port or DEFAULT_PORTS.get(parts.scheme.partition("+")[0])
     if store.sqlite or not parts.hostname or not port or parts.scheme in urllib.request.getproxies():

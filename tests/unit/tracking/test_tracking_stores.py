@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import shutil
 import socket
 import threading
 import time
@@ -11,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from segdistill.core.errors import without_passwords
+from segdistill.core.errors import UserError, without_passwords
 from segdistill.params.read import load_params
-from segdistill.tracking.mlflow import track
+from segdistill.tracking.mlflow import open_experiment, track
 from segdistill.tracking.store import find_store, locked
 from support.sweep_on_disk import METRICS, RUNS, write_params
 
@@ -69,6 +70,32 @@ def test_a_store_that_would_not_last_is_a_warning(home, uri, capfd):
     write_params(RUNS, uri=uri)
     assert not track(load_params(), Path("metrics"))
     assert "a database in memory ends with the command; allowed is sqlite:///FILE" in capfd.readouterr().err
+
+
+def test_a_store_that_is_a_folder_is_a_warning_at_once(home, capfd):
+    Path("mlflow.db").unlink(missing_ok=True)
+    Path("mlflow.db").mkdir()
+    started = time.monotonic()
+    assert not track(load_params(), Path("metrics"))
+    assert time.monotonic() - started < 15
+    assert f"Is a directory: '{Path('mlflow.db').resolve()}'" in capfd.readouterr().err
+    with pytest.raises(UserError, match="MLflow cannot open .*Is a directory"):
+        open_experiment(find_store(None), "segdistill")
+
+
+def test_a_server_without_its_scheme_is_a_warning_that_says_so(home, capfd):
+    write_params(RUNS, uri="localhost:5000")
+    assert not track(load_params(), Path("metrics"))
+    assert "allowed is sqlite:///FILE, or a server as http://HOST:PORT" in capfd.readouterr().err
+
+
+def test_artifacts_that_were_deleted_are_brought_in_again(home):
+    assert track(load_params(), Path("metrics"))
+    written = sorted(path for path in Path("mlartifacts").rglob("*") if path.is_file())
+    assert {path.suffix for path in written} >= {".json", ".png"}
+    shutil.rmtree("mlartifacts")
+    assert track(load_params(), Path("metrics"))
+    assert sorted(path for path in Path("mlartifacts").rglob("*") if path.is_file()) == written
 
 
 def test_the_whole_effort_is_bounded(home, monkeypatch, capfd):
