@@ -60,7 +60,7 @@ def test_a_server_that_dies_again_and_again_has_everything_once_in_the_end(home,
     assert set(expected) == {"teacher", *RUNS}
     images = [path for path in expected["a03"]["images"] if path.startswith("images/")]
     assert len(images) == 4, "two images by step, each of two sizes"
-    while not done and lives < 20:
+    while not done and lives < 30:
         lives += 1
         with serving(content, fault, good_requests=5 + 2 * lives) as address:
             monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
