@@ -72,8 +72,9 @@ def cause(error: Exception, store: Store) -> str:
             f"{store.sqlite.name} was made by another version of MLflow; move it away and run segdistill track to make "
             f"it again, or, if that version was older, run: mlflow db upgrade {store.uri}"
         )
-    if "filesystem tracking backend" in text:  # what MLflow takes any text without a scheme for
-        return "MLflow no longer writes to plain folders; allowed is sqlite:///FILE, or a server as http://HOST:PORT"
+    # MLflow takes text without a scheme for a folder, to which it no longer writes, and localhost:5000 for a scheme.
+    if re.search("filesystem tracking backend|unsupported URI", text):
+        return "MLflow cannot write there; allowed are sqlite:///FILE, another database, and a server, http://HOST:PORT"
     if "error code 401" in text:
         return (
             "the server asks for a user: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD name none that it knows"

@@ -201,7 +201,7 @@ def test_a_plain_file_store_is_one_warning(here, monkeypatch, capfd):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", Path("mlruns").resolve().as_uri())
     assert not track(sweep_params(), METRICS)
     (line,) = capfd.readouterr().err.splitlines()
-    assert "MLflow no longer writes to plain folders; allowed is sqlite:///FILE" in line
+    assert "MLflow cannot write there; allowed are sqlite:///FILE" in line
 
 
 def test_a_store_without_a_registry_is_one_warning(here, monkeypatch, capfd):

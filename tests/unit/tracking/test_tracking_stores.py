@@ -83,10 +83,11 @@ def test_a_store_that_is_a_folder_is_a_warning_at_once(home, capfd):
         open_experiment(find_store(None), "segdistill")
 
 
-def test_a_server_without_its_scheme_is_a_warning_that_says_so(home, capfd):
-    write_params(RUNS, uri="localhost:5000")
+@pytest.mark.parametrize("uri", ["localhost:5000", "127.0.0.1:5000"])
+def test_a_server_without_its_scheme_is_a_warning_that_says_so(home, uri, monkeypatch, capfd):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert not track(load_params(), Path("metrics"))
-    assert "allowed is sqlite:///FILE, or a server as http://HOST:PORT" in capfd.readouterr().err
+    assert "allowed are sqlite:///FILE, another database, and a server, http://HOST:PORT" in capfd.readouterr().err
 
 
 def test_artifacts_that_were_deleted_are_brought_in_again(home):
