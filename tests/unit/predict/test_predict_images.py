@@ -79,6 +79,15 @@ def test_first_image_of_several_is_read(tmp_path):
     assert np.array_equal(read_image(path), FRAME)
 
 
+def test_first_image_of_a_phones_jpeg_is_read(tmp_path):
+    """Phones append a depth map or a second view: Pillow calls such a file MPO."""
+    stored = Image.fromarray(np.repeat(np.repeat(FRAME, 8, 0), 8, 1))
+    path, plain = tmp_path / "phone.jpg", saved(tmp_path / "plain.jpg", stored)
+    stored.save(path, "MPO", save_all=True, append_images=[Image.new("RGB", (4, 4))])
+    assert Image.open(path).format == "MPO"
+    assert np.array_equal(read_image(path), np.asarray(Image.open(plain)))
+
+
 def test_image_with_a_broken_exif_rational_is_turned_upright(tmp_path):
     """The resolution is -1 / 0 as an unsigned rational: some cameras write that, and viewers ignore it."""
     entries = struct.pack("<HHII", 0x112, 3, 1, 6) + struct.pack("<HHII", 0x11A, 10, 1, 38)
