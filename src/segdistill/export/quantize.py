@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from segdistill.core.files import name_path_in_errors
 from segdistill.export.rounding import round_weights
@@ -123,6 +124,7 @@ class Quantizer:
         for node in result.graph.node:
             if node.op_type == "Shape":
                 node.input[0] = quantised_of.get(node.input[0], node.input[0])
+        _keep_float_weights(result.graph)
         return result
 
 
@@ -221,3 +223,36 @@ def _read_bytes_directly(graph: onnx.GraphProto) -> None:
                     node.input[0] = cast.input[0]
             graph.node.remove(quantise)
         graph.node.remove(cast)
+
+
+def _keep_float_weights(graph: onnx.GraphProto) -> None:
+    """Let onnxruntime leave the weights of layers in float32 as they are, in place.
+
+    When onnxruntime (1.31) opens a file, its WeightBiasQuantization quantises the float weights of each convolution and
+    Gemm between a tensor dequantised by one scale and a quantised one, with one scale for all channels. That ruins
+    depthwise layers: with its first one in float32 a student named another class on 40% of the pixels, and with all
+    layers in int8 on 2%. It passes over tensors with a scale per channel; here all channels have the same.
+    """
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    dequantised = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
+    for node in list(graph.node):
+        is_float_layer = node.op_type in {"Conv", "ConvTranspose", "Gemm"} and node.input[1] in weights
+        if not is_float_layer or node.input[0] not in dequantised:
+            continue
+        values, scale, zero_point = dequantised[node.input[0]].input
+        attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+        dims = weights[node.input[1]].dims
+        if node.op_type == "Conv":
+            channels = dims[1] * attributes.get("group", 1)
+        else:
+            channels = dims[1] if attributes.get("transB") else dims[0]
+        name, constants = f"{node.name}.input", []
+        for constant, part in ((scale, "scale"), (zero_point, "zero_point")):
+            per_channel = np.repeat(numpy_helper.to_array(weights[constant]), channels)
+            constants.append(f"{name}_{part}")
+            graph.initializer.append(numpy_helper.from_array(per_channel, constants[-1]))
+        dequantise = onnx.helper.make_node(
+            "DequantizeLinear", [values, *constants], [name], f"{name}_dequantise", axis=1
+        )
+        graph.node.insert(list(graph.node).index(node), dequantise)
+        node.input[0] = name
