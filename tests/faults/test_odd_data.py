@@ -83,7 +83,7 @@ def test_damaged_prepared_data_are_refused(project, refused, name):
 
 @pytest.mark.parametrize(
     ("content", "parts"),
-    [(None, "metrics/benchmark.json: no such file"), (b'{"networks": {', "metrics/benchmark.json: damaged")],
+    [(None, "metrics/benchmark.json: no such file"), (b'{"networks": {', "metrics/benchmark.json: no readable JSON")],
     ids=["missing", "truncated"],
 )
 def test_damaged_metrics_are_refused(project, refused, content, parts):
