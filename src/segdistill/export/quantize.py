@@ -114,6 +114,7 @@ class Quantizer:
                 },
             )
             quantizer.quantize_model()
+            _keep_float_weights(quantizer.model.model.graph)
             quantizer.model.topological_sort()
         result = quantizer.model.model
         _read_bytes_directly(result.graph)
@@ -124,7 +125,6 @@ class Quantizer:
         for node in result.graph.node:
             if node.op_type == "Shape":
                 node.input[0] = quantised_of.get(node.input[0], node.input[0])
-        _keep_float_weights(result.graph)
         return result
 
 
@@ -226,7 +226,7 @@ def _read_bytes_directly(graph: onnx.GraphProto) -> None:
 
 
 def _keep_float_weights(graph: onnx.GraphProto) -> None:
-    """Let onnxruntime leave the weights of layers in float32 as they are, in place.
+    """Let onnxruntime leave the weights of layers in float32 as they are, in place; the nodes are to be sorted then.
 
     When onnxruntime (1.31) opens a file, its WeightBiasQuantization quantises the float weights of each convolution and
     Gemm between a tensor dequantised by one scale and a quantised one, with one scale for all channels. That ruins
@@ -235,7 +235,7 @@ def _keep_float_weights(graph: onnx.GraphProto) -> None:
     """
     weights = {tensor.name: tensor for tensor in graph.initializer}
     dequantised = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
-    for node in list(graph.node):
+    for node in list(graph.node):  # it gets more
         is_float_layer = node.op_type in {"Conv", "ConvTranspose", "Gemm"} and node.input[1] in weights
         if not is_float_layer or node.input[0] not in dequantised:
             continue
@@ -251,8 +251,6 @@ def _keep_float_weights(graph: onnx.GraphProto) -> None:
             per_channel = np.repeat(numpy_helper.to_array(weights[constant]), channels)
             constants.append(f"{name}_{part}")
             graph.initializer.append(numpy_helper.from_array(per_channel, constants[-1]))
-        dequantise = onnx.helper.make_node(
-            "DequantizeLinear", [values, *constants], [name], f"{name}_dequantise", axis=1
-        )
-        graph.node.insert(list(graph.node).index(node), dequantise)
         node.input[0] = name
+        inputs = [values, *constants]
+        graph.node.append(onnx.helper.make_node("DequantizeLinear", inputs, [name], f"{name}_dequantise", axis=1))

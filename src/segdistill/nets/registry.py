@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import importlib
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -24,7 +25,7 @@ from segdistill.nets.fast_convs import use_fast_convs
 from segdistill.nets.features import HasFeatures
 from segdistill.params.archs import arch_facts, check_arch, network_file, split_network
 
-_PROBE_PX = (64, 64)  # an image that shows what a network returns
+PROBE_PX = (64, 64)  # an image that shows what a network returns
 
 
 class SegmentationNet(nn.Module):
@@ -96,19 +97,30 @@ def build(network: str, classes: int, output_stride: int = 16) -> nn.Module:
     return use_fast_convs(net)
 
 
+@contextmanager
+def in_eval_mode(net: nn.Module) -> Iterator[None]:
+    """Let `net` run in eval mode and without gradients; it returns to the mode that it was in."""
+    mode = net.training
+    try:
+        with torch.no_grad():
+            net.eval()
+            yield
+    finally:
+        net.train(mode)
+
+
 def check_logits(net: nn.Module, network: str, classes: int) -> None:
     """Raise a UserError where `net` gives other than logits of so many classes: its file may be the user's own."""
-    mode, image = net.training, torch.zeros(1, 3, *_PROBE_PX)
-    with torch.no_grad():
-        found = net.eval()(image)
+    image = torch.zeros(1, 3, *PROBE_PX)
+    with in_eval_mode(net):
+        found = net(image)
         both = net.features_and_logits(image) if isinstance(net, HasFeatures) else None
-    net.train(mode)
     file = network_file(split_network(network)[0])
     is_right = isinstance(found, Tensor) and found.is_floating_point() and found.ndim == 4 and found.shape[1] == classes
     if not is_right:
         given = f"{found.dtype} {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
         raise UserError(
-            f"{file}: in eval mode the network returns {given} for an image of {list(_PROBE_PX)} pixels; needed are "
+            f"{file}: in eval mode the network returns {given} for an image of {list(PROBE_PX)} pixels; needed are "
             f"logits [1, {classes}, height, width], a class in each channel"
         )
     if both is not None:

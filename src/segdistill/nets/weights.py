@@ -6,6 +6,7 @@ file that fits in part (`load_initial`). No file can run code: `torch.load` read
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Iterable, Mapping
@@ -21,7 +22,7 @@ from segdistill.core.errors import UserError
 from segdistill.core.files import atomic_file
 from segdistill.core.log import logger
 from segdistill.formats.header import KEY, Header, read_header
-from segdistill.nets.registry import build_uninitialized, network_module
+from segdistill.nets.registry import PROBE_PX, build_uninitialized, in_eval_mode, network_module
 from segdistill.params.archs import network_file, split_network
 
 # Where training scripts put the state dict in what they save, in order of preference: the weights that were trained
@@ -93,15 +94,14 @@ def check_rebuilds(net: nn.Module, network: str, classes: int, output_stride: in
     Each stage builds the network anew from its weights file. What the file of a network draws or keeps outside of its
     state_dict would be other values then, and the metrics those of a network that was never trained.
     """
-    file, image = network_file(split_network(network)[0]), torch.linspace(-2, 2, 3 * 64 * 64).view(1, 3, 64, 64)
+    file = network_file(split_network(network)[0])
+    image = torch.linspace(-2, 2, 3 * math.prod(PROBE_PX)).view(1, 3, *PROBE_PX)
     needed = "needed is one whose parameters and buffers hold all that it draws (register_buffer, persistent)"
     try:
         second = build_uninitialized(network, classes, output_stride)
         load_state(second, net.state_dict(), source=file)
-        mode = net.training
-        with torch.no_grad():
-            first_logits, second_logits = net.eval()(image), second.eval()(image)
-        net.train(mode)
+        with in_eval_mode(net), in_eval_mode(second):
+            first_logits, second_logits = net(image), second(image)
     except Exception as error:  # the file may be the user's own, and hold anything
         cause = " ".join(str(error).split())[:200]
         raise UserError(

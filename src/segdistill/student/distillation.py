@@ -15,12 +15,11 @@ from segdistill.data.teacher_cache import stored_grid
 from segdistill.formats.classes import IGNORE
 from segdistill.nets.device import Compute
 from segdistill.nets.features import HasFeatures
+from segdistill.nets.registry import PROBE_PX, in_eval_mode
 from segdistill.nets.resize import upsample
 from segdistill.parallel import ranks
 from segdistill.params.model import LossWeights, StudentSettings
 from segdistill.training.batches import CropBatch
-
-_PROBE_PX = (64, 64)  # an image that tells how many channels the features of a network have
 
 
 def kl(student_BChw: Tensor, teacher_BChw: Tensor, temperature: float, weights_Bhw: Tensor | None = None) -> Tensor:
@@ -97,10 +96,8 @@ def add_feature_projection(net: HasFeatures, channels: int, seed: int) -> nn.Con
     removed from the trained network, which does not run it.
     """
     assert isinstance(net, nn.Module)
-    mode = net.training
-    with torch.no_grad():
-        features, _ = net.eval().features_and_logits(torch.zeros(1, 3, *_PROBE_PX))
-    net.train(mode)
+    with in_eval_mode(net):  # to see how many channels they have
+        features, _ = net.features_and_logits(torch.zeros(1, 3, *PROBE_PX))
     torch.manual_seed(int(generator(seed, "feature projection").integers(2**63)))
     net.feature_projection = nn.Conv2d(features.shape[1], channels, 1)
     return net.feature_projection

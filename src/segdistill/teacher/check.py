@@ -49,10 +49,8 @@ def check_teacher(params: Params, models: Path = MODELS, metrics: Path = METRICS
     val, _ = data.val, data.unseen  # opened before a training: after hours of it a damaged file would be found too late
     students = {run: params.distill_settings(run) for run in params.runs}
     run_of_network = {(settings.network, settings.output_stride): run for run, settings in students.items()}
-    for (
-        network,
-        output_stride,
-    ), run in run_of_network.items():  # one that cannot be, too, is found before the training
+    # A network that cannot be is found before the teacher's training, too.
+    for (network, output_stride), run in run_of_network.items():
         built_net(network, len(data.table), output_stride, f"runs.{run}")
     made = _members_given(params, data) if teacher.checkpoints else _members_trained(params, data)
 

@@ -19,7 +19,7 @@ LIMIT_S = 240
 
 @pytest.fixture(scope="module", params=[2, 4], ids=lambda count: f"{count} ranks")
 def found(request, tmp_path_factory, one_thread) -> list[dict]:
-    """What each rank found. The ranks are forks: each process of torchrun would import torch again."""
+    """Return what each rank found. The ranks are forks: each process of torchrun would import torch again."""
     folder = tmp_path_factory.mktemp("ranks")
     with pytest.raises(KilledError):
         on_ranks.trained(folder / "stopped", "plain", hook=at(STOPPED_AFTER + 1, killed))

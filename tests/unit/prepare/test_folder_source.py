@@ -8,6 +8,7 @@ import pickle
 import struct
 import subprocess
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -224,6 +225,15 @@ def test_lists_choose_the_frames_of_splits(root):
     assert "sets/val.txt: No such file or directory; list: names it" in errors_of(root)
 
 
+def write_listed(root: Path, frames: Iterable[str]) -> None:
+    """Describe and write frames that text files choose from; a test writes those."""
+    describe(root, images="JPEGImages/*.png", labels="SegmentationClass/*.png", list="{split}.txt")
+    for number, name in enumerate(frames):
+        image, label_ids = pixels(number)
+        write_image(root / "JPEGImages" / f"{name}.png", image)
+        write_image(root / "SegmentationClass" / f"{name}.png", label_ids)
+
+
 @pytest.mark.parametrize(
     ("train", "val"),
     [
@@ -240,22 +250,14 @@ def test_lists_choose_the_frames_of_splits(root):
     ids=["names", "suffixes", "slashes", "paths", "two columns", "comments and repeats"],
 )
 def test_list_names_frames_in_any_public_form(root, train, val):
-    describe(root, images="JPEGImages/*.png", labels="SegmentationClass/*.png", list="{split}.txt")
-    for number in range(3):
-        image, label_ids = pixels(number)
-        write_image(root / "JPEGImages" / f"{number}.png", image)
-        write_image(root / "SegmentationClass" / f"{number}.png", label_ids)
+    write_listed(root, ("0", "1", "2"))
     (root / "train.txt").write_text(train)
     (root / "val.txt").write_text(val, encoding="utf-8")
     assert (names(root, "train"), names(root, "val")) == (["0", "1"], ["2"])
 
 
 def test_list_with_the_label_of_another_frame_is_refused(root):
-    describe(root, images="JPEGImages/*.png", labels="SegmentationClass/*.png", list="{split}.txt")
-    for number in range(3):
-        image, label_ids = pixels(number)
-        write_image(root / "JPEGImages" / f"{number}.png", image)
-        write_image(root / "SegmentationClass" / f"{number}.png", label_ids)
+    write_listed(root, ("0", "1", "2"))
     (root / "train.txt").write_text("JPEGImages/1.png SegmentationClass/0.png\n1 -1\n")
     (root / "val.txt").write_text("2\n")
     found = errors_of(root)
@@ -264,11 +266,7 @@ def test_list_with_the_label_of_another_frame_is_refused(root):
 
 
 def test_names_in_a_list_may_have_spaces_and_any_form_of_a_letter(root):
-    describe(root, images="JPEGImages/*.png", labels="SegmentationClass/*.png", list="{split}.txt")
-    for number, name in enumerate(("first frame", "cafe\u0301, rear", "2")):
-        image, label_ids = pixels(number)
-        write_image(root / "JPEGImages" / f"{name}.png", image)
-        write_image(root / "SegmentationClass" / f"{name}.png", label_ids)
+    write_listed(root, ("first frame", "cafe\u0301, rear", "2"))
     lines = [
         "JPEGImages/first frame.png SegmentationClass/first frame.png",
         "/srv/JPEGImages/caf\u00e9, rear.png, /srv/SegmentationClass/cafe\u0301, rear.png",
@@ -283,11 +281,7 @@ def test_names_in_a_list_may_have_spaces_and_any_form_of_a_letter(root):
     [(b"", "names no frame; list: names it"), (b"# later\n\n", "names no frame"), (b"\xff\xfe0\0", "not UTF-8 text")],
 )
 def test_list_that_names_nothing_is_refused(root, content, said):
-    describe(root, images="JPEGImages/*.png", labels="SegmentationClass/*.png", list="{split}.txt")
-    for number in range(2):
-        image, label_ids = pixels(number)
-        write_image(root / "JPEGImages" / f"{number}.png", image)
-        write_image(root / "SegmentationClass" / f"{number}.png", label_ids)
+    write_listed(root, ("0", "1"))
     (root / "train.txt").write_text("0\n1\n")
     (root / "val.txt").write_bytes(content)
     found = errors_of(root)

@@ -103,7 +103,7 @@ def test_work_is_refused_before_it_starts(home, tmp_path):
 
 @pytest.mark.slow
 def test_a_worker_makes_its_own_clone_and_shares_one_cache(home, tmp_path, monkeypatch):
-    """What a task on a Ray cluster does, without Ray."""
+    """Do what a task on a Ray cluster does, without Ray."""
     monkeypatch.chdir(home)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
